@@ -1,0 +1,31 @@
+//! Data sets, scorers, prompts and workloads.
+//!
+//! A data set is a list of [`Document`]s, each with the questions a user could
+//! ask about it. A [`Scorer`] grades an answer, [`Prompt`] says what the model
+//! is shown, and a [`Workload`] says which question is asked when. Everything
+//! is a pure function of its configuration, a seed and (for `squad`) one file.
+
+mod config;
+mod document;
+mod draw;
+mod embedded;
+mod error;
+mod prompt;
+mod rank;
+mod registry;
+mod scorer;
+mod squad;
+mod workload;
+
+pub use document::{Document, Question};
+pub use embedded::{Embedded, EmbeddedConfig};
+pub use error::DatasetError;
+pub use prompt::{ANSWER_INSTRUCTION, Prompt, SYSTEM_INSTRUCTION};
+pub use registry::{DATA_DIR_SETTING, DATASETS, Dataset, DatasetConfig, DatasetEntry, entry, load};
+pub use scorer::{
+    ACCEPTED_REFUSALS, ExactMatch, F1, SCORERS, Scorer, UNANSWERABLE, is_refusal, normalise, scorer,
+};
+pub use squad::{Squad, SquadConfig};
+pub use workload::{
+    ClosedLoop, Request, RequestOrder, WORKLOADS, Workload, WorkloadConfig, WorkloadEntry,
+};

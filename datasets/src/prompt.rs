@@ -1,0 +1,85 @@
+//! What a model is shown.
+//!
+//! The document is the system message: it is shared, so the cloud may compute
+//! its KV cache. The question is the user message: it is private, and what a
+//! system sends of it is counted as `private_uplink_bytes`. The model's own chat
+//! template is put around both elsewhere.
+
+use crate::document::{Document, Question};
+
+/// First line of the system message. The document follows after a blank line.
+pub const SYSTEM_INSTRUCTION: &str =
+    "You answer questions about the document below. Use nothing but the document.";
+
+/// Follows the question, in the user message. It asks for what the scorers
+/// compare: a short span, or the literal `unanswerable`.
+pub const ANSWER_INSTRUCTION: &str = "(Answer with only the short span from the document; if the document does not say, answer \"unanswerable\".)";
+
+/// The two messages of a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Prompt {
+    /// Shared part: instruction, title and text of the document. The same for
+    /// every question about a document, byte for byte.
+    pub system: String,
+    /// Private part: the question and the form of the answer.
+    pub user: String,
+}
+
+impl Prompt {
+    /// The prompt for one question about one document.
+    #[must_use]
+    pub fn new(document: &Document, question: &Question) -> Self {
+        Self {
+            system: Self::system(document),
+            user: format!("{}\n{ANSWER_INSTRUCTION}", question.text.trim()),
+        }
+    }
+
+    /// The shared part alone, as needed to publish a context before any
+    /// question is asked.
+    #[must_use]
+    pub fn system(document: &Document) -> String {
+        format!(
+            "{SYSTEM_INSTRUCTION}\n\n# {}\n\n{}",
+            document.title.trim(),
+            document.text.trim()
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scorer::{UNANSWERABLE, is_refusal};
+
+    #[test]
+    fn the_document_is_shared_and_the_question_is_private() {
+        let question = |text: &str| Question {
+            id: "q".into(),
+            text: text.into(),
+            answers: vec!["amber".into()],
+            answerable: true,
+        };
+        let document = Document {
+            id: "d".into(),
+            title: "Lamp codes".into(),
+            kind: "device manual".into(),
+            text: "\nAmber means wait.\n".into(),
+            questions: Vec::new(),
+        };
+        let one = Prompt::new(&document, &question("What does amber mean?"));
+        let two = Prompt::new(&document, &question("Which lamp means wait?"));
+        assert_eq!(one.system, two.system);
+        assert_eq!(one.system, Prompt::system(&document));
+        assert!(one.system.ends_with("# Lamp codes\n\nAmber means wait."));
+        assert!(!one.system.contains("What does"));
+        assert!(one.user.starts_with("What does amber mean?\n("));
+        assert!(!one.user.contains("Amber means wait"));
+    }
+
+    #[test]
+    fn the_prompt_asks_for_the_refusal_that_counts() {
+        assert!(ANSWER_INSTRUCTION.contains(&format!("\"{UNANSWERABLE}\"")));
+        assert!(is_refusal(UNANSWERABLE));
+    }
+}

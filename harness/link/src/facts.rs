@@ -1,0 +1,168 @@
+//! What a link is made of, as the run's records state it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+/// The backend that a configuration asks for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum BackendChoice {
+    /// The best that works here, stated with the reason.
+    #[default]
+    Auto,
+    /// TUN devices and a packet thread.
+    Userspace,
+    /// Plain veth between the same namespaces.
+    None,
+    /// The host's loopback, without namespaces.
+    Loopback,
+}
+
+/// The backend that a link runs on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum Backend {
+    /// TUN devices and a packet thread that applies the profile.
+    Userspace,
+    /// Plain veth: the same namespaces, nothing emulated.
+    None,
+    /// The host's loopback: no namespaces, no counters, nothing emulated.
+    Loopback,
+}
+
+/// A backend in the registry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BackendInfo {
+    /// The backend.
+    pub backend: Backend,
+    /// Its name in configurations.
+    pub name: &'static str,
+    /// One line for listings.
+    pub summary: &'static str,
+}
+
+/// The registry of backends, in the order in which `auto` tries them.
+pub const BACKENDS: &[BackendInfo] = &[
+    BackendInfo {
+        backend: Backend::Userspace,
+        name: "userspace",
+        summary: "TUN devices in two network namespaces, packets shuttled and impaired by one thread",
+    },
+    BackendInfo {
+        backend: Backend::None,
+        name: "none",
+        summary: "the same namespaces over plain veth: nothing emulated, the harness's own cost",
+    },
+    BackendInfo {
+        backend: Backend::Loopback,
+        name: "loopback",
+        summary: "the host's loopback without namespaces: nothing emulated or counted, a last resort",
+    },
+];
+
+impl Backend {
+    /// The name in configurations.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Userspace => "userspace",
+            Self::None => "none",
+            Self::Loopback => "loopback",
+        }
+    }
+
+    /// Whether the backend applies profiles that impair anything.
+    #[must_use]
+    pub fn emulates(self) -> bool {
+        matches!(self, Self::Userspace)
+    }
+}
+
+impl fmt::Display for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A backend that `auto` tried in vain.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackendAttempt {
+    /// The backend.
+    pub backend: Backend,
+    /// Why it does not work here.
+    pub problem: String,
+}
+
+/// How the packet thread is scheduled.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Scheduling {
+    /// `fifo`, `other, 0.1 ms slice` or `other`.
+    pub policy: String,
+    /// Why a better policy was not to be had; empty if the best was.
+    pub note: String,
+    /// The thread's timer slack in nanoseconds.
+    pub timer_slack_ns: u64,
+    /// The CPU it is pinned to, if any.
+    pub cpu: Option<usize>,
+}
+
+/// Everything about a link that a result depends on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LinkFacts {
+    /// The backend asked for.
+    pub requested: BackendChoice,
+    /// The backend taken.
+    pub backend: Backend,
+    /// Why it was taken.
+    pub reason: String,
+    /// The backends that `auto` tried before.
+    pub attempts: Vec<BackendAttempt>,
+    /// Whether profiles are emulated at all.
+    pub emulates: bool,
+    /// Whether a user namespace stands in for root.
+    pub user_namespace: bool,
+    /// Kernel release.
+    pub kernel: String,
+    /// The edge's address.
+    pub edge_addr: IpAddr,
+    /// The cloud's address.
+    pub cloud_addr: IpAddr,
+    /// MTU of the path in bytes.
+    pub mtu: u32,
+    /// Transmit queue length of the devices in packets; `None` on loopback.
+    pub tx_queue_packets: Option<u32>,
+    /// TCP congestion control, read back from a connection over the path.
+    pub congestion_control: String,
+    /// How the congestion control came to be.
+    pub congestion_control_note: String,
+    /// Sysctls of the namespaces that results depend on, by name; both ends agree.
+    pub sysctls: BTreeMap<String, String>,
+    /// How the packet thread is scheduled; `None` where there is none.
+    pub scheduling: Option<Scheduling>,
+    /// The seed of the link's random streams.
+    pub seed: u64,
+    /// Process id of the link host.
+    pub host_pid: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn registry_names_are_the_configuration_names() {
+        for info in BACKENDS {
+            assert_eq!(info.name, info.backend.name());
+            let json = format!("\"{}\"", info.name);
+            assert_eq!(serde_json::to_string(&info.backend).expect("serialise"), json);
+            assert!(serde_json::from_str::<BackendChoice>(&json).is_ok());
+        }
+        let error = serde_json::from_str::<BackendChoice>("\"netem\"").expect_err("unknown");
+        assert!(error.to_string().contains("`userspace`"), "{error}");
+    }
+}

@@ -1,0 +1,153 @@
+//! Measuring the path over the path: RTT by echoed datagrams, loss by numbered ones, rate by a
+//! TCP bulk transfer or, where the profile has loss, by a flood of datagrams.
+
+mod bulk;
+mod echo;
+mod flood;
+mod sequence;
+
+use std::os::fd::AsFd;
+use std::thread::{self, Scope, ScopedJoinHandle};
+use std::time::Duration;
+
+use nix::libc;
+use nix::sys::socket::{setsockopt, sockopt};
+
+use super::backend::{End, Ends};
+use super::device;
+use crate::calibration::{CalibrateOptions, Calibration, Measured, RateMethod, judge, rate_method};
+use crate::clock::Clock;
+use crate::error::Fault;
+use crate::profile::{Impairments, LinkProfile};
+
+/// IP and UDP headers.
+const DATAGRAM_HEADER_BYTES: usize = 28;
+/// Payload of echoed and numbered datagrams.
+const PROBE_PAYLOAD_BYTES: usize = 32;
+/// The most numbered datagrams sent per second; at this pace no receiver's buffer overflows.
+const LOSS_PACKETS_PER_SECOND: f64 = 5_000.0;
+/// How long connecting may take beyond the path's RTT.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Receive buffer asked for, so that a loss counted is the link's.
+const RECEIVE_BUFFER_BYTES: usize = 4 << 20;
+
+/// Measures the path and judges it by its profile.
+pub(super) fn calibrate(
+    ends: &Ends,
+    profile: &LinkProfile,
+    emulated: bool,
+    options: &CalibrateOptions,
+) -> Result<Calibration, Fault> {
+    let clock = Clock::start();
+    let greatest = |of: &Impairments| Duration::from_secs_f64((of.delay_ms + of.jitter_ms) / 1e3);
+    let rtt = greatest(&profile.uplink) + greatest(&profile.downlink);
+    // Whatever has not come back by then is lost; the rest covers a busy machine.
+    let patience = rtt + Duration::from_millis(300);
+
+    let interval = Duration::from_micros(options.ping_interval_us);
+    let rtts = echo::round_trips(ends, options.pings, interval, patience)?;
+
+    let (uplink_lost, downlink_lost) = if options.loss_datagrams == 0 {
+        (0, 0)
+    } else {
+        thread::scope(|scope| {
+            let count = options.loss_datagrams;
+            let uplink = scope.spawn(move || {
+                let pace = loss_pace(&profile.uplink);
+                sequence::lost(&ends.edge, &ends.cloud, count, pace, patience)
+            });
+            let pace = loss_pace(&profile.downlink);
+            let downlink = sequence::lost(&ends.cloud, &ends.edge, count, pace, patience);
+            Ok((join(uplink)?, downlink?))
+        })?
+    };
+
+    let method = rate_method(profile);
+    let window = Duration::from_millis(options.rate_window_ms);
+    let rate = |from: &End, to: &End, of: &Impairments| {
+        let rate = match method {
+            // Slow start doubles the rate every RTT; twelve of them reach a gigabit at 60 ms.
+            RateMethod::Tcp => {
+                let warm_up = (12 * rtt).clamp(Duration::from_millis(400), Duration::from_secs(2));
+                bulk::rate_mbit(from, to, warm_up, window)?
+            }
+            RateMethod::Udp => {
+                let warm_up = rtt + Duration::from_millis(200);
+                flood::rate_mbit(from, to, offered_mbit(of), warm_up, window)?
+            }
+        };
+        // What is still on its way must not fall into the next measurement.
+        thread::sleep((2 * rtt + Duration::from_millis(50)).min(Duration::from_millis(500)));
+        Ok(rate)
+    };
+    let uplink_rate_mbit = rate(&ends.edge, &ends.cloud, &profile.uplink)?;
+    let downlink_rate_mbit = rate(&ends.cloud, &ends.edge, &profile.downlink)?;
+
+    let measured = Measured {
+        rtts,
+        pings_sent: options.pings,
+        uplink_lost,
+        downlink_lost,
+        loss_datagrams: options.loss_datagrams,
+        uplink_rate_mbit,
+        downlink_rate_mbit,
+        rate_method: method,
+        wall: clock.now(),
+    };
+    let ping_bytes = (PROBE_PAYLOAD_BYTES + DATAGRAM_HEADER_BYTES) as f64;
+    Ok(judge(profile, emulated, measured, options.tolerances, ping_bytes, f64::from(device::MTU)))
+}
+
+/// Numbered datagrams per second: at most half of the rate, so that the queue drops none.
+fn loss_pace(of: &Impairments) -> f64 {
+    let bytes = (PROBE_PAYLOAD_BYTES + DATAGRAM_HEADER_BYTES) as f64 + f64::from(of.overhead_bytes);
+    of.rate_mbit.map_or(LOSS_PACKETS_PER_SECOND, |mbit| {
+        (0.5 * mbit * 1e6 / 8.0 / bytes.max(1.0)).min(LOSS_PACKETS_PER_SECOND)
+    })
+}
+
+/// The rate at which a flood is offered, so that after losses the link is still full.
+fn offered_mbit(of: &Impairments) -> f64 {
+    1.25 * of.rate_mbit.unwrap_or(1.0) / (1.0 - of.loss).max(0.05)
+}
+
+/// The congestion control that a connection over the path really has, at both ends.
+pub(super) fn congestion_control(ends: &Ends) -> Result<String, Fault> {
+    let (edge, cloud) = bulk::congestion_controls(&ends.edge, &ends.cloud)?;
+    if edge == cloud {
+        return Ok(edge);
+    }
+    Err(Fault::Failed(format!("the edge's connections use {edge}, the cloud's {cloud}")))
+}
+
+/// Runs `work` on a thread of its own at an end of the path.
+fn at<'scope, 'env, T: Send + 'scope>(
+    scope: &'scope Scope<'scope, 'env>,
+    end: &'env End,
+    work: impl FnOnce() -> Result<T, Fault> + Send + 'scope,
+) -> ScopedJoinHandle<'scope, Result<T, Fault>> {
+    scope.spawn(move || {
+        end.enter()?;
+        work()
+    })
+}
+
+fn join<T>(thread: ScopedJoinHandle<'_, Result<T, Fault>>) -> Result<T, Fault> {
+    thread
+        .join()
+        .unwrap_or_else(|_| Err(Fault::Failed("a measuring thread panicked".to_owned())))
+}
+
+/// Gives a socket a large receive buffer, beyond the host's bound where the kernel allows it.
+fn enlarge_receive_buffer(socket: &impl AsFd) {
+    if setsockopt(socket, sockopt::RcvBufForce, &RECEIVE_BUFFER_BYTES).is_err() {
+        // What the kernel grants instead is enough at the pace of the tools.
+        let _ = setsockopt(socket, sockopt::RcvBuf, &RECEIVE_BUFFER_BYTES);
+    }
+}
+
+/// Makes closing a socket discard what it has not sent, so that it does not linger on the link.
+fn discard_on_close(socket: &impl AsFd) -> Result<(), Fault> {
+    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+    setsockopt(socket, sockopt::Linger, &linger).map_err(Fault::failed("set a socket's linger"))
+}

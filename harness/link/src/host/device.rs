@@ -1,0 +1,182 @@
+//! The devices at the ends of the path. Every function works in the calling thread's namespace.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::net::{Ipv4Addr, UdpSocket};
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::OpenOptionsExt;
+
+use nix::libc;
+use nix::net::if_::if_nametoindex;
+
+use super::namespace::Namespace;
+use super::netlink::{self, VethEnd};
+use super::sys;
+use crate::error::Fault;
+
+/// The device's name, the same at both ends.
+pub(super) const DEVICE: &str = "link0";
+/// MTU of the path in bytes.
+pub(super) const MTU: u32 = 1500;
+/// MTU of the host's loopback in bytes, as Linux sets it.
+pub(super) const LOOPBACK_MTU: u32 = 65_536;
+/// Transmit queue of the devices: enough for the packet thread to be late by some milliseconds
+/// at a gigabit without the kernel dropping what the profile would not.
+pub(super) const TX_QUEUE_PACKETS: u32 = 5000;
+/// The network between the ends.
+pub(super) const NETWORK: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 0);
+/// Its prefix length.
+pub(super) const PREFIX: u8 = 24;
+/// The edge's address.
+pub(super) const EDGE_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
+/// The cloud's address.
+pub(super) const CLOUD_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 2);
+/// Bytes that an Ethernet device counts for each packet beyond the IP packet.
+const ETHERNET_HEADER_BYTES: u64 = 14;
+
+/// A TUN device's packet end, without a device yet. Opening is what needs permission; the
+/// namespace of the opening thread is the one that the device will be in.
+pub(super) fn open_tun() -> Result<File, Fault> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open("/dev/net/tun")
+        .map_err(|error| {
+            let advice = match error.kind() {
+                io::ErrorKind::PermissionDenied => {
+                    "run as root, or let this user open it, or set link.backend = \"none\""
+                }
+                _ => {
+                    "load the tun module or give the container the device, or set \
+                     link.backend = \"none\""
+                }
+            };
+            Fault::Environment(format!("/dev/net/tun cannot be opened ({error}): {advice}"))
+        })
+}
+
+/// Makes the link's TUN device and brings it up.
+pub(super) fn create_tun(address: Ipv4Addr) -> Result<File, Fault> {
+    let tun = open_tun()?;
+    sys::attach_tun(tun.as_fd(), DEVICE).map_err(Fault::environment("make a TUN device"))?;
+    configure(address)?;
+    Ok(tun)
+}
+
+/// Makes the link's veth pair: one end here, the other in `peer_namespace`.
+pub(super) fn create_veth(peer_namespace: &Namespace) -> Result<(), Fault> {
+    let end = VethEnd { name: DEVICE, mac: mac(EDGE_ADDRESS) };
+    let peer = VethEnd { name: DEVICE, mac: mac(CLOUD_ADDRESS) };
+    netlink::create_veth(&end, &peer, peer_namespace.file().as_raw_fd())
+        .map_err(Fault::environment("make a veth pair (is the veth module there?)"))
+}
+
+/// Brings one end of the veth pair up, with segmentation off, so that packets are counted as they
+/// would be on a wire, and with the other end as a fixed neighbour.
+pub(super) fn configure_veth(address: Ipv4Addr, peer: Ipv4Addr) -> Result<(), Fault> {
+    const ETHTOOL_STSO: u32 = 0x1f;
+    const ETHTOOL_SGSO: u32 = 0x24;
+    const ETHTOOL_SGRO: u32 = 0x2c;
+    let socket = any_socket()?;
+    for (command, name) in [(ETHTOOL_STSO, "TSO"), (ETHTOOL_SGSO, "GSO"), (ETHTOOL_SGRO, "GRO")] {
+        sys::ethtool_set(&socket, DEVICE, command, 0)
+            .map_err(Fault::failed(format!("switch {name} off on the veth device")))?;
+    }
+    configure(address)?;
+    netlink::add_neighbour(index()?, peer, mac(peer))
+        .map_err(Fault::failed("add the other end as a neighbour"))
+}
+
+/// Brings the namespace's loopback up: what runs there may expect it.
+pub(super) fn loopback_up() -> Result<(), Fault> {
+    let index = if_nametoindex("lo").map_err(Fault::failed("find the loopback device"))?;
+    netlink::bring_up(index, None).map_err(Fault::failed("bring the loopback device up"))
+}
+
+/// Gives the device its sizes, its address and the flag that makes it work.
+fn configure(address: Ipv4Addr) -> Result<(), Fault> {
+    let index = index()?;
+    netlink::add_address(index, address, PREFIX)
+        .map_err(Fault::failed("give the device its address"))?;
+    netlink::bring_up(index, Some((MTU, TX_QUEUE_PACKETS)))
+        .map_err(Fault::failed("bring the device up"))
+}
+
+/// The device's index.
+pub(super) fn index() -> Result<u32, Fault> {
+    if_nametoindex(DEVICE).map_err(Fault::failed("find the link's device"))
+}
+
+/// What a device counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct DeviceCounters {
+    pub(super) rx_bytes: u64,
+    pub(super) rx_packets: u64,
+    pub(super) tx_bytes: u64,
+    pub(super) tx_packets: u64,
+    pub(super) tx_dropped: u64,
+}
+
+impl DeviceCounters {
+    /// Reads the counters of the link's device.
+    pub(super) fn read() -> Result<Self, Fault> {
+        // `/proc/net` would be the namespace of the process, not of the thread.
+        let text = std::fs::read_to_string("/proc/thread-self/net/dev")
+            .map_err(Fault::failed("read the device counters"))?;
+        Self::parse(&text, DEVICE)
+            .ok_or_else(|| Fault::Failed(format!("the kernel lists no counters of {DEVICE}")))
+    }
+
+    fn parse(text: &str, device: &str) -> Option<Self> {
+        let line = text.lines().find_map(|line| line.trim().strip_prefix(device)?.strip_prefix(':'))?;
+        let values: Vec<u64> =
+            line.split_whitespace().map(str::parse).collect::<Result<_, _>>().ok()?;
+        Some(Self {
+            rx_bytes: *values.first()?,
+            rx_packets: *values.get(1)?,
+            tx_bytes: *values.get(8)?,
+            tx_packets: *values.get(9)?,
+            tx_dropped: *values.get(11)?,
+        })
+    }
+
+    /// Received IP bytes of an Ethernet device.
+    pub(super) fn ip_rx_bytes(&self) -> u64 {
+        self.rx_bytes.saturating_sub(self.rx_packets * ETHERNET_HEADER_BYTES)
+    }
+
+    /// Sent IP bytes of an Ethernet device.
+    pub(super) fn ip_tx_bytes(&self) -> u64 {
+        self.tx_bytes.saturating_sub(self.tx_packets * ETHERNET_HEADER_BYTES)
+    }
+}
+
+/// A locally administered address made of the IP address.
+fn mac(address: Ipv4Addr) -> [u8; 6] {
+    let [a, b, c, d] = address.octets();
+    [0x02, 0x00, a, b, c, d]
+}
+
+/// Any socket of this namespace, for ioctls on devices.
+fn any_socket() -> Result<UdpSocket, Fault> {
+    UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).map_err(Fault::failed("open a socket"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn device_counters_are_found_by_column() {
+        let text = "Inter-|   Receive                            |  Transmit\n \
+            face |bytes    packets errs drop fifo frame compressed multicast|bytes packets\n    \
+            lo: 1 1 0 0 0 0 0 0 1 1 0 0 0 0 0 0\n\
+            link0: 2014 1 0 0 0 0 0 0 3028 2 0 7 0 0 0 0\n";
+        let counters = DeviceCounters::parse(text, "link0").expect("listed");
+        assert_eq!((counters.rx_packets, counters.ip_rx_bytes()), (1, 2000));
+        assert_eq!((counters.tx_packets, counters.ip_tx_bytes()), (2, 3000));
+        assert_eq!(counters.tx_dropped, 7);
+        assert_eq!(DeviceCounters::parse(text, "link1"), None);
+    }
+}

@@ -1,0 +1,266 @@
+//! Where the files of `configs/` are found, and what a configuration reads from them.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use celslm_datasets::DatasetError;
+use celslm_link::{LinkProfile, ProfileError};
+use celslm_model::store::{ModelSpec, StoreError, find_spec, load_specs};
+
+use crate::config::{Config, ConfigError, ConfigSource};
+use crate::plan::{DatasetDraw, Inputs, KvEstimator, Seeds};
+
+/// Environment variable that names the folder of data files when `data_dir` is absent.
+pub const DATA_DIR_VARIABLE: &str = "CELSLM_DATA";
+
+/// Why something that a configuration names could not be had.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CatalogueError {
+    /// The configuration names something that does not exist.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A model file of `configs/models` is not valid.
+    #[error("read the model descriptions")]
+    Models(#[source] StoreError),
+    /// A file of `configs/links` is not valid.
+    #[error("read the link profiles")]
+    Links(#[source] ProfileError),
+    /// A data set could not be drawn.
+    #[error("load the data set {name}")]
+    Dataset {
+        /// Registry name.
+        name: &'static str,
+        /// The loader's reason.
+        #[source]
+        source: DatasetError,
+    },
+}
+
+/// A `configs/` folder: experiments, links and models by name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Catalogue {
+    root: PathBuf,
+}
+
+impl Catalogue {
+    /// The catalogue in the folder `root`.
+    #[must_use]
+    pub fn new(root: &Path) -> Self {
+        Self {
+            root: root.to_owned(),
+        }
+    }
+
+    /// The catalogue of the working directory, or else of the repository that this binary was
+    /// built from, so that commands work from anywhere on the machine that built it.
+    #[must_use]
+    pub fn find() -> Self {
+        let local = PathBuf::from("configs");
+        if local.is_dir() {
+            return Self { root: local };
+        }
+        Self {
+            root: build_root().join("configs"),
+        }
+    }
+
+    /// The catalogue that an experiment file belongs to: `configs/` for
+    /// `configs/experiments/NAME.toml`, and [`Catalogue::find`] for a file that lies elsewhere.
+    #[must_use]
+    pub fn of(experiment: &Path) -> Self {
+        let folder = experiment.parent();
+        match folder.and_then(Path::parent) {
+            Some(root)
+                if folder.is_some_and(|f| f.ends_with("experiments"))
+                    && root.join("links").is_dir() =>
+            {
+                Self::new(root)
+            }
+            _ => Self::find(),
+        }
+    }
+
+    /// The folder itself.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The folder of link profiles.
+    #[must_use]
+    pub fn links_dir(&self) -> PathBuf {
+        self.root.join("links")
+    }
+
+    /// The folder of experiments.
+    #[must_use]
+    pub fn experiments_dir(&self) -> PathBuf {
+        self.root.join("experiments")
+    }
+
+    /// Every link profile, by name.
+    ///
+    /// # Errors
+    /// [`CatalogueError::Links`] for a file that is not a profile.
+    pub fn links(&self) -> Result<BTreeMap<String, LinkProfile>, CatalogueError> {
+        match LinkProfile::load_dir(&self.links_dir()) {
+            Ok(links) => Ok(links),
+            Err(ProfileError::Read { source, .. })
+                if source.kind() == std::io::ErrorKind::NotFound =>
+            {
+                Ok(BTreeMap::new())
+            }
+            Err(error) => Err(CatalogueError::Links(error)),
+        }
+    }
+
+    /// Every known model, those that the binary carries included.
+    ///
+    /// # Errors
+    /// [`CatalogueError::Models`] for a file that does not describe a model.
+    pub fn models(&self) -> Result<Vec<ModelSpec>, CatalogueError> {
+        load_specs(&self.root.join("models")).map_err(CatalogueError::Models)
+    }
+
+    /// Names of the experiments, sorted.
+    #[must_use]
+    pub fn experiments(&self) -> Vec<String> {
+        let mut names: Vec<String> = std::fs::read_dir(self.experiments_dir())
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|entry| entry.path())
+            .filter(|path| path.extension().is_some_and(|e| e == "toml"))
+            .filter_map(|path| Some(path.file_stem()?.to_str()?.to_owned()))
+            .collect();
+        names.sort();
+        names
+    }
+
+    /// The file that the user means by `config`: a path from the working directory, a path from
+    /// the repository of the build, or the name of an experiment.
+    ///
+    /// # Errors
+    /// [`ConfigError::NotFound`], which lists the places and the known experiments.
+    pub fn experiment(config: &Path) -> Result<PathBuf, ConfigError> {
+        let catalogue = Self::find();
+        let named = catalogue.experiments_dir().join(config).with_extension("toml");
+        let tried = [config.to_owned(), build_root().join(config), named];
+        if let Some(found) = tried.iter().find(|path| path.is_file()) {
+            return Ok(found.clone());
+        }
+        // The second place differs from the first only away from the repository.
+        let shown = [&tried[0], &tried[2]].map(|path| path.display().to_string());
+        Err(ConfigError::NotFound {
+            name: config.display().to_string(),
+            tried: shown.join(", "),
+            known: catalogue.experiments().join(", "),
+        })
+    }
+
+    /// Reads everything that a plan of `config` needs.
+    ///
+    /// # Errors
+    /// Unknown links and models point into the file through `source`; data that is missing or
+    /// broken is the machine's fault, not the file's.
+    pub fn gather(
+        &self,
+        config: &Config,
+        source: &ConfigSource,
+        kv: Option<KvEstimator>,
+    ) -> Result<Inputs, CatalogueError> {
+        let specs = self.models()?;
+        let model = |role: &str, name: &str| {
+            find_spec(&specs, name).cloned().map_err(|_| {
+                let known: Vec<&str> = specs.iter().map(|spec| spec.name.as_str()).collect();
+                source.error_at(
+                    &format!("models.{role}"),
+                    format!("unknown model `{name}`; known: {}", known.join(", ")),
+                )
+            })
+        };
+        let cloud_model = model("cloud", &config.models.cloud)?;
+        let edge_model = model("edge", &config.models.edge)?;
+        let links = self.links_of(config, source)?;
+        let data_dir = data_dir(config);
+        let seed = Seeds::new(config.experiment.seed).derive("dataset");
+        let mut draws: Vec<DatasetDraw> = Vec::new();
+        for (_, grid) in config.grids() {
+            for dataset in grid.datasets {
+                if draws.iter().any(|draw| draw.config == dataset) {
+                    continue;
+                }
+                let name = dataset.name();
+                let loaded = celslm_datasets::load(&dataset, data_dir.as_deref(), seed)
+                    .map_err(|source| CatalogueError::Dataset { name, source })?;
+                draws.push(DatasetDraw::new(dataset, loaded.as_ref()));
+            }
+        }
+        Ok(Inputs {
+            cloud_model,
+            edge_model,
+            links,
+            draws,
+            kv,
+            bridges: BTreeMap::new(),
+        })
+    }
+
+    fn links_of(
+        &self,
+        config: &Config,
+        source: &ConfigSource,
+    ) -> Result<BTreeMap<String, LinkProfile>, CatalogueError> {
+        for (name, profile) in &config.links {
+            let path = format!("links.{name}");
+            if profile.name != *name {
+                let message = format!("`name` is `{}`; it must be the section's", profile.name);
+                return Err(source.error_at(&path, message).into());
+            }
+            if let Err(error) = profile.validate() {
+                return Err(source.error_at(&path, error.to_string()).into());
+            }
+        }
+        let mut known = self.links()?;
+        known.extend(config.links.clone());
+        let mut used = BTreeMap::new();
+        for (index, (_, grid)) in config.grids().iter().enumerate() {
+            let section = match index {
+                0 => "grid".to_owned(),
+                n => format!("scenario.{}", n - 1),
+            };
+            for (at, name) in grid.links.iter().enumerate() {
+                let Some(profile) = known.get(name) else {
+                    let names: Vec<&str> = known.keys().map(String::as_str).collect();
+                    let message = format!("unknown link `{name}`; known: {}", names.join(", "));
+                    return Err(source
+                        .error_at(&format!("{section}.links.{at}"), message)
+                        .into());
+                };
+                used.insert(name.clone(), profile.clone());
+            }
+        }
+        Ok(used)
+    }
+}
+
+/// The folder of data files: the configuration's, or else the one that [`DATA_DIR_VARIABLE`]
+/// names, or else none.
+#[must_use]
+pub fn data_dir(config: &Config) -> Option<PathBuf> {
+    config.data_dir.clone().or_else(|| {
+        std::env::var_os(DATA_DIR_VARIABLE)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    })
+}
+
+/// The root of the repository that the binary was built from.
+#[must_use]
+pub fn build_root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .unwrap_or(Path::new("."))
+        .to_owned()
+}

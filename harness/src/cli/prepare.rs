@@ -1,0 +1,100 @@
+//! From the arguments of `celslm run` to a plan, and the dry run that shows it.
+
+use std::path::{Path, PathBuf};
+
+use celslm::catalogue::Catalogue;
+use celslm::config::{Config, ConfigSource, Override};
+use celslm::plan::{Inputs, KvEstimator, Plan, Shard, describe};
+use celslm::store::resolved_config;
+use clap::Args;
+
+/// Run an experiment, or go on with one
+///
+/// Reads an experiment file, checks all of it before anything starts, and makes every request of
+/// its plan. Each finished request is on disk at once: Ctrl-C, a crash or a power cut leaves a run
+/// that `--resume` continues. Without `--resume`, an earlier run of the same name is moved aside
+/// to results/<experiment>.1 and kept.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  celslm run configs/experiments/quick.toml
+  celslm run quick --dry-run
+  celslm run quick --resume
+  celslm run quick --set experiment.name=short --set generation.max_tokens=8
+  celslm run quick --set 'grid.links=[\"none\"]' --set 'scenario.0.contracts=[\"warm\"]'
+  celslm run results/quick/config.resolved.toml --out /tmp/again
+  celslm run quick --shard 1/2          (and 2/2 elsewhere; then copy both cells/ together)
+
+configs/experiments/example.toml documents every setting with its default.")]
+pub(crate) struct RunArgs {
+    /// Experiment file, or the name of one in configs/experiments
+    #[arg(value_name = "CONFIG")]
+    pub(crate) config: PathBuf,
+
+    /// Replace one value: a dotted path and a TOML value; may be given more than once
+    #[arg(long = "set", value_name = "PATH=VALUE")]
+    pub(crate) sets: Vec<String>,
+
+    /// Show cells, requests, estimated bytes and order; run nothing, write nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+
+    /// Go on with the run in the output folder; its finished requests are not made again
+    #[arg(long)]
+    pub(crate) resume: bool,
+
+    /// Run one share of the plan; the systems compared over one link stay in one share
+    #[arg(long, value_name = "I/N")]
+    pub(crate) shard: Option<Shard>,
+
+    /// Folder in which the folder of the experiment is made
+    #[arg(long, value_name = "DIR", default_value = "results")]
+    pub(crate) out: PathBuf,
+}
+
+/// Everything that is known before a run starts.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    /// The configuration as given.
+    pub(crate) config: Config,
+    /// The configuration with every link written out, for `config.resolved.toml`.
+    pub(crate) resolved: Config,
+    /// What was read for the plan.
+    pub(crate) inputs: Inputs,
+    /// The plan.
+    pub(crate) plan: Plan,
+    /// The folder that the results go to.
+    pub(crate) results_dir: PathBuf,
+}
+
+/// Reads and checks everything that the arguments name.
+pub(crate) fn prepare(args: &RunArgs) -> anyhow::Result<Prepared> {
+    let overrides = args
+        .sets
+        .iter()
+        .map(|set| Override::parse(set))
+        .collect::<Result<Vec<_>, _>>()?;
+    let path = Catalogue::experiment(&args.config)?;
+    let source = ConfigSource::read(&path, overrides)?;
+    let config = source.parse()?;
+    let catalogue = Catalogue::of(&path);
+    let kv = kv_estimator(&catalogue, &config);
+    let inputs = catalogue.gather(&config, &source, kv)?;
+    let plan = Plan::new(&config, &inputs)?;
+    Ok(Prepared {
+        resolved: resolved_config(&config, &inputs),
+        results_dir: Path::new(&args.out).join(&config.experiment.name),
+        config,
+        inputs,
+        plan,
+    })
+}
+
+/// Prints the plan.
+pub(crate) fn dry_run(args: &RunArgs, prepared: &Prepared) {
+    print!(
+        "{}",
+        describe(&prepared.config, &prepared.inputs, &prepared.plan, args.shard)
+    );
+    println!("\nresults would go to {}", prepared.results_dir.display());
+}

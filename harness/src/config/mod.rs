@@ -1,0 +1,20 @@
+//! The experiment file: typed, strict, and the same for a user and for the resolved copy in the
+//! results.
+//!
+//! Every section refuses unknown keys, every method is named as its registry names it, and an
+//! error points at the file, line and column, or at the `--set` that caused it.
+//! `configs/experiments/example.toml` documents every default; a test keeps the two equal.
+
+mod error;
+mod overrides;
+mod sections;
+mod source;
+
+pub use error::ConfigError;
+pub use overrides::Override;
+pub use sections::{
+    Config, DeploymentConfig, ExperimentConfig, ExternalNodes, GenerationConfig, Grid,
+    Interleave, LimitsConfig, MAIN_SCENARIO, ModelsConfig, Pinning, Scenario, SystemName, Threads,
+    WorkloadSettings,
+};
+pub use source::ConfigSource;

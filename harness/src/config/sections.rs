@@ -1,0 +1,702 @@
+//! The sections of an experiment file, and the ranges of their values.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use celslm_datasets::{DatasetConfig, EmbeddedConfig, WorkloadConfig};
+use celslm_kv::align::AlignmentConfig;
+use celslm_kv::codec::CodecConfig;
+use celslm_link::{BackendChoice, LinkProfile};
+use celslm_model::Sampling;
+use celslm_systems::{Contract, ScheduleKind};
+use serde::{Deserialize, Serialize};
+
+use super::{ConfigError, ConfigSource};
+
+/// Name of the scenario that the top-level `[grid]` describes.
+pub const MAIN_SCENARIO: &str = "main";
+
+/// A day: longer waits than this are slips.
+const LONGEST_WAIT_S: u64 = 24 * 60 * 60;
+
+/// One experiment.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Version of the file's format; only [`crate::SCHEMA_VERSION`] is read. Written into the
+    /// resolved copy, and left out by users.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schema_version: Option<u32>,
+    /// Folder of data files: relative data set paths start here. When absent, the environment
+    /// variable `CELSLM_DATA` says; embedded data needs neither.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data_dir: Option<PathBuf>,
+    /// What the experiment is called.
+    pub experiment: ExperimentConfig,
+    /// Which pair of models is compared.
+    #[serde(default)]
+    pub models: ModelsConfig,
+    /// How the two nodes and the link are set up.
+    #[serde(default)]
+    pub deployment: DeploymentConfig,
+    /// How answers are generated, in every system alike.
+    #[serde(default)]
+    pub generation: GenerationConfig,
+    /// Which requests are made, and in which order.
+    #[serde(default)]
+    pub workload: WorkloadSettings,
+    /// Bounds of stores and messages.
+    #[serde(default)]
+    pub limits: LimitsConfig,
+    /// The combinations of the scenario [`MAIN_SCENARIO`].
+    #[serde(default)]
+    pub grid: Grid,
+    /// Further grids, each by name.
+    #[serde(default, rename = "scenario", skip_serializing_if = "Vec::is_empty")]
+    pub scenarios: Vec<Scenario>,
+    /// Link profiles defined here. A link that is not among them is read from
+    /// `configs/links/NAME.toml`; the resolved copy holds every link of the run.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub links: BTreeMap<String, LinkProfile>,
+}
+
+/// `[experiment]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExperimentConfig {
+    /// Folder name under `results/`.
+    pub name: String,
+    /// Heading of the report; the name when empty.
+    #[serde(default)]
+    pub title: String,
+    /// What the experiment asks, printed in the report.
+    #[serde(default)]
+    pub description: String,
+    /// Root of every seed; components derive theirs from it by name.
+    #[serde(default)]
+    pub seed: u64,
+}
+
+/// `[models]`: file names in `configs/models`, without `.toml`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ModelsConfig {
+    /// The large model, at the cloud.
+    pub cloud: String,
+    /// The small model, at the edge (and at the cloud for `identity` alignment).
+    pub edge: String,
+}
+
+impl Default for ModelsConfig {
+    fn default() -> Self {
+        Self {
+            cloud: "qwen2.5-coder-1.5b-instruct-q4_k_m".to_owned(),
+            edge: "qwen2.5-coder-0.5b-instruct-q4_k_m".to_owned(),
+        }
+    }
+}
+
+/// `[deployment]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DeploymentConfig {
+    /// What carries the packets between the nodes.
+    pub backend: BackendChoice,
+    /// TCP congestion control of both nodes; the kernel must have it.
+    pub congestion_control: String,
+    /// Which CPUs the processes may use.
+    pub pinning: Pinning,
+    /// Compute threads of each node.
+    pub threads: Threads,
+    /// Longest wait for both nodes to hold their models, in seconds.
+    pub startup_timeout_s: u64,
+    /// Nodes that were started by hand, for example on two real machines. Then nothing is
+    /// spawned, and `backend` must be `none` or `auto`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub external: Option<ExternalNodes>,
+}
+
+impl Default for DeploymentConfig {
+    fn default() -> Self {
+        Self {
+            backend: BackendChoice::default(),
+            congestion_control: "cubic".to_owned(),
+            pinning: Pinning::default(),
+            threads: Threads::default(),
+            startup_timeout_s: 120,
+            external: None,
+        }
+    }
+}
+
+impl DeploymentConfig {
+    /// Longest wait for both nodes to hold their models.
+    #[must_use]
+    pub fn startup_timeout(&self) -> Duration {
+        Duration::from_secs(self.startup_timeout_s)
+    }
+}
+
+/// `deployment.pinning`: an empty list leaves the choice to the scheduler.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Pinning {
+    /// CPUs of the edge process.
+    pub edge_cpus: Vec<usize>,
+    /// CPUs of the cloud process.
+    pub cloud_cpus: Vec<usize>,
+    /// CPU of the packet thread.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub packet_cpu: Option<usize>,
+}
+
+/// `deployment.threads`: 0 means every CPU that the node may use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Threads {
+    /// Compute threads of the edge.
+    pub edge: usize,
+    /// Compute threads of the cloud.
+    pub cloud: usize,
+}
+
+/// `deployment.external`: control sockets of nodes started by hand.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExternalNodes {
+    /// Unix socket of `celslm edge`.
+    pub edge_control: PathBuf,
+    /// Unix socket of `celslm cloud`.
+    pub cloud_control: PathBuf,
+}
+
+/// `[generation]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct GenerationConfig {
+    /// Most tokens of one answer.
+    pub max_tokens: usize,
+    /// How the next token is chosen.
+    pub sampling: Sampling,
+}
+
+impl Default for GenerationConfig {
+    fn default() -> Self {
+        Self {
+            max_tokens: 32,
+            sampling: Sampling::Greedy,
+        }
+    }
+}
+
+/// `[workload]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct WorkloadSettings {
+    /// Which question is asked when; see `celslm ls workloads`.
+    pub arrivals: WorkloadConfig,
+    /// Requests that a cell serves before the next cell has its turn.
+    pub block_requests: usize,
+    /// Order of the cells from one block to the next.
+    pub interleave: Interleave,
+    /// Requests of each cell before its first block; they are stored and not counted.
+    pub warmup: usize,
+    /// Longest time for one request, in seconds.
+    pub request_timeout_s: u64,
+}
+
+impl Default for WorkloadSettings {
+    fn default() -> Self {
+        Self {
+            arrivals: WorkloadConfig::default(),
+            block_requests: 2,
+            interleave: Interleave::default(),
+            warmup: 1,
+            request_timeout_s: 120,
+        }
+    }
+}
+
+impl WorkloadSettings {
+    /// Longest time for one request.
+    #[must_use]
+    pub fn request_timeout(&self) -> Duration {
+        Duration::from_secs(self.request_timeout_s)
+    }
+}
+
+/// Order of the compared cells over successive blocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Interleave {
+    /// A B C, C B A, A B C, …: a drift of the machine touches every cell alike.
+    #[default]
+    Abba,
+    /// All blocks of A, then all of B: for debugging, and stated in the report.
+    Sequential,
+}
+
+/// `[limits]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LimitsConfig {
+    /// Most bytes of context KV that the cloud keeps.
+    pub cloud_store_bytes: u64,
+    /// Most bytes of context KV that the edge keeps.
+    pub edge_cache_bytes: u64,
+    /// Largest message on the wire, in bytes.
+    pub message_bytes: u64,
+}
+
+impl Default for LimitsConfig {
+    fn default() -> Self {
+        Self {
+            cloud_store_bytes: 2 << 30,
+            edge_cache_bytes: 256 << 20,
+            message_bytes: 8 << 20,
+        }
+    }
+}
+
+/// `[grid]`: every combination of the lists is a cell, except that a system which moves no KV
+/// has one cell per link, data set and contract, since the KV lists change nothing for it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Grid {
+    /// Systems to compare; see `celslm ls systems`.
+    pub systems: Vec<SystemName>,
+    /// Link profiles; see `celslm link profiles`.
+    pub links: Vec<String>,
+    /// Data sets; see `celslm ls datasets`.
+    pub datasets: Vec<DatasetConfig>,
+    /// Codec chains; see `celslm ls codecs`.
+    pub codecs: Vec<CodecConfig>,
+    /// Alignments; see `celslm ls alignments`.
+    pub alignments: Vec<AlignmentConfig>,
+    /// Schedules; see `celslm ls schedules`.
+    pub schedules: Vec<ScheduleKind>,
+    /// Tokens of one KV chunk on the wire.
+    pub chunk_tokens: Vec<usize>,
+    /// What the caches hold when a request arrives.
+    pub contracts: Vec<Contract>,
+}
+
+impl Default for Grid {
+    fn default() -> Self {
+        Self {
+            systems: celslm_systems::registry()
+                .iter()
+                .map(|entry| SystemName(entry.name.to_owned()))
+                .collect(),
+            links: vec!["metro-100m-20ms".to_owned()],
+            datasets: vec![DatasetConfig::Embedded(EmbeddedConfig {
+                documents: Some(4),
+                questions_per_document: Some(2),
+                ..EmbeddedConfig::default()
+            })],
+            codecs: vec![CodecConfig::default()],
+            alignments: vec![AlignmentConfig::Identity],
+            schedules: vec![ScheduleKind::Layerwise],
+            chunk_tokens: vec![256],
+            contracts: vec![Contract::Primed],
+        }
+    }
+}
+
+/// `[[scenario]]`: a further grid. A list that is left out is the one of `[grid]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Scenario {
+    /// Name in cell ids and reports.
+    pub name: String,
+    /// See [`Grid::systems`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub systems: Option<Vec<SystemName>>,
+    /// See [`Grid::links`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub links: Option<Vec<String>>,
+    /// See [`Grid::datasets`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub datasets: Option<Vec<DatasetConfig>>,
+    /// See [`Grid::codecs`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub codecs: Option<Vec<CodecConfig>>,
+    /// See [`Grid::alignments`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub alignments: Option<Vec<AlignmentConfig>>,
+    /// See [`Grid::schedules`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schedules: Option<Vec<ScheduleKind>>,
+    /// See [`Grid::chunk_tokens`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chunk_tokens: Option<Vec<usize>>,
+    /// See [`Grid::contracts`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub contracts: Option<Vec<Contract>>,
+}
+
+impl Scenario {
+    /// The grid of this scenario, with the lists that it leaves out taken from `base`.
+    #[must_use]
+    pub fn grid(&self, base: &Grid) -> Grid {
+        fn or<T: Clone>(own: Option<&Vec<T>>, base: &[T]) -> Vec<T> {
+            own.map_or_else(|| base.to_vec(), Clone::clone)
+        }
+        Grid {
+            systems: or(self.systems.as_ref(), &base.systems),
+            links: or(self.links.as_ref(), &base.links),
+            datasets: or(self.datasets.as_ref(), &base.datasets),
+            codecs: or(self.codecs.as_ref(), &base.codecs),
+            alignments: or(self.alignments.as_ref(), &base.alignments),
+            schedules: or(self.schedules.as_ref(), &base.schedules),
+            chunk_tokens: or(self.chunk_tokens.as_ref(), &base.chunk_tokens),
+            contracts: or(self.contracts.as_ref(), &base.contracts),
+        }
+    }
+}
+
+/// Name of a registered system; any other does not parse.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct SystemName(String);
+
+impl SystemName {
+    /// The name.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for SystemName {
+    type Error = String;
+
+    fn try_from(name: String) -> Result<Self, String> {
+        let systems = celslm_systems::registry();
+        if systems.iter().any(|entry| entry.name == name) {
+            return Ok(Self(name));
+        }
+        let known: Vec<&str> = systems.iter().map(|entry| entry.name).collect();
+        Err(format!("unknown system `{name}`; known: {}", known.join(", ")))
+    }
+}
+
+impl From<SystemName> for String {
+    fn from(name: SystemName) -> Self {
+        name.0
+    }
+}
+
+impl Config {
+    /// Every default, under this name.
+    #[must_use]
+    pub fn named(name: &str) -> Self {
+        Self {
+            schema_version: None,
+            experiment: ExperimentConfig {
+                name: name.to_owned(),
+                title: String::new(),
+                description: String::new(),
+                seed: 0,
+            },
+            models: ModelsConfig::default(),
+            deployment: DeploymentConfig::default(),
+            data_dir: None,
+            generation: GenerationConfig::default(),
+            workload: WorkloadSettings::default(),
+            limits: LimitsConfig::default(),
+            grid: Grid::default(),
+            scenarios: Vec::new(),
+            links: BTreeMap::new(),
+        }
+    }
+
+    /// The heading of the report.
+    #[must_use]
+    pub fn title(&self) -> &str {
+        match self.experiment.title.as_str() {
+            "" => &self.experiment.name,
+            title => title,
+        }
+    }
+
+    /// Every scenario in order, `main` first, each with its complete grid.
+    #[must_use]
+    pub fn grids(&self) -> Vec<(String, Grid)> {
+        std::iter::once((MAIN_SCENARIO.to_owned(), self.grid.clone()))
+            .chain(
+                self.scenarios
+                    .iter()
+                    .map(|s| (s.name.clone(), s.grid(&self.grid))),
+            )
+            .collect()
+    }
+
+    /// Checks every range that the types leave open.
+    pub(super) fn validate(&self, source: &ConfigSource) -> Result<(), ConfigError> {
+        let fail = |path: &str, message: String| Err(source.error_at(path, message));
+        if let Some(version) = self.schema_version
+            && version != crate::SCHEMA_VERSION
+        {
+            return fail(
+                "schema_version",
+                format!("version {version}; this build reads version {}", crate::SCHEMA_VERSION),
+            );
+        }
+        if !is_slug(&self.experiment.name) {
+            return fail(
+                "experiment.name",
+                "use 1 to 64 letters, digits, `-`, `_` or `.`, starting with a letter or digit: it names a folder".to_owned(),
+            );
+        }
+        let integers = [
+            // TOML integers are signed, and the resolved copy must hold every value.
+            ("experiment.seed", self.experiment.seed, 0, i64::MAX as u64),
+            ("deployment.startup_timeout_s", self.deployment.startup_timeout_s, 1, LONGEST_WAIT_S),
+            ("deployment.threads.edge", self.deployment.threads.edge as u64, 0, 1024),
+            ("deployment.threads.cloud", self.deployment.threads.cloud as u64, 0, 1024),
+            ("generation.max_tokens", self.generation.max_tokens as u64, 1, 65_536),
+            ("workload.block_requests", self.workload.block_requests as u64, 1, 1 << 20),
+            ("workload.warmup", self.workload.warmup as u64, 0, 1024),
+            ("workload.request_timeout_s", self.workload.request_timeout_s, 1, LONGEST_WAIT_S),
+            ("limits.cloud_store_bytes", self.limits.cloud_store_bytes, 1 << 20, 1 << 50),
+            ("limits.edge_cache_bytes", self.limits.edge_cache_bytes, 1 << 20, 1 << 50),
+            ("limits.message_bytes", self.limits.message_bytes, 64 << 10, 1 << 30),
+        ];
+        for (path, value, least, most) in integers {
+            if !(least..=most).contains(&value) {
+                return fail(path, format!("{value} is outside {least} to {most}"));
+            }
+        }
+        if let Sampling::Nucleus { temperature, top_p } = self.generation.sampling {
+            if !(temperature > 0.0 && temperature <= 10.0) {
+                return fail(
+                    "generation.sampling.nucleus.temperature",
+                    format!("{temperature} is outside (0, 10]; for the most likely token use sampling = \"greedy\""),
+                );
+            }
+            if !(top_p > 0.0 && top_p <= 1.0) {
+                return fail(
+                    "generation.sampling.nucleus.top_p",
+                    format!("{top_p} is outside (0, 1]"),
+                );
+            }
+        }
+        let control = &self.deployment.congestion_control;
+        if control.is_empty() || !control.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') {
+            return fail(
+                "deployment.congestion_control",
+                format!("`{control}` is no name of a congestion control; `sysctl net.ipv4.tcp_available_congestion_control` lists them"),
+            );
+        }
+        if self.deployment.external.is_some()
+            && !matches!(self.deployment.backend, BackendChoice::Auto | BackendChoice::None)
+        {
+            return fail(
+                "deployment.backend",
+                "nodes started by hand use the network they are on: set backend = \"none\"".to_owned(),
+            );
+        }
+        if self.models.cloud.is_empty() || self.models.edge.is_empty() {
+            return fail("models", "name both models; `celslm models ls` lists them".to_owned());
+        }
+        self.grid.validate(source, "grid", |_| true)?;
+        let mut names = BTreeSet::from([MAIN_SCENARIO]);
+        for (index, scenario) in self.scenarios.iter().enumerate() {
+            let path = format!("scenario.{index}");
+            if !is_slug(&scenario.name) {
+                return fail(
+                    &format!("{path}.name"),
+                    "use 1 to 64 letters, digits, `-`, `_` or `.`, starting with a letter or digit".to_owned(),
+                );
+            }
+            if !names.insert(&scenario.name) {
+                return fail(
+                    &format!("{path}.name"),
+                    format!("`{}` names a scenario already; `main` is the [grid] itself", scenario.name),
+                );
+            }
+            scenario
+                .grid(&self.grid)
+                .validate(source, &path, |key| scenario.states(key))?;
+        }
+        Ok(())
+    }
+}
+
+impl Scenario {
+    fn states(&self, key: &str) -> bool {
+        match key {
+            "systems" => self.systems.is_some(),
+            "links" => self.links.is_some(),
+            "datasets" => self.datasets.is_some(),
+            "codecs" => self.codecs.is_some(),
+            "alignments" => self.alignments.is_some(),
+            "schedules" => self.schedules.is_some(),
+            "chunk_tokens" => self.chunk_tokens.is_some(),
+            _ => self.contracts.is_some(),
+        }
+    }
+}
+
+impl Grid {
+    /// Checks the lists for which `stated` holds; the others were checked where they are stated.
+    fn validate(
+        &self,
+        source: &ConfigSource,
+        path: &str,
+        stated: impl Fn(&str) -> bool,
+    ) -> Result<(), ConfigError> {
+        let lists: [(&str, Result<(), (Option<usize>, String)>); 8] = [
+            ("systems", distinct(&self.systems)),
+            ("links", distinct(&self.links)),
+            ("datasets", distinct(&self.datasets)),
+            ("codecs", distinct(&self.codecs)),
+            ("alignments", distinct(&self.alignments)),
+            ("schedules", distinct(&self.schedules)),
+            ("chunk_tokens", distinct(&self.chunk_tokens)),
+            ("contracts", distinct(&self.contracts)),
+        ];
+        for (key, outcome) in lists {
+            if let (true, Err((index, message))) = (stated(key), outcome) {
+                let at = index.map_or_else(String::new, |i| format!(".{i}"));
+                return Err(source.error_at(&format!("{path}.{key}{at}"), message));
+            }
+        }
+        for (index, &tokens) in self.chunk_tokens.iter().enumerate() {
+            if stated("chunk_tokens") && !(1..=65_536).contains(&tokens) {
+                return Err(source.error_at(
+                    &format!("{path}.chunk_tokens.{index}"),
+                    format!("{tokens} is outside 1 to 65536"),
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A list must hold something, and nothing twice: cells would share an id.
+fn distinct<T: PartialEq>(list: &[T]) -> Result<(), (Option<usize>, String)> {
+    if list.is_empty() {
+        return Err((None, "the list is empty, so there is nothing to run".to_owned()));
+    }
+    for (index, entry) in list.iter().enumerate() {
+        if list[..index].contains(entry) {
+            return Err((Some(index), "the same entry is listed twice".to_owned()));
+        }
+    }
+    Ok(())
+}
+
+/// Whether `name` can name a folder everywhere.
+fn is_slug(name: &str) -> bool {
+    (1..=64).contains(&name.len())
+        && name.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::{configs, parse};
+
+    fn example() -> String {
+        std::fs::read_to_string(configs().join("experiments/example.toml")).unwrap()
+    }
+
+    #[test]
+    fn the_example_states_exactly_the_defaults() {
+        assert_eq!(parse(&example(), &[]).unwrap(), Config::named("example"));
+    }
+
+    #[test]
+    fn the_example_states_every_default() {
+        // Each key that the defaults serialise must be written out, not merely defaulted.
+        fn missing(path: &str, defaults: &toml::Table, stated: &toml::Table, out: &mut Vec<String>) {
+            for (key, value) in defaults {
+                let at = format!("{path}{key}");
+                match (value, stated.get(key)) {
+                    (_, None) => out.push(at),
+                    (toml::Value::Table(value), Some(toml::Value::Table(stated))) => {
+                        missing(&format!("{at}."), value, stated, out);
+                    }
+                    _ => {}
+                }
+            }
+        }
+        let defaults = toml::Table::try_from(Config::named("example")).unwrap();
+        let stated: toml::Table = toml::from_str(&example()).unwrap();
+        let mut absent = Vec::new();
+        missing("", &defaults, &stated, &mut absent);
+        assert_eq!(absent, Vec::<String>::new());
+    }
+
+    #[test]
+    fn optional_settings_stand_in_the_example_as_comments_that_work() {
+        let mut text = String::new();
+        let mut uncommented = 0;
+        for line in example().lines() {
+            let setting = line.strip_prefix("# ").filter(|rest| {
+                rest.starts_with("[[")
+                    || rest.starts_with("[links")
+                    || rest.split_once(" = ").is_some_and(|(key, _)| {
+                        key.chars().all(|c| c.is_ascii_lowercase() || c == '_')
+                    })
+            });
+            uncommented += usize::from(setting.is_some());
+            text.push_str(setting.unwrap_or(line));
+            text.push('\n');
+        }
+        assert!(uncommented >= 10, "{uncommented}");
+        let config = parse(&text, &[]).unwrap();
+        assert!(config.data_dir.is_some());
+        assert!(config.deployment.external.is_some());
+        assert!(config.deployment.pinning.packet_cpu.is_some());
+        assert_eq!(config.scenarios.len(), 1);
+        assert_eq!(config.links.len(), 1);
+    }
+
+    #[test]
+    fn every_experiment_of_the_repository_parses_and_plans() {
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(configs().join("experiments")).unwrap() {
+            let path = entry.unwrap().path();
+            let source = ConfigSource::read(&path, Vec::new()).unwrap();
+            let config = source.parse().unwrap_or_else(|error| panic!("{error}"));
+            let (_, plan) = crate::fixture::planned(&config);
+            assert!(!plan.blocks.is_empty());
+            assert_eq!(path.file_stem().unwrap().to_str().unwrap(), config.experiment.name);
+            names.push(config.experiment.name);
+        }
+        for name in ["example", "quick", "smoke"] {
+            assert!(names.iter().any(|n| n == name), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_configuration_survives_being_written() {
+        let text = "[experiment]\nname = 'x'\nseed = 9\n[generation]\n\
+                    sampling = { nucleus = { temperature = 0.5, top_p = 0.9 } }\n\
+                    [grid]\ncodecs = ['identity', { group_quant = { bits = 4 } }]\n\
+                    [[scenario]]\nname = 'warm'\ncontracts = ['warm']\n";
+        let config = parse(text, &[]).unwrap();
+        let written = toml::to_string_pretty(&config).unwrap();
+        assert_eq!(parse(&written, &[]).unwrap(), config, "{written}");
+    }
+
+    #[test]
+    fn scenarios_inherit_the_lists_that_they_leave_out() {
+        let text = "[experiment]\nname = 'x'\n[grid]\nlinks = ['a']\n\
+                    [[scenario]]\nname = 'warm'\ncontracts = ['warm']\n";
+        let grids = parse(text, &[]).unwrap().grids();
+        assert_eq!(grids.len(), 2);
+        let (name, grid) = &grids[1];
+        assert_eq!(name, "warm");
+        assert_eq!(grid.links, ["a"]);
+        assert_eq!(grid.contracts, [Contract::Warm]);
+        assert_eq!(grid.systems, grids[0].1.systems);
+    }
+}

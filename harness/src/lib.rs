@@ -1,0 +1,20 @@
+//! Benchmark and evaluation harness for cloud-edge LLM inference.
+//!
+//! [`config::Config`] → [`plan::Plan`] (ordered cells) → deployment → session →
+//! [`celslm_reports::Sample`] appended to a [`store::Store`] as it happens → report. The binary
+//! `celslm` is a thin shell around this crate.
+
+pub mod catalogue;
+pub mod clock;
+pub mod config;
+pub mod environment;
+pub mod exit;
+pub mod manifest;
+pub mod plan;
+pub mod store;
+
+/// Version of every file that the harness writes.
+pub const SCHEMA_VERSION: u32 = 1;
+
+#[cfg(test)]
+mod fixture;

@@ -1,0 +1,80 @@
+//! What a plan is made from besides the configuration.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use celslm_datasets::{Dataset, DatasetConfig, Document};
+use celslm_link::LinkProfile;
+use celslm_model::store::ModelSpec;
+
+use super::KvEstimator;
+
+/// The documents that one data set setting draws.
+#[derive(Debug, Clone)]
+pub struct DatasetDraw {
+    /// The setting.
+    pub config: DatasetConfig,
+    /// Registry name, the `dataset` of a sample.
+    pub name: &'static str,
+    /// BLAKE3 (hex) of the whole source.
+    pub hash: String,
+    /// Licence of the text.
+    pub licence: String,
+    /// Official home of the data.
+    pub source: String,
+    /// The drawn documents with their questions.
+    pub documents: Vec<Document>,
+}
+
+impl DatasetDraw {
+    /// The draw that `dataset` made for `config`.
+    #[must_use]
+    pub fn new(config: DatasetConfig, dataset: &dyn Dataset) -> Self {
+        Self {
+            config,
+            name: dataset.name(),
+            hash: dataset.hash().to_owned(),
+            licence: dataset.licence().to_owned(),
+            source: dataset.source().to_owned(),
+            documents: dataset.documents().to_vec(),
+        }
+    }
+}
+
+/// Everything that was read from disk for a plan.
+#[derive(Debug, Clone)]
+pub struct Inputs {
+    /// The cloud's model.
+    pub cloud_model: ModelSpec,
+    /// The edge's model.
+    pub edge_model: ModelSpec,
+    /// Every link that the grids name.
+    pub links: BTreeMap<String, LinkProfile>,
+    /// Every data set setting of the grids, drawn; no setting twice.
+    pub draws: Vec<DatasetDraw>,
+    /// Sizes of the edge's KV, where the model is at hand to say.
+    pub kv: Option<KvEstimator>,
+    /// Fitted bridges by alignment id. A cell whose alignment is among them names the bridge's
+    /// hash in its KV path, so that another fit is another cell.
+    pub bridges: BTreeMap<String, BridgeFile>,
+}
+
+/// A fitted bridge on disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BridgeFile {
+    /// The file.
+    pub path: PathBuf,
+    /// BLAKE3 (hex) of the file.
+    pub blake3: String,
+}
+
+impl Inputs {
+    /// The draw of `config`, with its index.
+    #[must_use]
+    pub fn draw(&self, config: &DatasetConfig) -> Option<(usize, &DatasetDraw)> {
+        self.draws
+            .iter()
+            .enumerate()
+            .find(|(_, draw)| draw.config == *config)
+    }
+}

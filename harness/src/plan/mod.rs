@@ -1,0 +1,29 @@
+//! The plan: which cells a run has, and the order in which their requests are made.
+//!
+//! Planning is pure. [`Plan::new`] sees the configuration and what was read for it ([`Inputs`]),
+//! and the same two give the same plan, cell ids, seeds and order.
+//!
+//! # Order
+//! Scenarios follow each other as written, `main` first. Within a scenario the link is set once:
+//! all cells of one link and data set form a [`Group`], and every cell of a group makes the same
+//! requests. Requests are cut into blocks of `workload.block_requests`. With `abba`, the first
+//! block is made by the cells in the order A B C, the second in the order C B A, the third again
+//! A B C: a drift of the machine (heat, a noisy neighbour) then touches every cell alike, and no
+//! system is measured wholly before another. Each cell's warm-up requests come before its first
+//! block, in the order A B C.
+
+mod cell;
+mod describe;
+mod estimate;
+mod inputs;
+mod order;
+mod seeds;
+mod shard;
+
+pub use cell::Cell;
+pub use describe::describe;
+pub use estimate::{Estimate, KvEstimator};
+pub use inputs::{BridgeFile, DatasetDraw, Inputs};
+pub use order::{Block, Group, Plan, PlanError, PlannedRequest};
+pub use seeds::Seeds;
+pub use shard::{Shard, ShardError};

@@ -1,0 +1,578 @@
+//! The results folder of one run.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File, TryLockError};
+use std::path::{Path, PathBuf};
+
+use celslm_reports::Sample;
+use serde::{Deserialize, Serialize};
+
+use super::samples::{CellSamples, append};
+use super::{StoreError, changed_keys};
+use crate::config::Config;
+use crate::environment::Environment;
+use crate::manifest::Manifest;
+use crate::plan::Plan;
+
+const MANIFEST: &str = "manifest.json";
+const CONFIG: &str = "config.resolved.toml";
+const ENVIRONMENT: &str = "environment.json";
+const CALIBRATION: &str = "calibration.json";
+const LOCK: &str = ".lock";
+
+/// Most earlier runs that are kept beside each other under numbered names.
+const MAX_EARLIER: u32 = 9999;
+
+/// A results folder that this process alone writes to.
+#[derive(Debug)]
+pub struct Store {
+    dir: PathBuf,
+    done: BTreeMap<String, BTreeSet<u64>>,
+    /// Released when the store is dropped, by the kernel at the latest.
+    _lock: File,
+}
+
+/// How a store was opened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Opened {
+    /// The folder is new.
+    New,
+    /// An earlier run was moved to this folder, untouched.
+    MovedAside(PathBuf),
+    /// The run goes on.
+    Resumed {
+        /// Requests that have their sample already.
+        samples: usize,
+        /// Cells whose file ended in a torn line, which was cut off.
+        repaired: Vec<String>,
+    },
+}
+
+/// `failure.json` of a cell that could not be run at all. Requests that fail are samples.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CellFailure {
+    /// Version of this shape.
+    pub schema_version: u32,
+    /// The cell.
+    pub cell_id: String,
+    /// Execution index of the first request that was not made.
+    pub order: u64,
+    /// Kind of the failure, a word such as `link` or `prepare`.
+    pub kind: String,
+    /// The message, with its causes.
+    pub error: String,
+    /// Wall-clock time, UTC.
+    pub at: String,
+}
+
+/// A JSON file's content with the version of its shape.
+#[derive(Serialize)]
+struct Versioned<'a, T> {
+    schema_version: u32,
+    #[serde(flatten)]
+    content: &'a T,
+}
+
+impl Store {
+    /// Opens the folder for a new run. An earlier run in it is moved aside to `<dir>.1`, `.2`, …
+    ///
+    /// # Errors
+    /// [`StoreError::Busy`] while another process writes to it, [`StoreError::NotResults`] when
+    /// the folder holds something that is no run.
+    pub fn create(dir: &Path) -> Result<(Self, Opened), StoreError> {
+        let mut opened = Opened::New;
+        if fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some()) {
+            // Only a run's folder may be moved: --out could point anywhere.
+            if !dir.join(LOCK).exists() && !dir.join(MANIFEST).exists() {
+                return Err(StoreError::NotResults { dir: dir.to_owned() });
+            }
+            let lock = lock(dir)?;
+            let aside = free_name(dir)?;
+            fs::rename(dir, &aside).map_err(StoreError::io("move aside", dir))?;
+            drop(lock);
+            opened = Opened::MovedAside(aside);
+        }
+        fs::create_dir_all(dir.join("cells")).map_err(StoreError::io("make", dir))?;
+        let store = Self {
+            dir: dir.to_owned(),
+            done: BTreeMap::new(),
+            _lock: lock(dir)?,
+        };
+        Ok((store, opened))
+    }
+
+    /// Opens the folder to go on with `plan`. A folder that does not exist, or in which a run
+    /// died before its first sample, is the same as a new one.
+    ///
+    /// # Errors
+    /// [`StoreError::Changed`] with the changed keys when the folder belongs to another plan, and
+    /// what [`Store::create`] refuses. Sample files with lines that are not samples of the plan.
+    pub fn resume(
+        dir: &Path,
+        resolved: &Config,
+        plan: &Plan,
+    ) -> Result<(Self, Opened), StoreError> {
+        if !dir.join(MANIFEST).exists() {
+            return Self::create(dir);
+        }
+        let lock = lock(dir)?;
+        let earlier = read_manifest(dir)?;
+        if earlier.plan_hash != plan.hash {
+            return Err(StoreError::Changed {
+                dir: dir.to_owned(),
+                what: difference(dir, resolved)?,
+            });
+        }
+        let mut planned: BTreeMap<&str, BTreeSet<u64>> = BTreeMap::new();
+        for block in &plan.blocks {
+            planned
+                .entry(&plan.cells[block.cell].id)
+                .or_default()
+                .extend(block.requests.iter().map(|request| request.order));
+        }
+        let mut store = Self {
+            dir: dir.to_owned(),
+            done: BTreeMap::new(),
+            _lock: lock,
+        };
+        let mut samples = 0;
+        let mut repaired = Vec::new();
+        for (cell, orders) in planned {
+            let found = CellSamples::repair(&store.samples_path(cell), cell)?;
+            if found.torn_bytes > 0 {
+                repaired.push(cell.to_owned());
+            }
+            for sample in &found.samples {
+                if !orders.contains(&sample.order) {
+                    return Err(StoreError::Unplanned {
+                        cell: cell.to_owned(),
+                        message: format!("the plan has no request {} in it", sample.order),
+                    });
+                }
+                samples += 1;
+                store.mark(cell, sample.order);
+            }
+        }
+        Ok((store, Opened::Resumed { samples, repaired }))
+    }
+
+    /// The folder.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The folder of a cell.
+    #[must_use]
+    pub fn cell_dir(&self, cell: &str) -> PathBuf {
+        self.dir.join("cells").join(cell)
+    }
+
+    /// Whether the request at `order` has its sample already.
+    #[must_use]
+    pub fn has(&self, cell: &str, order: u64) -> bool {
+        self.done.get(cell).is_some_and(|orders| orders.contains(&order))
+    }
+
+    /// Samples in the folder.
+    #[must_use]
+    pub fn samples(&self) -> usize {
+        self.done.values().map(BTreeSet::len).sum()
+    }
+
+    /// Appends a sample to its cell, at once.
+    ///
+    /// # Errors
+    /// A sample that contradicts itself or is there already, and a full or read-only disk.
+    pub fn append(&mut self, sample: &Sample) -> Result<(), StoreError> {
+        let cell = &sample.cell_id;
+        if self.has(cell, sample.order) {
+            return Err(StoreError::Unplanned {
+                cell: cell.clone(),
+                message: format!("request {} has its sample already", sample.order),
+            });
+        }
+        sample.validate().map_err(|message| StoreError::Malformed {
+            path: self.samples_path(cell),
+            message: format!("request {}: {message}", sample.order),
+        })?;
+        let dir = self.cell_dir(cell);
+        fs::create_dir_all(&dir).map_err(StoreError::io("make", &dir))?;
+        append(&self.samples_path(cell), sample)?;
+        self.mark(cell, sample.order);
+        Ok(())
+    }
+
+    /// Writes `manifest.json`.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`].
+    pub fn write_manifest(&self, manifest: &Manifest) -> Result<(), StoreError> {
+        write_json(&self.dir.join(MANIFEST), manifest)
+    }
+
+    /// The manifest in the folder.
+    ///
+    /// # Errors
+    /// A missing or malformed file.
+    pub fn manifest(&self) -> Result<Manifest, StoreError> {
+        read_manifest(&self.dir)
+    }
+
+    /// Writes `config.resolved.toml`.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`].
+    pub fn write_config(&self, resolved: &Config) -> Result<(), StoreError> {
+        let path = self.dir.join(CONFIG);
+        let text = toml::to_string_pretty(resolved).map_err(|error| malformed(&path, &error))?;
+        let head = "# The configuration of this run with every default and link written out. It can be run again.\n";
+        write_whole(&path, format!("{head}{text}").as_bytes())
+    }
+
+    /// Writes `environment.json`.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`].
+    pub fn write_environment(&self, environment: &Environment) -> Result<(), StoreError> {
+        write_json(&self.dir.join(ENVIRONMENT), environment)
+    }
+
+    /// Writes `calibration.json`: `content` must serialise as a struct or map, and gets its
+    /// `schema_version` here.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`], [`StoreError::Malformed`] for content of another shape.
+    pub fn write_calibration(&self, content: &impl Serialize) -> Result<(), StoreError> {
+        let versioned = Versioned {
+            schema_version: crate::SCHEMA_VERSION,
+            content,
+        };
+        write_json(&self.dir.join(CALIBRATION), &versioned)
+    }
+
+    /// Writes a cell's `failure.json`. A cell that fails again keeps the later one.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`].
+    pub fn write_failure(&self, failure: &CellFailure) -> Result<(), StoreError> {
+        let dir = self.cell_dir(&failure.cell_id);
+        fs::create_dir_all(&dir).map_err(StoreError::io("make", &dir))?;
+        write_json(&dir.join("failure.json"), failure)
+    }
+
+    fn samples_path(&self, cell: &str) -> PathBuf {
+        self.cell_dir(cell).join("samples.jsonl")
+    }
+
+    fn mark(&mut self, cell: &str, order: u64) {
+        self.done.entry(cell.to_owned()).or_default().insert(order);
+    }
+}
+
+/// Takes the folder's lock, without waiting.
+fn lock(dir: &Path) -> Result<File, StoreError> {
+    let path = dir.join(LOCK);
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .map_err(StoreError::io("make", &path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(StoreError::Busy { dir: dir.to_owned() }),
+        Err(TryLockError::Error(source)) => Err(StoreError::io("lock", &path)(source)),
+    }
+}
+
+/// The first of `<dir>.1`, `<dir>.2`, … that does not exist.
+fn free_name(dir: &Path) -> Result<PathBuf, StoreError> {
+    let base = dir.file_name().unwrap_or_default().to_string_lossy();
+    (1..=MAX_EARLIER)
+        .map(|n| dir.with_file_name(format!("{base}.{n}")))
+        .find(|path| !path.exists())
+        .ok_or_else(|| {
+            let full = std::io::Error::other(format!("{MAX_EARLIER} earlier runs are kept already"));
+            StoreError::io("move aside", dir)(full)
+        })
+}
+
+/// In words, why the plan of the folder is another one.
+fn difference(dir: &Path, resolved: &Config) -> Result<String, StoreError> {
+    let path = dir.join(CONFIG);
+    let text = fs::read_to_string(&path).map_err(StoreError::io("read", &path))?;
+    let old: toml::Table = toml::from_str(&text).map_err(|error| malformed(&path, &error))?;
+    let new = toml::Table::try_from(resolved).map_err(|error| malformed(&path, &error))?;
+    let changes = changed_keys(&old, &new);
+    Ok(if changes.is_empty() {
+        "the same configuration makes another plan, since a model file, a data file or the program has changed".to_owned()
+    } else {
+        format!("the configuration has changed: {}", changes.join("; "))
+    })
+}
+
+fn read_manifest(dir: &Path) -> Result<Manifest, StoreError> {
+    let path = dir.join(MANIFEST);
+    let bytes = fs::read(&path).map_err(StoreError::io("read", &path))?;
+    serde_json::from_slice(&bytes).map_err(|error| malformed(&path, &error))
+}
+
+fn malformed(path: &Path, error: &dyn std::fmt::Display) -> StoreError {
+    StoreError::Malformed {
+        path: path.to_owned(),
+        message: error.to_string(),
+    }
+}
+
+fn write_json(path: &Path, content: &impl Serialize) -> Result<(), StoreError> {
+    let mut bytes = serde_json::to_vec_pretty(content).map_err(|error| malformed(path, &error))?;
+    bytes.push(b'\n');
+    write_whole(path, &bytes)
+}
+
+/// Replaces a file in one step.
+fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
+    let mut partial = path.as_os_str().to_owned();
+    partial.push(".partial");
+    let partial = PathBuf::from(partial);
+    fs::write(&partial, bytes).map_err(StoreError::io("write", &partial))?;
+    fs::rename(&partial, path).map_err(StoreError::io("write", path))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+    use crate::fixture::{config, planned, sample};
+    use crate::manifest::RunState;
+    use crate::plan::Inputs;
+    use crate::store::resolved_config;
+
+    struct Run {
+        root: tempfile::TempDir,
+        config: Config,
+        inputs: Inputs,
+        plan: Plan,
+    }
+
+    impl Run {
+        fn new(sets: &[&str]) -> Self {
+            let config = config(sets);
+            let (inputs, plan) = planned(&config);
+            Self {
+                root: tempfile::tempdir().unwrap(),
+                config,
+                inputs,
+                plan,
+            }
+        }
+
+        fn dir(&self) -> PathBuf {
+            self.root.path().join("small")
+        }
+
+        fn resolved(&self) -> Config {
+            resolved_config(&self.config, &self.inputs)
+        }
+
+        /// Begins a run and records its first `count` requests.
+        fn begin(&self, count: usize) -> Store {
+            let (mut store, opened) = Store::create(&self.dir()).unwrap();
+            assert_eq!(opened, Opened::New);
+            store.write_config(&self.resolved()).unwrap();
+            let manifest = Manifest::new(&self.config, &self.inputs, &self.plan, None);
+            store.write_manifest(&manifest).unwrap();
+            store.write_environment(&manifest.environment).unwrap();
+            for (cell, request) in self.requests().take(count) {
+                store.append(&sample(cell, request)).unwrap();
+            }
+            store
+        }
+
+        fn requests(
+            &self,
+        ) -> impl Iterator<Item = (&crate::plan::Cell, &crate::plan::PlannedRequest)> {
+            self.plan.blocks.iter().flat_map(|block| {
+                let cell = &self.plan.cells[block.cell];
+                block.requests.iter().map(move |request| (cell, request))
+            })
+        }
+
+        fn resume(&self) -> Result<(Store, Opened), StoreError> {
+            Store::resume(&self.dir(), &self.resolved(), &self.plan)
+        }
+    }
+
+    #[test]
+    fn a_resumed_run_knows_what_it_has() {
+        let run = Run::new(&[]);
+        drop(run.begin(9));
+        let (mut store, opened) = run.resume().unwrap();
+        let repaired = Vec::new();
+        assert_eq!(opened, Opened::Resumed { samples: 9, repaired });
+        assert_eq!(store.samples(), 9);
+        for (index, (cell, request)) in run.requests().enumerate() {
+            assert_eq!(store.has(&cell.id, request.order), index < 9);
+        }
+        let (cell, request) = run.requests().next().unwrap();
+        let error = store.append(&sample(cell, request)).unwrap_err();
+        assert!(error.to_string().contains("has its sample already"), "{error}");
+    }
+
+    #[test]
+    fn a_torn_line_is_cut_off_and_its_request_made_again() {
+        let run = Run::new(&[]);
+        let store = run.begin(5);
+        let (cell, request) = run.requests().nth(5).unwrap();
+        let path = store.samples_path(&cell.id);
+        drop(store);
+        let whole = fs::read(&path).unwrap();
+        let line = serde_json::to_vec(&sample(cell, request)).unwrap();
+        let mut file = File::options().append(true).open(&path).unwrap();
+        file.write_all(&line[..line.len() / 2]).unwrap();
+        let (mut store, opened) = run.resume().unwrap();
+        let repaired = vec![cell.id.clone()];
+        assert_eq!(opened, Opened::Resumed { samples: 5, repaired });
+        assert_eq!(fs::read(&path).unwrap(), whole);
+        store.append(&sample(cell, request)).unwrap();
+        drop(store);
+        let (store, _) = run.resume().unwrap();
+        assert_eq!(store.samples(), 6);
+    }
+
+    #[test]
+    fn a_whole_line_without_its_newline_counts() {
+        let run = Run::new(&[]);
+        let store = run.begin(1);
+        let (cell, _) = run.requests().next().unwrap();
+        let path = store.samples_path(&cell.id);
+        drop(store);
+        let mut bytes = fs::read(&path).unwrap();
+        assert_eq!(bytes.pop(), Some(b'\n'));
+        fs::write(&path, &bytes).unwrap();
+        let (store, _) = run.resume().unwrap();
+        assert_eq!(store.samples(), 1);
+        assert_eq!(fs::read(&path).unwrap().last(), Some(&b'\n'));
+    }
+
+    #[test]
+    fn a_damaged_line_is_an_error_with_its_place() {
+        let run = Run::new(&[]);
+        let store = run.begin(1);
+        let (cell, _) = run.requests().next().unwrap();
+        let path = store.samples_path(&cell.id);
+        drop(store);
+        let text = fs::read_to_string(&path).unwrap();
+        fs::write(&path, format!("{{}}\n{text}")).unwrap();
+        let error = run.resume().unwrap_err();
+        let cause = std::error::Error::source(&error).unwrap().to_string();
+        assert!(cause.contains("line 1"), "{error}: {cause}");
+    }
+
+    #[test]
+    fn a_changed_configuration_is_refused_by_its_key() {
+        let run = Run::new(&[]);
+        drop(run.begin(3));
+        let changed = Run {
+            root: tempfile::tempdir().unwrap(),
+            ..Run::new(&["generation.max_tokens=7", "grid.links=['none']"])
+        };
+        let error = Store::resume(&run.dir(), &changed.resolved(), &changed.plan).unwrap_err();
+        let message = error.to_string();
+        assert!(message.contains("generation.max_tokens: 32 → 7"), "{message}");
+        assert!(message.contains("grid.links: "), "{message}");
+        assert!(!message.contains("experiment"), "{message}");
+        assert_eq!(crate::exit::ExitCode::of(&error), crate::exit::ExitCode::Config);
+        // A changed link profile is a change too, though the experiment file is the same.
+        let mut inputs = run.inputs.clone();
+        let link = inputs.links.get_mut("slow-20m-60ms").unwrap();
+        link.downlink.rate_mbit = Some(21.0);
+        let plan = Plan::new(&run.config, &inputs).unwrap();
+        let resolved = resolved_config(&run.config, &inputs);
+        let error = Store::resume(&run.dir(), &resolved, &plan).unwrap_err();
+        let message = error.to_string();
+        assert!(message.contains("links.slow-20m-60ms.downlink.rate_mbit: 20.0 → 21.0"), "{message}");
+    }
+
+    #[test]
+    fn an_earlier_run_is_moved_aside_and_never_overwritten() {
+        let run = Run::new(&[]);
+        let mut kept = Vec::new();
+        for round in 1..=2 {
+            drop(run.begin(round));
+            let (store, opened) = Store::create(&run.dir()).unwrap();
+            let aside = run.root.path().join(format!("small.{round}"));
+            assert_eq!(opened, Opened::MovedAside(aside.clone()));
+            drop(store);
+            fs::remove_dir_all(run.dir()).unwrap();
+            kept.push(aside);
+        }
+        for (aside, samples) in kept.iter().zip([1, 2]) {
+            let (store, _) = Store::resume(aside, &run.resolved(), &run.plan).unwrap();
+            assert_eq!(store.samples(), samples);
+        }
+    }
+
+    #[test]
+    fn foreign_folders_and_running_runs_are_left_alone() {
+        let run = Run::new(&[]);
+        let foreign = run.root.path().join("foreign");
+        fs::create_dir(&foreign).unwrap();
+        fs::write(foreign.join("thesis.tex"), "x").unwrap();
+        let error = Store::create(&foreign).unwrap_err();
+        assert!(matches!(error, StoreError::NotResults { .. }), "{error}");
+        assert!(foreign.join("thesis.tex").exists());
+        let held = run.begin(1);
+        assert!(matches!(Store::create(&run.dir()), Err(StoreError::Busy { .. })));
+        assert!(matches!(run.resume(), Err(StoreError::Busy { .. })));
+        drop(held);
+        assert!(run.resume().is_ok());
+    }
+
+    #[test]
+    fn resuming_nothing_begins_anew() {
+        let run = Run::new(&[]);
+        let (store, opened) = run.resume().unwrap();
+        assert_eq!((store.samples(), opened), (0, Opened::New));
+    }
+
+    #[test]
+    fn every_file_carries_the_version() {
+        let run = Run::new(&[]);
+        let store = run.begin(1);
+        let (cell, _) = run.requests().next().unwrap();
+        store
+            .write_calibration(&std::collections::BTreeMap::from([("none", 1.5)]))
+            .unwrap();
+        let failure = CellFailure {
+            schema_version: crate::SCHEMA_VERSION,
+            cell_id: cell.id.clone(),
+            order: 3,
+            kind: "prepare".into(),
+            error: "x".into(),
+            at: crate::clock::utc(),
+        };
+        store.write_failure(&failure).unwrap();
+        let cell_dir = store.cell_dir(&cell.id);
+        for path in [
+            run.dir().join(MANIFEST),
+            run.dir().join(ENVIRONMENT),
+            run.dir().join(CALIBRATION),
+            cell_dir.join("failure.json"),
+            cell_dir.join("samples.jsonl"),
+        ] {
+            let value: serde_json::Value =
+                serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+            assert_eq!(value["schema_version"], 1, "{}", path.display());
+        }
+        let text = fs::read_to_string(run.dir().join(CONFIG)).unwrap();
+        assert_eq!(crate::fixture::parse(&text, &[]).unwrap(), run.resolved());
+        let mut manifest = store.manifest().unwrap();
+        manifest.end(RunState::Complete);
+        store.write_manifest(&manifest).unwrap();
+        assert_eq!(store.manifest().unwrap(), manifest);
+        assert!(manifest.sessions[0].ended_at.is_some());
+    }
+}

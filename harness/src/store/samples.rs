@@ -1,0 +1,82 @@
+//! `cells/<cell-id>/samples.jsonl`: one line per request, appended as it ends.
+
+use std::collections::BTreeSet;
+use std::fs::{self, OpenOptions};
+use std::io::Write as _;
+use std::path::Path;
+
+use celslm_reports::{Sample, read_samples};
+
+use super::StoreError;
+
+/// What a cell already has.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct CellSamples {
+    /// The samples, in the order in which they were written.
+    pub samples: Vec<Sample>,
+    /// Bytes of a torn last line that was cut off.
+    pub torn_bytes: usize,
+}
+
+impl CellSamples {
+    /// Reads a cell's samples and repairs the end of its file: a line that a kill tore is cut
+    /// off, and a whole line that lacks only its newline gets it.
+    pub(super) fn repair(path: &Path, cell: &str) -> Result<Self, StoreError> {
+        if !path.exists() {
+            return Ok(Self::default());
+        }
+        let file = read_samples(path).map_err(|source| StoreError::Samples {
+            cell: cell.to_owned(),
+            source,
+        })?;
+        let bytes = fs::read(path).map_err(StoreError::io("read", path))?;
+        if file.torn_bytes > 0 {
+            let whole = (bytes.len() - file.torn_bytes) as u64;
+            OpenOptions::new()
+                .write(true)
+                .open(path)
+                .and_then(|f| f.set_len(whole))
+                .map_err(StoreError::io("cut the torn line of", path))?;
+        } else if bytes.last().is_some_and(|&byte| byte != b'\n') {
+            OpenOptions::new()
+                .append(true)
+                .open(path)
+                .and_then(|mut f| f.write_all(b"\n"))
+                .map_err(StoreError::io("end the last line of", path))?;
+        }
+        let mut orders = BTreeSet::new();
+        for sample in &file.samples {
+            if sample.cell_id != cell {
+                return Err(StoreError::Unplanned {
+                    cell: cell.to_owned(),
+                    message: format!("its file holds a sample of cell {}", sample.cell_id),
+                });
+            }
+            if !orders.insert(sample.order) {
+                return Err(StoreError::Unplanned {
+                    cell: cell.to_owned(),
+                    message: format!("two samples have the order {}", sample.order),
+                });
+            }
+        }
+        Ok(Self {
+            samples: file.samples,
+            torn_bytes: file.torn_bytes,
+        })
+    }
+}
+
+/// Appends one sample as one line, in a single write.
+pub(super) fn append(path: &Path, sample: &Sample) -> Result<(), StoreError> {
+    let mut line = serde_json::to_vec(sample).map_err(|error| StoreError::Malformed {
+        path: path.to_owned(),
+        message: error.to_string(),
+    })?;
+    line.push(b'\n');
+    OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(path)
+        .and_then(|mut file| file.write_all(&line))
+        .map_err(StoreError::io("append to", path))
+}

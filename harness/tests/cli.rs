@@ -1,0 +1,127 @@
+//! The command line from outside: help, dry run, errors and exit codes.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+/// Runs the binary in the repository's root, with a model store that is empty.
+fn celslm(arguments: &[&str]) -> Output {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let store = Path::new(env!("CARGO_TARGET_TMPDIR")).join("no-models");
+    Command::new(env!("CARGO_BIN_EXE_celslm"))
+        .args(arguments)
+        .current_dir(root)
+        .env("CELSLM_MODELS", store)
+        .env("CELSLM_OFFLINE", "1")
+        .env_remove("CELSLM_DATA")
+        .output()
+        .expect("the binary runs")
+}
+
+fn stdout(arguments: &[&str]) -> String {
+    let output = celslm(arguments);
+    assert!(output.status.success(), "{arguments:?}: {output:?}");
+    String::from_utf8(output.stdout).expect("utf-8")
+}
+
+/// Exit code and standard error of a command that fails.
+fn failure(arguments: &[&str]) -> (i32, String) {
+    let output = celslm(arguments);
+    let code = output.status.code().expect("an exit code");
+    assert_ne!(code, 0, "{arguments:?}");
+    (code, String::from_utf8(output.stderr).expect("utf-8"))
+}
+
+#[test]
+fn help_teaches() {
+    insta::assert_snapshot!("help", stdout(&["--help"]));
+    for command in ["run", "models", "link", "report", "doctor", "ls"] {
+        insta::assert_snapshot!(format!("help_{command}"), stdout(&[command, "--help"]));
+    }
+}
+
+#[test]
+fn a_dry_run_shows_the_plan_and_writes_nothing() {
+    let out = tempfile::tempdir().expect("a folder");
+    let dir = out.path().join("results");
+    let dir = dir.to_str().expect("utf-8");
+    let text = stdout(&["run", "smoke", "--dry-run", "--out", dir]);
+    for part in ["experiment smoke", "edge_only", "cloud_only", "ce_lslm", "order: 1 2 3"] {
+        assert!(text.contains(part), "{text}");
+    }
+    assert!(!Path::new(dir).exists());
+    // The same experiment by path, with an override.
+    let path = "configs/experiments/smoke.toml";
+    let set = "experiment.title='another heading'";
+    let by_path = stdout(&["run", path, "--dry-run", "--set", set]);
+    assert!(by_path.contains("another heading"), "{by_path}");
+}
+
+#[test]
+fn mistakes_in_the_configuration_end_with_2() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let file = dir.path().join("mine.toml");
+    let path = file.to_str().expect("utf-8");
+    let cases: [(&str, &[&str], &str); 9] = [
+        ("[experiment]\nname = 'x'\n[grid]\nlink = ['none']\n", &[], "mine.toml:4:1: unknown field `link`"),
+        ("[experiment]\nname = 'x'\n[grid]\nsystems = ['edge']\n", &[], "mine.toml:4:12: unknown system `edge`; known: edge_only"),
+        ("[experiment]\nname = 'x'\n[grid]\nlinks = ['lan']\n", &[], "mine.toml:4:10: grid.links.0: unknown link `lan`; known: "),
+        ("[experiment]\nname = 'x'\n[models]\nedge = 'gpt'\n", &[], "mine.toml:4:8: models.edge: unknown model `gpt`; known: "),
+        ("[experiment]\nname = 'x'\n", &["--set", "grid.codec=1"], "--set grid.codec=1: unknown field `codec`"),
+        ("[experiment]\nname = 'x'\n", &["--set", "grid.links=['lan']"], "--set grid.links=['lan']: grid.links.0: unknown link `lan`"),
+        ("[experiment]\nname = 'x'\n", &["--set", "oops"], "no `=`"),
+        ("[experiment]\nname = 'x'\n", &["--shard", "3/2"], "names no shard"),
+        ("[experiment]\nname = 'x'\n", &["--set", "grid.datasets=[{ embedded = { documents = 999 } }]"], "draw 999 documents"),
+    ];
+    for (text, arguments, part) in cases {
+        std::fs::write(&file, text).expect("write");
+        let mut all = vec!["run", path, "--dry-run"];
+        all.extend(arguments);
+        let (code, error) = failure(&all);
+        assert_eq!(code, 2, "{error}");
+        assert!(error.contains(part), "{error}\nlacks {part}");
+    }
+    let (code, error) = failure(&["run", "no-such-experiment", "--dry-run"]);
+    assert_eq!(code, 2, "{error}");
+    assert!(error.contains("known experiments: example, quick, smoke"), "{error}");
+}
+
+#[test]
+fn a_wrong_command_line_ends_with_2() {
+    for arguments in [&["fly"][..], &["run"], &["ls", "planets"], &["models", "fetch", "gpt-5"]] {
+        let (code, error) = failure(arguments);
+        assert_eq!(code, 2, "{arguments:?}: {error}");
+    }
+}
+
+#[test]
+fn what_the_machine_lacks_ends_with_4() {
+    let set = "grid.datasets=[{ squad = { path = 'quality/xquad.en.json' } }]";
+    let (code, error) = failure(&["run", "smoke", "--dry-run", "--set", set]);
+    assert_eq!(code, 4, "{error}");
+    assert!(error.contains("no data folder is set"), "{error}");
+    let (code, error) = failure(&["models", "verify", "smollm2-135m-instruct-q4_1"]);
+    assert_eq!(code, 4, "{error}");
+    assert!(error.contains("celslm models fetch smollm2-135m-instruct-q4_1"), "{error}");
+}
+
+#[test]
+fn a_folder_that_no_run_wrote_makes_no_report() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (code, error) = failure(&["report", dir.path().to_str().expect("utf-8")]);
+    assert_eq!(code, 2, "{error}");
+    assert!(error.contains("not a results folder"), "{error}");
+}
+
+#[test]
+fn every_registry_is_listed() {
+    let all = stdout(&["ls"]);
+    for entry in ["edge_only", "group_quant", "layerwise", "userspace", "embedded", "metro-100m-20ms", "qwen2.5", "quick"] {
+        assert!(all.contains(entry), "{entry} is missing in\n{all}");
+    }
+    let systems = stdout(&["ls", "systems"]);
+    assert!(systems.contains("ce_lslm") && !systems.contains("group_quant"), "{systems}");
+    let profiles = stdout(&["link", "profiles"]);
+    assert!(profiles.contains("slow-20m-60ms") && profiles.contains("60 ms"), "{profiles}");
+    let models = stdout(&["models", "ls"]);
+    assert!(models.contains("absent"), "{models}");
+}

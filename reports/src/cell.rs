@@ -1,0 +1,182 @@
+//! Cells and their samples, as read back from a results folder.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::ReportError;
+use crate::frame::{self, CellSummary};
+use crate::sample::{Sample, read_samples};
+
+/// What tells one cell of a run from another: the identity columns of every
+/// table.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CellIdentity {
+    /// Id of the cell, also its folder's name.
+    pub cell_id: String,
+    /// Named scenario.
+    pub scenario: String,
+    /// System under test.
+    pub system: String,
+    /// Link profile.
+    pub link: String,
+    /// Alignment.
+    pub alignment: String,
+    /// Mapping of the alignment.
+    pub mapping: String,
+    /// Codec chain.
+    pub codec: String,
+    /// Schedule of the hand-off.
+    pub schedule: String,
+    /// Data set.
+    pub dataset: String,
+    /// Cache contract.
+    pub contract: String,
+    /// What computed it: live, replayed or simulated.
+    pub compute: String,
+}
+
+impl CellIdentity {
+    /// The identity that a sample states.
+    #[must_use]
+    pub fn of(sample: &Sample) -> Self {
+        Self {
+            cell_id: sample.cell_id.clone(),
+            scenario: sample.scenario.clone(),
+            system: sample.system.clone(),
+            link: sample.link.clone(),
+            alignment: sample.alignment.clone(),
+            mapping: sample.mapping.clone(),
+            codec: sample.codec.clone(),
+            schedule: sample.schedule.clone(),
+            dataset: sample.dataset.clone(),
+            contract: sample.contract.clone(),
+            compute: sample.compute.clone(),
+        }
+    }
+
+    /// An identity of which only the folder is known.
+    fn of_folder(cell_id: &str) -> Self {
+        let unknown = || "unknown".to_owned();
+        Self {
+            cell_id: cell_id.to_owned(),
+            scenario: unknown(),
+            system: unknown(),
+            link: unknown(),
+            alignment: unknown(),
+            mapping: unknown(),
+            codec: unknown(),
+            schedule: unknown(),
+            dataset: unknown(),
+            contract: unknown(),
+            compute: unknown(),
+        }
+    }
+}
+
+/// Why a cell as a whole has no or not all samples: `cells/<cell-id>/failure.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CellFailure {
+    /// Version of this shape.
+    pub schema_version: u32,
+    /// The cell.
+    pub cell_id: String,
+    /// Kind of the failure.
+    pub error_kind: String,
+    /// Message of the failure.
+    pub error: String,
+}
+
+/// One cell with everything that is known about it.
+#[derive(Debug, Clone)]
+pub(crate) struct Cell {
+    pub(crate) identity: CellIdentity,
+    pub(crate) samples: Vec<Sample>,
+    pub(crate) summary: CellSummary,
+    pub(crate) failure: Option<String>,
+    pub(crate) torn_bytes: usize,
+}
+
+impl Cell {
+    /// Reads one cell's folder and writes its `samples.parquet`. A folder or
+    /// file that is not there is a cell that has not run.
+    pub(crate) fn read(
+        results: &Path,
+        cell_id: &str,
+        planned: Option<&CellIdentity>,
+    ) -> Result<Self, ReportError> {
+        let folder = results.join("cells").join(cell_id);
+        let path = folder.join("samples.jsonl");
+        let (samples, torn_bytes) = if path.exists() {
+            let file = read_samples(&path)?;
+            (file.samples, file.torn_bytes)
+        } else {
+            (Vec::new(), 0)
+        };
+        let identity = planned.cloned().unwrap_or_else(|| {
+            samples
+                .first()
+                .map_or_else(|| CellIdentity::of_folder(cell_id), CellIdentity::of)
+        });
+        if let Some(index) = samples
+            .iter()
+            .position(|s| CellIdentity::of(s) != identity)
+        {
+            return Err(ReportError::BadSample {
+                path,
+                line: index + 1,
+                reason: format!(
+                    "sample {} of the file belongs to another cell (`{}` on `{}`, cell `{}`)",
+                    index + 1,
+                    samples[index].system,
+                    samples[index].link,
+                    samples[index].cell_id
+                ),
+            });
+        }
+        let failure = read_failure(&folder.join("failure.json"))?;
+        let frame = frame::samples_frame(&samples)?;
+        let summary = frame::summarise(&samples, &frame)?;
+        if !samples.is_empty() {
+            frame::write_parquet(frame, &folder.join("samples.parquet"), "samples")?;
+        }
+        Ok(Self {
+            identity,
+            samples,
+            summary,
+            failure,
+            torn_bytes,
+        })
+    }
+
+    /// Answered requests that are no warm-ups.
+    pub(crate) fn measured(&self) -> impl Iterator<Item = &Sample> {
+        self.samples.iter().filter(|s| s.measured())
+    }
+
+    /// Whether the latencies may be drawn and compared: something was answered,
+    /// and the link kept to its target.
+    pub(crate) fn comparable(&self) -> bool {
+        self.summary.ok > 0 && !self.summary.degraded
+    }
+}
+
+/// The failure in words. Another shape than [`CellFailure`] is shown as it is,
+/// as a report about a failed run must not fail over it.
+fn read_failure(path: &Path) -> Result<Option<String>, ReportError> {
+    let text = match std::fs::read(path) {
+        Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => {
+            return Err(ReportError::Read {
+                path: path.to_owned(),
+                source,
+            });
+        }
+    };
+    Ok(Some(match serde_json::from_str::<CellFailure>(&text) {
+        Ok(failure) => format!("{}: {}", failure.error_kind, failure.error),
+        Err(_) => text.split_whitespace().collect::<Vec<_>>().join(" "),
+    }))
+}

@@ -1,0 +1,82 @@
+//! `depth`: layers at the same relative depth belong together.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::{AlignError, Alignment};
+use crate::ident::ModelFingerprint;
+
+/// Target layer `i` of `Lt` is fed by the source layer `j` of `Ls` with the least
+/// `|i / (Lt - 1) - j / (Ls - 1)|`, the lower one on a tie. Keys and values go through a ridge
+/// [`Bridge`](super::Bridge).
+///
+/// Needs no data to choose layers, and loses to measured alignments where two models do their
+/// work at different depths.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Depth {
+    /// The bridge file; the default bridge of the model pair if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bridge: Option<PathBuf>,
+}
+
+impl Depth {
+    pub(super) const NAME: &str = "depth";
+}
+
+impl Alignment for Depth {
+    fn id(&self) -> &'static str {
+        Self::NAME
+    }
+
+    fn check_models(
+        &self,
+        _source: &ModelFingerprint,
+        _target: &ModelFingerprint,
+    ) -> Result<(), AlignError> {
+        Ok(())
+    }
+
+    fn layer_map(
+        &self,
+        num_source_layers: usize,
+        num_target_layers: usize,
+    ) -> Result<Vec<Vec<usize>>, AlignError> {
+        let (Some(last_source), Some(last_target)) =
+            (num_source_layers.checked_sub(1), num_target_layers.checked_sub(1))
+        else {
+            let alignment = Self::NAME;
+            return Err(AlignError::LayerCounts { alignment, num_source_layers, num_target_layers });
+        };
+        // Multiplied out to integers, so that ties are exact. A model of one layer is at depth 0.
+        let distance = |i: usize, j: usize| {
+            (i as u128 * last_source as u128).abs_diff(j as u128 * last_target as u128)
+        };
+        let nearest = |i| (0..num_source_layers).min_by_key(|j| distance(i, *j)).into_iter();
+        Ok((0..num_target_layers).map(|i| nearest(i).collect()).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(source: usize, target: usize) -> Vec<usize> {
+        Depth::default().layer_map(source, target).unwrap().concat()
+    }
+
+    #[test]
+    fn ends_meet_and_ties_go_down() {
+        assert_eq!(map(3, 2), [0, 2]);
+        assert_eq!(map(2, 3), [0, 0, 1], "the middle is as near to both");
+        assert_eq!(map(4, 3), [0, 1, 3], "1/2 is as near to 1/3 as to 2/3");
+        assert_eq!(map(5, 1), [0]);
+        assert_eq!(map(1, 3), [0, 0, 0]);
+        let default_pair = map(28, 24);
+        assert_eq!(default_pair[..3], [0, 1, 2]);
+        assert_eq!(default_pair[12], 14);
+        assert_eq!(default_pair[23], 27);
+        assert!(default_pair.is_sorted());
+    }
+}

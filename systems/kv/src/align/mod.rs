@@ -1,0 +1,243 @@
+//! Alignment and mapping: one model's KV made usable in another.
+//!
+//! An alignment says which source layers feed which target layer ([`Alignment::layer_map`]); a
+//! mapping turns their keys and values into the target's. The fitted pair is a [`Bridge`].
+//!
+//! To add an alignment: one file with a type that implements [`Alignment`], one `mod` line
+//! here, one variant in [`AlignmentConfig`] and one line in [`registry`].
+
+mod bridge;
+mod config;
+mod depth;
+mod fitter;
+mod identity;
+mod moments;
+mod registry;
+pub mod ridge;
+
+pub use bridge::{
+    Bridge, BridgeEnd, BridgeError, BridgeManifest, LayerFit, LayerWeights, MAX_BRIDGE_BYTES,
+};
+pub use config::AlignmentConfig;
+pub use depth::Depth;
+pub use fitter::{BridgeFitter, FitOptions, Split};
+pub use identity::Identity;
+pub use moments::Moments;
+pub use registry::{AlignmentEntry, names, registry};
+pub use ridge::Affine;
+
+use std::fmt::Debug;
+
+use crate::block::KvError;
+use crate::ident::ModelFingerprint;
+
+/// Why layers could not be aligned, a map not be fitted, or a block not be mapped.
+#[derive(Debug, thiserror::Error)]
+pub enum AlignError {
+    /// The name of no alignment.
+    #[error("no alignment is called {name:?}; known are {}", known.join(", "))]
+    Unknown {
+        /// What was asked for, cut to 80 characters.
+        name: String,
+        /// What exists.
+        known: Vec<&'static str>,
+    },
+    /// `identity` between different models.
+    #[error(
+        "alignment identity needs one model at both ends, found {source_model} at the cloud and \
+         {target_model} at the edge; use depth, or let the cloud host the edge's model"
+    )]
+    DifferentModels {
+        /// Fingerprint of the model that computed the KV.
+        source_model: ModelFingerprint,
+        /// Fingerprint of the model that is to use it.
+        target_model: ModelFingerprint,
+    },
+    /// Numbers of layers that the alignment cannot relate.
+    #[error("alignment {alignment} cannot map {num_source_layers} to {num_target_layers} layers")]
+    LayerCounts {
+        /// Alignment id.
+        alignment: &'static str,
+        /// Layers of the source.
+        num_source_layers: usize,
+        /// Layers of the target.
+        num_target_layers: usize,
+    },
+    /// A layer map that does not cover the target or names layers that do not exist.
+    #[error("the layer map is malformed: {reason}")]
+    LayerMap {
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Rows of another width, or another number of rows, than declared.
+    #[error("expected rows of {expected} numbers, found {found} numbers for {rows} rows")]
+    Rows {
+        /// Numbers per row.
+        expected: usize,
+        /// Number of rows that both sides must have.
+        rows: usize,
+        /// Numbers found.
+        found: usize,
+    },
+    /// A NaN or an infinity in calibration data or in a block to map.
+    #[error("{what} hold a NaN or an infinity")]
+    NotFinite {
+        /// Which numbers.
+        what: String,
+    },
+    /// Too little calibration data.
+    #[error("{what}: {found} found, at least {needed} are needed; calibrate on more text")]
+    TooLittleData {
+        /// What there is too little of.
+        what: &'static str,
+        /// How much there is.
+        found: u64,
+        /// How much is needed.
+        needed: u64,
+    },
+    /// The normal equations have no stable solution.
+    #[error("the ridge equations are singular at lambda {lambda}; use a larger one or more text")]
+    Singular {
+        /// Relative regularisation.
+        lambda: f64,
+    },
+    /// A parameter outside its range.
+    #[error("{name} = {value} is not possible, use {allowed}")]
+    Parameter {
+        /// Parameter.
+        name: &'static str,
+        /// Its value.
+        value: f64,
+        /// What is allowed.
+        allowed: &'static str,
+    },
+    /// A block that does not suit.
+    #[error("the {end} block does not suit: expected {expected}, found {found}")]
+    Block {
+        /// `source` or `target`.
+        end: &'static str,
+        /// What is needed.
+        expected: String,
+        /// What was given.
+        found: String,
+    },
+    /// A block could not be built.
+    #[error(transparent)]
+    Kv(#[from] KvError),
+}
+
+/// Which source layers feed which target layer.
+pub trait Alignment: Debug + Send + Sync {
+    /// Name in configs, samples and bridges.
+    fn id(&self) -> &'static str;
+
+    /// Checks that the alignment can relate these two models at all.
+    ///
+    /// # Errors
+    /// [`AlignError::DifferentModels`].
+    fn check_models(
+        &self,
+        source: &ModelFingerprint,
+        target: &ModelFingerprint,
+    ) -> Result<(), AlignError>;
+
+    /// For every target layer its source layers, at least one each. The order of a layer's
+    /// sources is the order in which their channels are concatenated.
+    ///
+    /// # Errors
+    /// [`AlignError::LayerCounts`].
+    fn layer_map(
+        &self,
+        num_source_layers: usize,
+        num_target_layers: usize,
+    ) -> Result<Vec<Vec<usize>>, AlignError>;
+}
+
+/// Checks a layer map against two numbers of layers.
+fn check_layer_map(
+    map: &[Vec<usize>],
+    num_source_layers: usize,
+    num_target_layers: usize,
+) -> Result<(), AlignError> {
+    let malformed = |reason| Err(AlignError::LayerMap { reason });
+    if map.len() != num_target_layers {
+        return malformed(format!("{} entries for {num_target_layers} target layers", map.len()));
+    }
+    for (layer, sources) in map.iter().enumerate() {
+        if sources.is_empty() {
+            return malformed(format!("target layer {layer} has no source"));
+        }
+        if sources.len() > num_source_layers {
+            return malformed(format!("target layer {layer} has a source twice"));
+        }
+        if let Some(source) = sources.iter().find(|source| **source >= num_source_layers) {
+            return malformed(format!(
+                "target layer {layer} names source layer {source} of {num_source_layers}"
+            ));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod conformance {
+    use super::*;
+
+    #[test]
+    fn entries_are_complete_and_configs_round_trip() {
+        let mut names = names();
+        for entry in registry() {
+            assert!(!entry.summary.is_empty() && !entry.source.is_empty());
+            let config = (entry.example)();
+            assert_eq!(config.to_string(), entry.name);
+            assert_eq!(config.method().id(), entry.name);
+            let by_name: AlignmentConfig = entry.name.parse().unwrap();
+            assert_eq!(by_name.to_string(), entry.name);
+            let json = serde_json::to_string(&config).unwrap();
+            assert_eq!(serde_json::from_str::<AlignmentConfig>(&json).unwrap(), config);
+        }
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), registry().len());
+    }
+
+    #[test]
+    fn every_target_layer_is_covered() {
+        for entry in registry() {
+            let method = (entry.example)().method();
+            for target in 1..40 {
+                for source in 1..40 {
+                    match method.layer_map(source, target) {
+                        Ok(map) => check_layer_map(&map, source, target).unwrap(),
+                        Err(error) => {
+                            assert_ne!(source, target, "{}: {error}", entry.name);
+                            assert!(matches!(error, AlignError::LayerCounts { .. }));
+                        }
+                    }
+                }
+                let own = method.layer_map(target, target).unwrap();
+                let straight: Vec<_> = (0..target).map(|layer| vec![layer]).collect();
+                assert_eq!(own, straight, "{} between equal depths", entry.name);
+            }
+            assert!(method.layer_map(0, 3).is_err());
+            assert!(method.layer_map(3, 0).is_err());
+        }
+    }
+
+    #[test]
+    fn equal_models_suit_every_alignment() {
+        let model = ModelFingerprint::from_bytes([1; 32]);
+        for entry in registry() {
+            assert!((entry.example)().method().check_models(&model, &model).is_ok());
+        }
+    }
+
+    #[test]
+    fn malformed_maps_are_refused() {
+        assert!(check_layer_map(&[vec![0], vec![1, 0]], 2, 2).is_ok());
+        assert!(check_layer_map(&[vec![0]], 2, 2).is_err());
+        assert!(check_layer_map(&[vec![0], vec![]], 2, 2).is_err());
+        assert!(check_layer_map(&[vec![0], vec![2]], 2, 2).is_err());
+        assert!(check_layer_map(&[vec![0], vec![0, 1, 1]], 2, 2).is_err());
+    }
+}

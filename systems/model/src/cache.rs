@@ -1,0 +1,340 @@
+//! The open KV cache: an immutable prefix that any number of sequences share, and a private
+//! tail that grows.
+//!
+//! Both hold fp16. The pre-RoPE key, rounded to fp16, is the canonical value: the attention
+//! copy is the rotation of exactly that value, so KV that was computed here and KV that was
+//! computed elsewhere and imported uncompressed are the same bits.
+
+use crate::{ModelError, RotaryEmbedding};
+use celslm_kv::{KeyRope, KvBlock, KvShape, LayerKv, ModelFingerprint};
+use half::f16;
+use std::sync::{Arc, OnceLock};
+
+/// Whether a cache keeps pre-RoPE keys beside the rotated ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeyRetention {
+    /// Rotated keys only: enough to generate.
+    RotatedOnly,
+    /// Both: the cache can be read out as a [`KvBlock`].
+    PreRope,
+}
+
+/// Keys (rotated) and values of one layer, `[num_kv_heads, capacity, head_dim]` each, of which
+/// the first `len` tokens are valid.
+pub(crate) struct LayerSegment {
+    pub(crate) k: Vec<f16>,
+    pub(crate) v: Vec<f16>,
+    pub(crate) capacity: usize,
+    pub(crate) len: usize,
+}
+
+impl LayerSegment {
+    fn with_capacity(shape: KvShape, capacity: usize) -> Self {
+        let elements = shape.num_kv_heads * capacity * shape.head_dim;
+        Self { k: vec![f16::ZERO; elements], v: vec![f16::ZERO; elements], capacity, len: 0 }
+    }
+
+    fn bytes(&self) -> usize {
+        (self.k.len() + self.v.len()) * size_of::<f16>()
+    }
+}
+
+/// The KV of a context at positions `0..len`, shared by every sequence that continues it.
+///
+/// Layers may arrive one by one, in any order; a layer is set once.
+pub struct KvPrefix {
+    shape: KvShape,
+    len: usize,
+    layers: Vec<OnceLock<LayerSegment>>,
+}
+
+impl KvPrefix {
+    /// An empty prefix of `len` tokens whose layers are still to come.
+    pub fn new(shape: KvShape, len: usize) -> Self {
+        Self { shape, len, layers: (0..shape.num_layers).map(|_| OnceLock::new()).collect() }
+    }
+
+    /// Imports one layer: `layer_kv` is pre-RoPE, `[num_kv_heads, len, head_dim]`; its keys are
+    /// rotated at positions `0..len`.
+    ///
+    /// # Errors
+    /// [`ModelError::Kv`] for a wrong layer index or shape, or a layer that is already there.
+    pub fn set_layer(
+        &self,
+        layer: usize,
+        layer_kv: &LayerKv,
+        rope: &RotaryEmbedding,
+    ) -> Result<(), ModelError> {
+        let slot = self.layers.get(layer).ok_or_else(|| {
+            ModelError::Kv(format!("layer {layer} of a model with {} layers", self.layers.len()))
+        })?;
+        let elements = self.shape.num_kv_heads * self.len * self.shape.head_dim;
+        if layer_kv.k.len() != elements || layer_kv.v.len() != elements {
+            return Err(ModelError::Kv(format!(
+                "layer {layer} has {} key and {} value elements, expected {elements} each",
+                layer_kv.k.len(),
+                layer_kv.v.len()
+            )));
+        }
+        let mut k = vec![f16::ZERO; elements];
+        if self.len > 0 {
+            rope.rotate_keys(&layer_kv.k, &mut k, self.len, 0);
+        }
+        let segment =
+            LayerSegment { k, v: layer_kv.v.clone(), capacity: self.len, len: self.len };
+        slot.set(segment).map_err(|_| ModelError::Kv(format!("layer {layer} arrived twice")))
+    }
+
+    /// Imports a whole pre-RoPE block that starts at position 0.
+    ///
+    /// # Errors
+    /// [`ModelError::Kv`] when the block's shape, positions or key form do not fit.
+    pub fn from_block(block: &KvBlock, rope: &RotaryEmbedding) -> Result<Self, ModelError> {
+        if block.rope() != KeyRope::Pre || block.first_layer() != 0 || block.positions().start != 0 {
+            return Err(ModelError::Kv(
+                "a prefix needs pre-RoPE keys of all layers from position 0".to_owned(),
+            ));
+        }
+        let prefix = Self::new(block.shape(), block.positions().len());
+        for (layer, layer_kv) in block.layers().iter().enumerate() {
+            prefix.set_layer(layer, layer_kv, rope)?;
+        }
+        Ok(prefix)
+    }
+
+    /// Tokens in the prefix.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether the prefix holds no token.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Whether every layer has arrived.
+    pub fn is_complete(&self) -> bool {
+        self.layers.iter().all(|layer| layer.get().is_some())
+    }
+
+    /// Bytes held now.
+    pub fn bytes(&self) -> usize {
+        self.layers.iter().filter_map(OnceLock::get).map(LayerSegment::bytes).sum()
+    }
+}
+
+/// The KV cache of one sequence.
+pub struct KvCache {
+    shape: KvShape,
+    prefix: Option<Arc<KvPrefix>>,
+    tail: Vec<LayerSegment>,
+    /// Pre-RoPE keys of the tail, per layer, `[num_kv_heads, capacity, head_dim]`.
+    pre_rope: Option<Vec<Vec<f16>>>,
+}
+
+impl KvCache {
+    /// An empty cache for up to `capacity` tokens after the prefix. Memory is taken at once:
+    /// what a sequence may use is known when it starts.
+    pub fn new(
+        shape: KvShape,
+        prefix: Option<Arc<KvPrefix>>,
+        capacity: usize,
+        retention: KeyRetention,
+    ) -> Result<Self, ModelError> {
+        if let Some(prefix) = &prefix
+            && prefix.shape != shape
+        {
+            return Err(ModelError::Kv(format!(
+                "the prefix has shape {:?}, the model {shape:?}",
+                prefix.shape
+            )));
+        }
+        let tail: Vec<_> =
+            (0..shape.num_layers).map(|_| LayerSegment::with_capacity(shape, capacity)).collect();
+        let pre_rope = (retention == KeyRetention::PreRope)
+            .then(|| tail.iter().map(|layer| vec![f16::ZERO; layer.k.len()]).collect());
+        Ok(Self { shape, prefix, tail, pre_rope })
+    }
+
+    /// Shape of the model's KV.
+    pub fn shape(&self) -> KvShape {
+        self.shape
+    }
+
+    /// Tokens that a layer has seen, prefix included: the position of the next one.
+    pub fn len(&self, layer: usize) -> usize {
+        self.prefix_len() + self.tail[layer].len
+    }
+
+    /// Whether no layer has seen a token.
+    pub fn is_empty(&self) -> bool {
+        self.prefix_len() == 0 && self.tail.iter().all(|layer| layer.len == 0)
+    }
+
+    /// Bytes of KV held, the shared prefix included.
+    pub fn bytes(&self) -> usize {
+        let tail: usize = self.tail.iter().map(LayerSegment::bytes).sum();
+        let pre_rope: usize =
+            self.pre_rope.iter().flatten().map(|keys| keys.len() * size_of::<f16>()).sum();
+        tail + pre_rope + self.prefix.as_ref().map_or(0, |prefix| prefix.bytes())
+    }
+
+    /// Forgets the tail from position `len` on (prefix included in the count): the next token
+    /// goes there. What came before is untouched.
+    ///
+    /// # Errors
+    /// [`ModelError::Kv`] when `len` lies inside the shared prefix.
+    pub fn truncate(&mut self, len: usize) -> Result<(), ModelError> {
+        let tail = len.checked_sub(self.prefix_len()).ok_or_else(|| {
+            ModelError::Kv("a shared prefix cannot be truncated by one of its users".to_owned())
+        })?;
+        for layer in &mut self.tail {
+            layer.len = layer.len.min(tail);
+        }
+        Ok(())
+    }
+
+    fn prefix_len(&self) -> usize {
+        self.prefix.as_ref().map_or(0, |prefix| prefix.len)
+    }
+
+    /// Appends tokens to a layer: `k` (pre-RoPE) and `v` are `[seq_len, num_kv_heads, head_dim]`
+    /// in f32 and are rounded to fp16 here.
+    ///
+    /// # Errors
+    /// [`ModelError::TooLong`] when the capacity is exceeded.
+    pub(crate) fn append(
+        &mut self,
+        layer: usize,
+        k: &[f32],
+        v: &[f32],
+        rope: &RotaryEmbedding,
+    ) -> Result<(), ModelError> {
+        let KvShape { num_kv_heads, head_dim, .. } = self.shape;
+        let seq_len = k.len() / (num_kv_heads * head_dim);
+        let first_position = self.len(layer);
+        let segment = &mut self.tail[layer];
+        if segment.len + seq_len > segment.capacity {
+            return Err(ModelError::TooLong {
+                wanted: segment.len + seq_len,
+                limit: segment.capacity,
+                what: "the capacity this cache was made with",
+            });
+        }
+        let mut pre = vec![f16::ZERO; num_kv_heads * seq_len * head_dim];
+        for t in 0..seq_len {
+            for head in 0..num_kv_heads {
+                let from = (t * num_kv_heads + head) * head_dim;
+                let to = (head * seq_len + t) * head_dim;
+                let cached = (head * segment.capacity + segment.len + t) * head_dim;
+                for d in 0..head_dim {
+                    pre[to + d] = f16::from_f32(k[from + d]);
+                    segment.v[cached + d] = f16::from_f32(v[from + d]);
+                }
+            }
+        }
+        let mut rotated = vec![f16::ZERO; pre.len()];
+        rope.rotate_keys(&pre, &mut rotated, seq_len, first_position);
+        for head in 0..num_kv_heads {
+            let from = head * seq_len * head_dim..(head + 1) * seq_len * head_dim;
+            let to = (head * segment.capacity + segment.len) * head_dim;
+            segment.k[to..to + seq_len * head_dim].copy_from_slice(&rotated[from.clone()]);
+            if let Some(pre_rope) = &mut self.pre_rope {
+                pre_rope[layer][to..to + seq_len * head_dim].copy_from_slice(&pre[from]);
+            }
+        }
+        segment.len += seq_len;
+        Ok(())
+    }
+
+    /// What attention reads at a layer: the prefix's segment, if any, then the tail's.
+    ///
+    /// # Errors
+    /// [`ModelError::Kv`] when the prefix's layer has not arrived.
+    pub(crate) fn segments(
+        &self,
+        layer: usize,
+    ) -> Result<(Option<&LayerSegment>, &LayerSegment), ModelError> {
+        let prefix = match &self.prefix {
+            None => None,
+            Some(prefix) => Some(prefix.layers[layer].get().ok_or_else(|| {
+                ModelError::Kv(format!("layer {layer} of the prefix has not arrived"))
+            })?),
+        };
+        Ok((prefix, &self.tail[layer]))
+    }
+
+    /// Reads the tail out as a pre-RoPE block over all layers and the given tail tokens
+    /// (counted from the tail's start).
+    ///
+    /// # Errors
+    /// [`ModelError::Kv`] when pre-RoPE keys were not kept or the range was not computed.
+    pub fn read(
+        &self,
+        fingerprint: ModelFingerprint,
+        tokens: std::ops::Range<usize>,
+    ) -> Result<KvBlock, ModelError> {
+        let Some(pre_rope) = &self.pre_rope else {
+            return Err(ModelError::Kv("this cache keeps rotated keys only".to_owned()));
+        };
+        let KvShape { num_kv_heads, head_dim, .. } = self.shape;
+        let mut layers = Vec::with_capacity(self.tail.len());
+        for (segment, keys) in self.tail.iter().zip(pre_rope) {
+            if tokens.start > tokens.end || tokens.end > segment.len {
+                return Err(ModelError::Kv(format!(
+                    "tokens {tokens:?} of a tail with {} tokens",
+                    segment.len
+                )));
+            }
+            let gather = |source: &[f16]| {
+                (0..num_kv_heads)
+                    .flat_map(|head| {
+                        let start = (head * segment.capacity + tokens.start) * head_dim;
+                        &source[start..start + tokens.len() * head_dim]
+                    })
+                    .copied()
+                    .collect()
+            };
+            layers.push(LayerKv { k: gather(keys), v: gather(&segment.v) });
+        }
+        let start = self.prefix_len() + tokens.start;
+        KvBlock::new(
+            fingerprint,
+            self.shape,
+            0,
+            start..start + tokens.len(),
+            KeyRope::Pre,
+            layers,
+        )
+        .map_err(|error| ModelError::Kv(error.to_string()))
+    }
+
+    /// Turns a prefix-less cache into a shareable prefix, without keeping spare capacity.
+    ///
+    /// # Errors
+    /// [`ModelError::Kv`] when the cache already continues a prefix or its layers differ in length.
+    pub fn freeze(self) -> Result<KvPrefix, ModelError> {
+        if self.prefix.is_some() {
+            return Err(ModelError::Kv("the cache already continues a prefix".to_owned()));
+        }
+        let len = self.tail.first().map_or(0, |layer| layer.len);
+        if self.tail.iter().any(|layer| layer.len != len) {
+            return Err(ModelError::Kv("the layers have seen different tokens".to_owned()));
+        }
+        let KvShape { num_kv_heads, head_dim, .. } = self.shape;
+        let prefix = KvPrefix::new(self.shape, len);
+        for (slot, segment) in prefix.layers.iter().zip(self.tail) {
+            let gather = |source: &[f16]| {
+                (0..num_kv_heads)
+                    .flat_map(|head| &source[head * segment.capacity * head_dim..][..len * head_dim])
+                    .copied()
+                    .collect()
+            };
+            let compact =
+                LayerSegment { k: gather(&segment.k), v: gather(&segment.v), capacity: len, len };
+            // A fresh prefix's slots are empty.
+            let _ = slot.set(compact);
+        }
+        Ok(prefix)
+    }
+}

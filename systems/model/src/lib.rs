@@ -1,0 +1,46 @@
+//! Decoders with an open KV cache, GGUF loading, tokenizer and model store. The only crate
+//! that knows candle: everything that leaves it is a plain slice, a [`celslm_kv`] type or
+//! the opaque [`Hidden`].
+//!
+//! The forward pass is open too: [`Decoder::embed`], [`Decoder::forward_layer`] and
+//! [`Decoder::logits`] are separate calls, because a schedule may have to wait for the KV of
+//! a layer between two of them.
+
+mod attention;
+mod cache;
+mod chat;
+mod config;
+mod decoder;
+mod error;
+mod families;
+mod gguf;
+mod linear;
+mod rope;
+mod sampling;
+pub mod store;
+pub mod synthetic;
+mod tokenizer;
+
+pub use cache::{KeyRetention, KvCache, KvPrefix};
+pub use chat::{ChatTemplate, SplitPrompt};
+pub use config::Config;
+pub use decoder::{Decoder, Hidden, PREFILL_CHUNK};
+pub use error::ModelError;
+pub use families::{Family, families};
+pub use gguf::GgufFile;
+pub use rope::{RopeStyle, RotaryEmbedding};
+pub use sampling::{Sampler, Sampling};
+pub use tokenizer::{TextStream, Tokenizer};
+
+/// Sets the number of compute threads of this process. Call it once, before anything computes:
+/// threads that spin on shared cores disturb what is measured beside them.
+///
+/// # Errors
+/// [`ModelError::Threads`] when the threads were started already.
+pub fn set_threads(threads: usize) -> Result<(), ModelError> {
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads.max(1))
+        .thread_name(|index| format!("compute-{index}"))
+        .build_global()
+        .map_err(|error| ModelError::Threads(error.to_string()))
+}

@@ -1,0 +1,116 @@
+//! The commands and their replies.
+
+use crate::answer::{Answer, ContextRef, Request, SystemError};
+use crate::spec::{Contract, SystemSpec};
+use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
+
+/// What a controller asks of an edge node.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum EdgeCommand {
+    /// Who are you?
+    Hello,
+    /// Opens a fresh connection to the cloud, dropping the old one.
+    Connect {
+        /// The cloud's address.
+        addr: SocketAddr,
+    },
+    /// Brings the edge's cache into the state that a contract names, unmeasured.
+    Prepare {
+        /// The system that is about to be asked.
+        spec: SystemSpec,
+        /// The state.
+        contract: Contract,
+        /// The context that it is about.
+        context: ContextRef,
+        /// Longest time it may take, in milliseconds.
+        timeout_ms: u64,
+    },
+    /// Answers a request.
+    Answer {
+        /// The system that answers.
+        spec: SystemSpec,
+        /// The request.
+        request: Request,
+    },
+    /// Ends the process.
+    Shutdown,
+}
+
+/// An edge node's reply.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EdgeReply {
+    /// To `Hello`.
+    Edge {
+        /// Fingerprint of its model, in hex.
+        fingerprint: String,
+        /// Its model's layers.
+        num_layers: usize,
+        /// Threads it computes with.
+        threads: usize,
+    },
+    /// Done.
+    Done,
+    /// To `Answer`.
+    Answered(Box<Answer>),
+    /// The command failed.
+    Failed(SystemError),
+}
+
+/// What a controller asks of a cloud node.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum CloudCommand {
+    /// Who are you?
+    Hello,
+    /// Registers a shared context by its system message.
+    Publish {
+        /// The system message.
+        system: String,
+    },
+    /// Brings the store into the state that a contract names for one context, unmeasured.
+    Prepare {
+        /// The system that is about to be asked.
+        spec: SystemSpec,
+        /// The state.
+        contract: Contract,
+        /// The context, in hex.
+        context_id: String,
+    },
+    /// Ends the process.
+    Shutdown,
+}
+
+/// A published context.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PublishedContext {
+    /// Its id, in hex.
+    pub context_id: String,
+    /// Tokens under the cloud model's tokenizer.
+    pub context_tokens: usize,
+}
+
+/// A cloud node's reply.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CloudReply {
+    /// To `Hello`.
+    Cloud {
+        /// Fingerprint of its model, in hex.
+        fingerprint: String,
+        /// Fingerprint of the edge's model that it hosts, in hex.
+        edge_fingerprint: Option<String>,
+        /// The address on which it serves the edges.
+        addr: SocketAddr,
+        /// Threads it computes with.
+        threads: usize,
+    },
+    /// To `Publish`.
+    Published(PublishedContext),
+    /// Done.
+    Done,
+    /// The command failed.
+    Failed(SystemError),
+}

@@ -1,0 +1,26 @@
+//! The systems under test, and the two nodes that run them.
+//!
+//! - [`system`]: the trait, the registry, one file per system; they run at the edge.
+//! - [`schedule`]: how loading KV and computing the prompt overlap.
+//! - [`edge`] and [`cloud`]: the node processes.
+//! - [`control`]: how a controller drives them, outside the measured path.
+//! - [`timeline`]: where the time to the first token went.
+
+pub mod answer;
+pub mod clock;
+pub mod cloud;
+pub mod control;
+pub mod edge;
+mod generation;
+mod loaded;
+mod prefix_cache;
+pub mod schedule;
+pub mod spec;
+pub mod system;
+pub mod timeline;
+
+pub use answer::{Answer, ContextRef, Request, SystemError};
+pub use loaded::LoadedModel;
+pub use schedule::ScheduleKind;
+pub use spec::{Contract, DEFAULT_CHUNK_TOKENS, KvPath, SystemSpec};
+pub use system::{CloudNeed, SystemEntry, registry};

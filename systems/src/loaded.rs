@@ -1,0 +1,45 @@
+//! A model file with everything that is read from it.
+
+use celslm_model::{ChatTemplate, Decoder, GgufFile, ModelError, Tokenizer};
+use std::path::Path;
+
+/// A decoder with its tokenizer and chat template.
+pub struct LoadedModel {
+    /// The decoder.
+    pub decoder: Decoder,
+    /// The tokenizer.
+    pub tokenizer: Tokenizer,
+    /// The chat template.
+    pub template: ChatTemplate,
+}
+
+impl LoadedModel {
+    /// Loads a GGUF file and warms its kernels up.
+    ///
+    /// # Errors
+    /// Whatever the file lacks.
+    pub fn load(path: &Path) -> Result<Self, ModelError> {
+        let mut gguf = GgufFile::open(path)?;
+        let tokenizer = Tokenizer::load(&gguf)?;
+        let template = ChatTemplate::load(&gguf)?;
+        let decoder = Decoder::load(&mut gguf)?;
+        decoder.warm_up()?;
+        Ok(Self { decoder, tokenizer, template })
+    }
+
+    /// Token ids of a context: the rendered system message.
+    ///
+    /// # Errors
+    /// [`ModelError::Tokenizer`] when template or tokenizer refuse it.
+    pub fn context_tokens(&self, system: &str) -> Result<Vec<u32>, ModelError> {
+        self.tokenizer.encode(&self.template.context(system)?)
+    }
+
+    /// Token ids of the private rest of a prompt.
+    ///
+    /// # Errors
+    /// [`ModelError::Tokenizer`] when template or tokenizer refuse it.
+    pub fn private_tokens(&self, system: &str, user: &str) -> Result<Vec<u32>, ModelError> {
+        self.tokenizer.encode(&self.template.split(system, user)?.private)
+    }
+}

@@ -1,0 +1,304 @@
+//! CE-LSLM (arXiv 2505.14085): the context's KV comes from the cloud's store, the private
+//! prompt is prefilled and answered at the edge.
+//!
+//! The edge saves the context's prefill and pays a transfer: it loses where the link is slower
+//! than `kv_bytes_per_token × 8 × edge_prefill_tok_s / compression`. What answers is the edge's
+//! model, so with [`Alignment::identity`](celslm_kv::AlignmentConfig) and an exact codec the
+//! tokens are those of the edge alone.
+
+use super::System;
+use crate::answer::{Answer, ContextRef, Request, SystemError};
+use crate::clock::now_ns;
+use crate::edge::EdgeNode;
+use crate::schedule::HandOff;
+use crate::spec::KvPath;
+use crate::timeline::{Part, Timeline};
+use celslm_kv::{Assembler, BlockSpec, KeyRope};
+use celslm_model::{Hidden, KvCache, KvPrefix};
+use celslm_wire::{FetchEvent, FetchHeader, FetchRequest, Traffic, WireError};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+
+pub(super) struct CeLslm;
+
+/// Messages that wait between the network and the compute thread. Chunks beyond that stay in
+/// the transport's windows, which are bounded too.
+const INBOX: usize = 32;
+
+/// Most fp16 bytes of a context that an edge takes: far above any window of the known models.
+const MAX_CONTEXT_BYTES: u64 = 4 << 30;
+
+impl System for CeLslm {
+    fn warm(
+        &self,
+        edge: &EdgeNode,
+        kv: Option<&KvPath>,
+        context: &ContextRef,
+        deadline_ns: u64,
+    ) -> Result<(), SystemError> {
+        let path = kv_path(kv)?;
+        if edge.cached(context, &variant_key(path)).is_none() {
+            let mut timeline = Timeline::start(now_ns());
+            let mut transfer = Transfer::open(edge, path, context, deadline_ns, &mut timeline)?;
+            for layer in 0..edge.model().decoder.kv_shape().num_layers {
+                transfer.wait_for_layer(edge, layer, &mut timeline)?;
+            }
+            transfer.close(&mut timeline)?;
+            edge.keep(context, &variant_key(path), transfer.prefix)?;
+        }
+        Ok(())
+    }
+
+    fn answer(
+        &self,
+        edge: &EdgeNode,
+        kv: Option<&KvPath>,
+        request: &Request,
+        mut timeline: Timeline,
+        deadline_ns: u64,
+    ) -> Result<Answer, SystemError> {
+        let path = kv_path(kv)?;
+        let model = edge.model();
+        let prompt = model.private_tokens(&request.context.system, &request.user)?;
+        timeline.lap(Part::Tokenise);
+        let mut answer = Answer {
+            prompt_tokens: prompt.len(),
+            edge_prefill_token_layers: (prompt.len() * model.decoder.config().num_hidden_layers)
+                as u64,
+            ..Answer::default()
+        };
+        let (mut cache, hidden);
+        if let Some(prefix) = edge.cached(&request.context, &variant_key(path)) {
+            answer.edge_cache_hit = true;
+            answer.context_tokens = prefix.len();
+            cache = edge.session_cache(Some(prefix), prompt.len(), request)?;
+            hidden = model.decoder.forward(&prompt, &mut cache)?;
+            timeline.lap(Part::EdgePrefill);
+        } else {
+            let transfer = Transfer::open(edge, path, &request.context, deadline_ns, &mut timeline)?;
+            answer.context_tokens = transfer.prefix.len();
+            answer.cloud_store_hit = transfer.header.store_hit;
+            cache = edge.session_cache(Some(transfer.prefix.clone()), prompt.len(), request)?;
+            let mut job =
+                Job { edge, prompt: &prompt, cache: &mut cache, transfer, timeline: &mut timeline };
+            hidden = path.schedule.schedule().run(&mut job)?;
+            let Job { mut transfer, .. } = job;
+            transfer.close(&mut timeline)?;
+            let traffic = transfer.traffic;
+            answer.uplink_payload_bytes = traffic.uplink_payload_bytes;
+            answer.downlink_payload_bytes = traffic.downlink_payload_bytes;
+            answer.kv_payload_bytes = transfer.payload_bytes;
+            answer.kv_fp16_bytes = transfer.header.spec.fp16_bytes();
+        }
+        edge.decode(&mut cache, hidden, request, timeline, deadline_ns, answer)
+    }
+}
+
+fn kv_path(kv: Option<&KvPath>) -> Result<&KvPath, SystemError> {
+    kv.ok_or_else(|| SystemError::new("config", "ce_lslm needs an alignment, a codec and a schedule"))
+}
+
+/// KV that came another way is another KV: the cache must not mix them.
+fn variant_key(path: &KvPath) -> String {
+    let bridge = path.bridge.as_deref().unwrap_or("-");
+    format!("{}/{bridge}/{}", path.alignment, path.codec)
+}
+
+/// A transfer in progress: the network side runs on the edge's runtime and stamps what arrives;
+/// this side decodes on the caller's thread.
+struct Transfer {
+    header: FetchHeader,
+    prefix: Arc<KvPrefix>,
+    assembler: Assembler,
+    inbox: mpsc::Receiver<Result<Arrival, WireError>>,
+    /// When the header was in, and the last chunk.
+    header_ns: u64,
+    last_arrival_ns: u64,
+    encode_ns: u64,
+    payload_bytes: u64,
+    traffic: Traffic,
+}
+
+struct Arrival {
+    event: FetchEvent,
+    at_ns: u64,
+    traffic: Traffic,
+}
+
+impl Transfer {
+    /// Sends the request and waits for the header.
+    fn open(
+        edge: &EdgeNode,
+        path: &KvPath,
+        context: &ContextRef,
+        deadline_ns: u64,
+        timeline: &mut Timeline,
+    ) -> Result<Self, SystemError> {
+        let call = FetchRequest {
+            context_id: edge.context_id(context)?,
+            variant: path.wire_variant()?,
+            codec: path.codec.id(),
+            chunk_tokens: path.chunk_tokens,
+            first_layer: 0,
+            deadline: Duration::from_nanos(deadline_ns.saturating_sub(now_ns())),
+        };
+        let client = edge.client()?;
+        let (outbox, mut inbox) = mpsc::channel(INBOX);
+        edge.runtime().spawn(async move {
+            let mut stream = match client.fetch(call).await {
+                Ok(stream) => stream,
+                Err(error) => {
+                    // The receiver is gone only if the request was given up.
+                    let _ = outbox.send(Err(error)).await;
+                    return;
+                }
+            };
+            while let Some(event) = stream.next().await {
+                let arrival =
+                    event.map(|event| Arrival { event, at_ns: now_ns(), traffic: stream.traffic() });
+                let failed = arrival.is_err();
+                if outbox.send(arrival).await.is_err() || failed {
+                    return;
+                }
+            }
+        });
+        let arrival = receive(&mut inbox)?;
+        let FetchEvent::Header(header) = arrival.event else {
+            return Err(SystemError::new("out_of_order", "the fetch did not begin with a header"));
+        };
+        timeline.lap_split(
+            &[
+                (Part::Queue, header.queue_ns),
+                (Part::CloudCompute, header.cloud_compute_ns),
+                (Part::Align, header.align_ns),
+            ],
+            Part::Request,
+        );
+        check_header(edge, &header.spec)?;
+        let assembler = Assembler::new(header.spec.clone(), vec![path.codec.build()], MAX_CONTEXT_BYTES)
+            .map_err(|error| SystemError::new("corrupt_chunk", error))?;
+        Ok(Self {
+            prefix: Arc::new(KvPrefix::new(header.spec.shape, header.spec.positions.len())),
+            header,
+            assembler,
+            inbox,
+            header_ns: arrival.at_ns,
+            last_arrival_ns: arrival.at_ns,
+            encode_ns: 0,
+            payload_bytes: 0,
+            traffic: arrival.traffic,
+        })
+    }
+
+    /// Receives and decodes until a layer is complete and in the prefix.
+    fn wait_for_layer(
+        &mut self,
+        edge: &EdgeNode,
+        layer: usize,
+        timeline: &mut Timeline,
+    ) -> Result<(), SystemError> {
+        loop {
+            let arrival = receive(&mut self.inbox)?;
+            self.traffic = arrival.traffic;
+            let FetchEvent::Chunk(received) = arrival.event else {
+                return Err(SystemError::new("interrupted", "the fetch ended before its last layer"));
+            };
+            timeline.lap_split(&[(Part::Encode, received.encode_ns)], Part::Transfer);
+            self.last_arrival_ns = arrival.at_ns;
+            self.encode_ns += received.encode_ns;
+            self.payload_bytes += received.chunk.payload.len() as u64;
+            let complete = self
+                .assembler
+                .accept(&received.chunk)
+                .map_err(|error| SystemError::new("corrupt_chunk", error))?;
+            if let Some((complete, layer_kv)) = complete {
+                self.prefix.set_layer(complete, &layer_kv, edge.model().decoder.rope())?;
+                timeline.lap(Part::Decode);
+                if complete == layer {
+                    return Ok(());
+                }
+            } else {
+                timeline.lap(Part::Decode);
+            }
+        }
+    }
+
+    /// Waits for the trailer, which vouches for the whole, and accounts what was hidden.
+    fn close(&mut self, timeline: &mut Timeline) -> Result<(), SystemError> {
+        let arrival = receive(&mut self.inbox)?;
+        self.traffic = arrival.traffic;
+        if !matches!(arrival.event, FetchEvent::Trailer(_)) {
+            return Err(SystemError::new("out_of_order", "the fetch did not end with a trailer"));
+        }
+        timeline.lap(Part::Transfer);
+        let under_way = self.last_arrival_ns - self.header_ns;
+        let seen = timeline.exposed_ns(Part::Transfer) + timeline.exposed_ns(Part::Encode);
+        timeline.overlap(Part::Transfer, under_way.saturating_sub(seen));
+        Ok(())
+    }
+}
+
+fn receive(
+    inbox: &mut mpsc::Receiver<Result<Arrival, WireError>>,
+) -> Result<Arrival, SystemError> {
+    match inbox.blocking_recv() {
+        Some(arrival) => Ok(arrival?),
+        None => Err(SystemError::new("interrupted", "the fetch ended early")),
+    }
+}
+
+/// The KV must be what this edge's model would have computed for the context's start.
+fn check_header(edge: &EdgeNode, spec: &BlockSpec) -> Result<(), SystemError> {
+    let decoder = &edge.model().decoder;
+    let refuse = |reason: String| Err(SystemError::new("unfit_kv", reason));
+    if spec.fingerprint != decoder.fingerprint() {
+        return refuse(format!(
+            "the cloud sends KV for model {}, this edge runs {}",
+            spec.fingerprint,
+            decoder.fingerprint()
+        ));
+    }
+    if spec.shape != decoder.kv_shape() || spec.rope != KeyRope::Pre || spec.positions.start != 0 {
+        return refuse(format!("the cloud sends KV of {} in a form this edge cannot use", spec.shape));
+    }
+    let window = decoder.config().max_position_embeddings;
+    if spec.positions.len() > window {
+        return refuse(format!(
+            "the context has {} tokens, the edge's window is {window}",
+            spec.positions.len()
+        ));
+    }
+    Ok(())
+}
+
+/// One request as a schedule sees it.
+struct Job<'a> {
+    edge: &'a EdgeNode,
+    prompt: &'a [u32],
+    cache: &'a mut KvCache,
+    transfer: Transfer,
+    timeline: &'a mut Timeline,
+}
+
+impl HandOff for Job<'_> {
+    fn num_layers(&self) -> usize {
+        self.edge.model().decoder.config().num_hidden_layers
+    }
+
+    fn wait_for_layer(&mut self, layer: usize) -> Result<(), SystemError> {
+        self.transfer.wait_for_layer(self.edge, layer, self.timeline)
+    }
+
+    fn embed(&mut self) -> Result<Hidden, SystemError> {
+        let hidden = self.edge.model().decoder.embed(self.prompt)?;
+        self.timeline.lap(Part::EdgePrefill);
+        Ok(hidden)
+    }
+
+    fn forward_layer(&mut self, layer: usize, hidden: &Hidden) -> Result<Hidden, SystemError> {
+        let hidden = self.edge.model().decoder.forward_layer(layer, hidden, self.cache)?;
+        self.timeline.lap(Part::EdgePrefill);
+        Ok(hidden)
+    }
+}

@@ -1,0 +1,112 @@
+//! The systems under test, as the edge runs them.
+
+mod ce_lslm;
+mod cloud_only;
+mod edge_only;
+
+use crate::answer::{Answer, ContextRef, Request, SystemError};
+use crate::edge::EdgeNode;
+use crate::spec::KvPath;
+use crate::timeline::Timeline;
+
+/// One system: how an edge answers a private prompt about a shared context.
+///
+/// Its parameters come in as the [`KvPath`]; systems that move no KV ignore it.
+pub trait System: Sync {
+    /// Brings the context's KV to where the system would keep it at the edge, unmeasured, so
+    /// that the next request finds a warm edge. A system that keeps nothing there does nothing.
+    ///
+    /// # Errors
+    /// As [`System::answer`].
+    fn warm(
+        &self,
+        edge: &EdgeNode,
+        kv: Option<&KvPath>,
+        context: &ContextRef,
+        deadline_ns: u64,
+    ) -> Result<(), SystemError>;
+
+    /// Answers a request. The timeline has been started; the system accounts every stretch up
+    /// to the first token.
+    ///
+    /// # Errors
+    /// Whatever made the request fail, with a stable kind.
+    fn answer(
+        &self,
+        edge: &EdgeNode,
+        kv: Option<&KvPath>,
+        request: &Request,
+        timeline: Timeline,
+        deadline_ns: u64,
+    ) -> Result<Answer, SystemError>;
+}
+
+/// What a system needs of the cloud's store before a primed request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CloudNeed {
+    /// Nothing: the cloud takes no part.
+    Nothing,
+    /// The context's KV in the cloud model's own form, ready to attend to.
+    Native,
+    /// The context's KV in the edge model's form.
+    EdgeShaped,
+}
+
+/// One entry of the system registry.
+pub struct SystemEntry {
+    /// Name in configs.
+    pub name: &'static str,
+    /// One line for `celslm ls`.
+    pub summary: &'static str,
+    /// Whether alignment, codec and schedule apply to it.
+    pub moves_kv: bool,
+    /// What it needs of the cloud's store.
+    pub cloud_need: CloudNeed,
+    system: &'static dyn System,
+}
+
+impl SystemEntry {
+    /// The system itself.
+    pub fn system(&self) -> &'static dyn System {
+        self.system
+    }
+}
+
+/// The registered systems, in report order; the do-nothing baseline comes first.
+pub fn registry() -> &'static [SystemEntry] {
+    const REGISTRY: &[SystemEntry] = &[
+        SystemEntry {
+            name: "edge_only",
+            summary: "the edge prefills context and prompt and decodes; the cloud takes no part",
+            moves_kv: false,
+            cloud_need: CloudNeed::Nothing,
+            system: &edge_only::EdgeOnly,
+        },
+        SystemEntry {
+            name: "cloud_only",
+            summary: "the private prompt goes up, the cloud answers, tokens stream down",
+            moves_kv: false,
+            cloud_need: CloudNeed::Native,
+            system: &cloud_only::CloudOnly,
+        },
+        SystemEntry {
+            name: "ce_lslm",
+            summary: "the context's KV comes down, aligned and encoded; the edge answers, the prompt stays",
+            moves_kv: true,
+            cloud_need: CloudNeed::EdgeShaped,
+            system: &ce_lslm::CeLslm,
+        },
+    ];
+    REGISTRY
+}
+
+/// The entry of a name.
+///
+/// # Errors
+/// Kind `config`, listing the known names.
+pub fn find(name: &str) -> Result<&'static SystemEntry, SystemError> {
+    registry().iter().find(|entry| entry.name == name).ok_or_else(|| {
+        let known: Vec<_> = registry().iter().map(|entry| entry.name).collect();
+        SystemError::new("config", format!("no system {name:?}: the known ones are {}", known.join(", ")))
+    })
+}
