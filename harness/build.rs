@@ -31,7 +31,10 @@ fn main() {
         ("CELSLM_TARGET", &variable("TARGET")),
         ("CELSLM_PROFILE", &variable("PROFILE")),
         ("CELSLM_OPT_LEVEL", &variable("OPT_LEVEL")),
-        ("CELSLM_TARGET_FEATURES", &variable("CARGO_CFG_TARGET_FEATURE")),
+        (
+            "CELSLM_TARGET_FEATURES",
+            &variable("CARGO_CFG_TARGET_FEATURE"),
+        ),
     ] {
         println!("cargo::rustc-env={name}={value}");
     }

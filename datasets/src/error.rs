@@ -20,7 +20,7 @@ pub enum DatasetError {
     },
     /// A relative path was configured, but no data folder.
     #[error(
-        "find `{path}`: the path is relative and no data folder is set; set `{DATA_DIR_SETTING}` to the folder that holds it (official home: {home})"
+        "find `{path}`: the path is relative and no data folder is set; set `{DATA_DIR_SETTING}` or the variable CELSLM_DATA to the folder that holds it (official home: {home})"
     )]
     NoDataDir {
         /// The path as configured.

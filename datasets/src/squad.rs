@@ -429,6 +429,42 @@ mod tests {
         assert!(matches!(error, DatasetError::Read { .. }), "{error}");
     }
 
+    /// Runs on the published file where the data folder has it; the counts are
+    /// those that its publisher states.
+    #[test]
+    fn xquad_loads_whole() {
+        let Some(dir) = std::env::var_os("CELSLM_DATA").map(PathBuf::from) else {
+            eprintln!("skipped: CELSLM_DATA names no data folder");
+            return;
+        };
+        let load = |merge_paragraphs| {
+            let config = SquadConfig {
+                path: "quality/xquad.en.json".into(),
+                documents: None,
+                questions_per_document: None,
+                merge_paragraphs,
+                unanswerable: true,
+            };
+            Squad::load(&config, Some(&dir), 0).unwrap()
+        };
+        let questions =
+            |squad: &Squad| -> usize { squad.documents().iter().map(|d| d.questions.len()).sum() };
+        let (merged, single) = (load(true), load(false));
+        assert_eq!((merged.documents().len(), questions(&merged)), (48, 1190));
+        assert_eq!((single.documents().len(), questions(&single)), (240, 1190));
+        assert_eq!(merged.licence(), "CC-BY-SA-4.0");
+        for document in merged.documents() {
+            for question in &document.questions {
+                assert!(
+                    document.text.contains(&question.answers[0]),
+                    "{} {}",
+                    document.id,
+                    question.id
+                );
+            }
+        }
+    }
+
     proptest::proptest! {
         #[test]
         fn damaged_files_never_panic(cut in 0usize..900, byte: u8) {

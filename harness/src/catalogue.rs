@@ -8,7 +8,7 @@ use celslm_link::{LinkProfile, ProfileError};
 use celslm_model::store::{ModelSpec, StoreError, find_spec, load_specs};
 
 use crate::config::{Config, ConfigError, ConfigSource};
-use crate::plan::{DatasetDraw, Inputs, KvEstimator, Seeds};
+use crate::plan::{DatasetDraw, Inputs, Seeds};
 
 /// Environment variable that names the folder of data files when `data_dir` is absent.
 pub const DATA_DIR_VARIABLE: &str = "CELSLM_DATA";
@@ -145,7 +145,10 @@ impl Catalogue {
     /// [`ConfigError::NotFound`], which lists the places and the known experiments.
     pub fn experiment(config: &Path) -> Result<PathBuf, ConfigError> {
         let catalogue = Self::find();
-        let named = catalogue.experiments_dir().join(config).with_extension("toml");
+        let named = catalogue
+            .experiments_dir()
+            .join(config)
+            .with_extension("toml");
         let tried = [config.to_owned(), build_root().join(config), named];
         if let Some(found) = tried.iter().find(|path| path.is_file()) {
             return Ok(found.clone());
@@ -159,17 +162,13 @@ impl Catalogue {
         })
     }
 
-    /// Reads everything that a plan of `config` needs.
+    /// Reads everything that a plan of `config` needs. Sizes of the KV and fitted bridges are the
+    /// caller's to add, where it knows them.
     ///
     /// # Errors
     /// Unknown links and models point into the file through `source`; data that is missing or
     /// broken is the machine's fault, not the file's.
-    pub fn gather(
-        &self,
-        config: &Config,
-        source: &ConfigSource,
-        kv: Option<KvEstimator>,
-    ) -> Result<Inputs, CatalogueError> {
+    pub fn gather(&self, config: &Config, source: &ConfigSource) -> Result<Inputs, CatalogueError> {
         let specs = self.models()?;
         let model = |role: &str, name: &str| {
             find_spec(&specs, name).cloned().map_err(|_| {
@@ -202,8 +201,8 @@ impl Catalogue {
             edge_model,
             links,
             draws,
-            kv,
-            bridges: BTreeMap::new(),
+            kv: None,
+            bridges: Vec::new(),
         })
     }
 

@@ -85,8 +85,10 @@ impl Environment {
             cpu: cpu(&cpuinfo, &read("/proc/self/status")),
             memory_bytes: kibibytes(&meminfo, "MemTotal"),
             memory_available_bytes: kibibytes(&meminfo, "MemAvailable"),
-            governor: Some(read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"))
-                .filter(|governor| !governor.is_empty()),
+            governor: Some(read(
+                "/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor",
+            ))
+            .filter(|governor| !governor.is_empty()),
             load_average: read("/proc/loadavg")
                 .split_whitespace()
                 .take(3)
@@ -94,7 +96,10 @@ impl Environment {
                 .collect(),
             cgroup: Cgroup::read(&read("/proc/self/cgroup"), Path::new("/sys/fs/cgroup")),
             congestion_control: read(control),
-            congestion_controls: read(controls).split_whitespace().map(str::to_owned).collect(),
+            congestion_controls: read(controls)
+                .split_whitespace()
+                .map(str::to_owned)
+                .collect(),
             root: rustix::process::geteuid().is_root(),
         }
     }
@@ -142,9 +147,9 @@ impl Cgroup {
                 let mut places = folders("cpu").to_vec();
                 places.extend(folders(controllers));
                 for folder in places {
-                    group.cpu_quota = group.cpu_quota.or_else(|| {
-                        quota(&folder, "cpu.cfs_quota_us", Some("cpu.cfs_period_us"))
-                    });
+                    group.cpu_quota = group
+                        .cpu_quota
+                        .or_else(|| quota(&folder, "cpu.cfs_quota_us", Some("cpu.cfs_period_us")));
                 }
             } else if has("memory") {
                 first = true;
@@ -172,7 +177,11 @@ fn quota(folder: &Path, file: &str, period_file: Option<&str>) -> Option<f64> {
     let quota: f64 = words.next()?.parse().ok()?;
     let period: f64 = match period_file {
         None => words.next()?.parse().ok()?,
-        Some(file) => fs::read_to_string(folder.join(file)).ok()?.trim().parse().ok()?,
+        Some(file) => fs::read_to_string(folder.join(file))
+            .ok()?
+            .trim()
+            .parse()
+            .ok()?,
     };
     (quota > 0.0 && period > 0.0).then_some(quota / period)
 }
@@ -184,7 +193,10 @@ fn limit(file: &PathBuf) -> Option<u64> {
 }
 
 fn read(path: &str) -> String {
-    fs::read_to_string(path).unwrap_or_default().trim().to_owned()
+    fs::read_to_string(path)
+        .unwrap_or_default()
+        .trim()
+        .to_owned()
 }
 
 fn kibibytes(meminfo: &str, key: &str) -> u64 {
@@ -215,7 +227,10 @@ fn cpu(cpuinfo: &str, status: &str) -> Cpu {
         model: text(&["model name", "CPU part"]),
         logical: cpuinfo
             .lines()
-            .filter(|line| line.split_once(':').is_some_and(|(key, _)| key.trim() == "processor"))
+            .filter(|line| {
+                line.split_once(':')
+                    .is_some_and(|(key, _)| key.trim() == "processor")
+            })
             .count(),
         cores: field(cpuinfo, "cpu cores").and_then(|n| n.parse().ok()),
         allowed: ranges(field(status, "Cpus_allowed_list").unwrap_or_default()),
@@ -247,7 +262,10 @@ mod tests {
         let cpuinfo = "processor\t: 0\nvendor_id\t: V\nmodel name\t: M 9\ncache size\t: 1024 KB\n\
                        cpu cores\t: 2\nflags\t\t: fpu avx512f\n\nprocessor\t: 1\nmodel name\t: M 9\n";
         let cpu = cpu(cpuinfo, "Name:\tx\nCpus_allowed_list:\t0-2,5\n");
-        assert_eq!((cpu.model.as_str(), cpu.logical, cpu.cores), ("M 9", 2, Some(2)));
+        assert_eq!(
+            (cpu.model.as_str(), cpu.logical, cpu.cores),
+            ("M 9", 2, Some(2))
+        );
         assert_eq!(cpu.allowed, [0, 1, 2, 5]);
         assert_eq!(cpu.features, ["fpu", "avx512f"]);
     }

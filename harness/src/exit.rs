@@ -156,7 +156,9 @@ mod tests {
         assert_eq!(ExitCode::of(&missing), ExitCode::Environment);
         let slip = CatalogueError::Dataset {
             name: "embedded",
-            source: DatasetError::Zero { setting: "documents" },
+            source: DatasetError::Zero {
+                setting: "documents",
+            },
         };
         assert_eq!(ExitCode::of(&slip), ExitCode::Config);
         let io = Outer(Box::new(std::io::Error::other("disk")));

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use celslm_reports::Sample;
+use celslm_reports::{Sample, TtftPart};
 
 use crate::catalogue::Catalogue;
 use crate::config::{Config, ConfigError, ConfigSource, Override};
@@ -41,32 +41,94 @@ codecs = ["identity", { group_quant = { bits = 4 } }]
 /// The inputs of a configuration and its plan.
 pub(crate) fn planned(config: &Config) -> (Inputs, Plan) {
     let source = ConfigSource::new("test.toml", "", Vec::new());
-    let inputs = Catalogue::new(&configs())
-        .gather(config, &source, None)
-        .unwrap();
+    let inputs = Catalogue::new(&configs()).gather(config, &source).unwrap();
     let plan = Plan::new(config, &inputs).unwrap();
     (inputs, plan)
 }
 
 /// A sample of a planned request that was answered with one token.
-pub(crate) fn sample(cell: &Cell, request: &PlannedRequest) -> Sample {
-    let json = serde_json::json!({
-        "schema_version": 1, "cell_id": cell.id, "scenario": cell.scenario,
-        "order": request.order, "repetition": request.repetition, "warmup": request.warmup,
-        "seed": request.seed, "system": cell.spec.system, "link": cell.link,
-        "alignment": "none", "mapping": "none", "codec": "none", "schedule": "none",
-        "dataset": cell.dataset.name(), "contract": cell.contract, "compute": "live",
-        "document_id": format!("d{}", request.document),
-        "question_id": format!("q{}", request.question), "context_id": "00",
-        "outcome": "ok", "error_kind": null, "error": null, "degraded": false,
-        "scheduled_ns": 10, "sent_ns": 20, "token_ns": [30], "parts": [],
-        "context_tokens": 5, "prompt_tokens": 7, "output_tokens": 1,
-        "uplink_bytes": 0, "downlink_bytes": 0, "uplink_packets": 0, "downlink_packets": 0,
-        "uplink_payload_bytes": 0, "downlink_payload_bytes": 0, "kv_fp16_bytes": 0,
-        "kv_payload_bytes": 0, "private_uplink_bytes": 0, "edge_prefill_token_layers": 0,
-        "edge_peak_kv_bytes": 0, "edge_cache_hit": false, "cloud_store_hit": false,
-        "output_text": "x", "output_ids": [1], "gold": ["x"], "answerable": true,
-        "em": 1.0, "f1": 1.0, "token_exact": null,
-    });
-    serde_json::from_value(json).unwrap()
+pub(crate) fn sample_of(cell: &Cell, request: &PlannedRequest) -> Sample {
+    let identity = cell.identity("live");
+    Sample {
+        scenario: identity.scenario,
+        repetition: request.repetition,
+        warmup: request.warmup,
+        seed: request.seed,
+        system: identity.system,
+        link: identity.link,
+        alignment: identity.alignment,
+        mapping: identity.mapping,
+        codec: identity.codec,
+        schedule: identity.schedule,
+        dataset: identity.dataset,
+        contract: identity.contract,
+        document_id: format!("d{}", request.document),
+        question_id: format!("q{}", request.question),
+        ..sample(&cell.id, request.order)
+    }
+}
+
+/// A sample of the edge alone, answered with one token.
+pub(crate) fn sample(cell_id: &str, order: u64) -> Sample {
+    Sample {
+        schema_version: crate::SCHEMA_VERSION,
+        cell_id: cell_id.into(),
+        scenario: "main".into(),
+        order,
+        repetition: 0,
+        warmup: false,
+        seed: 1,
+        system: "edge_only".into(),
+        link: "none".into(),
+        alignment: "none".into(),
+        mapping: "none".into(),
+        codec: "none".into(),
+        schedule: "none".into(),
+        dataset: "embedded".into(),
+        contract: "primed".into(),
+        compute: "live".into(),
+        document_id: "d0".into(),
+        question_id: "q0".into(),
+        context_id: "00".into(),
+        outcome: "ok".into(),
+        error_kind: None,
+        error: None,
+        degraded: false,
+        scheduled_ns: 10,
+        sent_ns: 20,
+        token_ns: vec![30],
+        parts: vec![part("queue", 10), part("first_step", 10)],
+        context_tokens: 5,
+        prompt_tokens: 7,
+        output_tokens: 1,
+        uplink_bytes: 0,
+        downlink_bytes: 0,
+        uplink_packets: 0,
+        downlink_packets: 0,
+        uplink_payload_bytes: 0,
+        downlink_payload_bytes: 0,
+        kv_fp16_bytes: 0,
+        kv_payload_bytes: 0,
+        private_uplink_bytes: 0,
+        edge_prefill_token_layers: 0,
+        edge_peak_kv_bytes: 0,
+        edge_cache_hit: false,
+        cloud_store_hit: false,
+        output_text: "x".into(),
+        output_ids: vec![1],
+        gold: vec!["x".into()],
+        answerable: true,
+        em: Some(1.0),
+        f1: Some(1.0),
+        token_exact: None,
+    }
+}
+
+/// A part of TTFT that nothing hid.
+fn part(name: &str, exposed_ns: u64) -> TtftPart {
+    TtftPart {
+        name: name.into(),
+        exposed_ns,
+        overlapped_ns: 0,
+    }
 }

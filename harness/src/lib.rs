@@ -4,13 +4,19 @@
 //! [`celslm_reports::Sample`] appended to a [`store::Store`] as it happens → report. The binary
 //! `celslm` is a thin shell around this crate.
 
+pub mod bridges;
+pub mod campaign;
 pub mod catalogue;
+pub mod claims;
 pub mod clock;
 pub mod config;
+pub mod deployment;
 pub mod environment;
 pub mod exit;
 pub mod manifest;
 pub mod plan;
+pub mod reporting;
+pub mod session;
 pub mod store;
 
 /// Version of every file that the harness writes.

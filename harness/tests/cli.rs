@@ -45,7 +45,13 @@ fn a_dry_run_shows_the_plan_and_writes_nothing() {
     let dir = out.path().join("results");
     let dir = dir.to_str().expect("utf-8");
     let text = stdout(&["run", "smoke", "--dry-run", "--out", dir]);
-    for part in ["experiment smoke", "edge_only", "cloud_only", "ce_lslm", "order: 1 2 3"] {
+    for part in [
+        "experiment smoke",
+        "edge_only",
+        "cloud_only",
+        "ce_lslm",
+        "order: 1 2 3",
+    ] {
         assert!(text.contains(part), "{text}");
     }
     assert!(!Path::new(dir).exists());
@@ -62,15 +68,50 @@ fn mistakes_in_the_configuration_end_with_2() {
     let file = dir.path().join("mine.toml");
     let path = file.to_str().expect("utf-8");
     let cases: [(&str, &[&str], &str); 9] = [
-        ("[experiment]\nname = 'x'\n[grid]\nlink = ['none']\n", &[], "mine.toml:4:1: unknown field `link`"),
-        ("[experiment]\nname = 'x'\n[grid]\nsystems = ['edge']\n", &[], "mine.toml:4:12: unknown system `edge`; known: edge_only"),
-        ("[experiment]\nname = 'x'\n[grid]\nlinks = ['lan']\n", &[], "mine.toml:4:10: grid.links.0: unknown link `lan`; known: "),
-        ("[experiment]\nname = 'x'\n[models]\nedge = 'gpt'\n", &[], "mine.toml:4:8: models.edge: unknown model `gpt`; known: "),
-        ("[experiment]\nname = 'x'\n", &["--set", "grid.codec=1"], "--set grid.codec=1: unknown field `codec`"),
-        ("[experiment]\nname = 'x'\n", &["--set", "grid.links=['lan']"], "--set grid.links=['lan']: grid.links.0: unknown link `lan`"),
+        (
+            "[experiment]\nname = 'x'\n[grid]\nlink = ['none']\n",
+            &[],
+            "mine.toml:4:1: unknown field `link`",
+        ),
+        (
+            "[experiment]\nname = 'x'\n[grid]\nsystems = ['edge']\n",
+            &[],
+            "mine.toml:4:12: unknown system `edge`; known: edge_only",
+        ),
+        (
+            "[experiment]\nname = 'x'\n[grid]\nlinks = ['lan']\n",
+            &[],
+            "mine.toml:4:10: grid.links.0: unknown link `lan`; known: ",
+        ),
+        (
+            "[experiment]\nname = 'x'\n[models]\nedge = 'gpt'\n",
+            &[],
+            "mine.toml:4:8: models.edge: unknown model `gpt`; known: ",
+        ),
+        (
+            "[experiment]\nname = 'x'\n",
+            &["--set", "grid.codec=1"],
+            "--set grid.codec=1: unknown field `codec`",
+        ),
+        (
+            "[experiment]\nname = 'x'\n",
+            &["--set", "grid.links=['lan']"],
+            "--set grid.links=['lan']: grid.links.0: unknown link `lan`",
+        ),
         ("[experiment]\nname = 'x'\n", &["--set", "oops"], "no `=`"),
-        ("[experiment]\nname = 'x'\n", &["--shard", "3/2"], "names no shard"),
-        ("[experiment]\nname = 'x'\n", &["--set", "grid.datasets=[{ embedded = { documents = 999 } }]"], "draw 999 documents"),
+        (
+            "[experiment]\nname = 'x'\n",
+            &["--shard", "3/2"],
+            "names no shard",
+        ),
+        (
+            "[experiment]\nname = 'x'\n",
+            &[
+                "--set",
+                "grid.datasets=[{ embedded = { documents = 999 } }]",
+            ],
+            "draw 999 documents",
+        ),
     ];
     for (text, arguments, part) in cases {
         std::fs::write(&file, text).expect("write");
@@ -82,12 +123,20 @@ fn mistakes_in_the_configuration_end_with_2() {
     }
     let (code, error) = failure(&["run", "no-such-experiment", "--dry-run"]);
     assert_eq!(code, 2, "{error}");
-    assert!(error.contains("known experiments: example, quick, smoke"), "{error}");
+    assert!(
+        error.contains("known experiments: example, quick, smoke"),
+        "{error}"
+    );
 }
 
 #[test]
 fn a_wrong_command_line_ends_with_2() {
-    for arguments in [&["fly"][..], &["run"], &["ls", "planets"], &["models", "fetch", "gpt-5"]] {
+    for arguments in [
+        &["fly"][..],
+        &["run"],
+        &["ls", "planets"],
+        &["models", "fetch", "gpt-5"],
+    ] {
         let (code, error) = failure(arguments);
         assert_eq!(code, 2, "{arguments:?}: {error}");
     }
@@ -101,7 +150,10 @@ fn what_the_machine_lacks_ends_with_4() {
     assert!(error.contains("no data folder is set"), "{error}");
     let (code, error) = failure(&["models", "verify", "smollm2-135m-instruct-q4_1"]);
     assert_eq!(code, 4, "{error}");
-    assert!(error.contains("celslm models fetch smollm2-135m-instruct-q4_1"), "{error}");
+    assert!(
+        error.contains("celslm models fetch smollm2-135m-instruct-q4_1"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -115,13 +167,28 @@ fn a_folder_that_no_run_wrote_makes_no_report() {
 #[test]
 fn every_registry_is_listed() {
     let all = stdout(&["ls"]);
-    for entry in ["edge_only", "group_quant", "layerwise", "userspace", "embedded", "metro-100m-20ms", "qwen2.5", "quick"] {
+    for entry in [
+        "edge_only",
+        "group_quant",
+        "layerwise",
+        "userspace",
+        "embedded",
+        "metro-100m-20ms",
+        "qwen2.5",
+        "quick",
+    ] {
         assert!(all.contains(entry), "{entry} is missing in\n{all}");
     }
     let systems = stdout(&["ls", "systems"]);
-    assert!(systems.contains("ce_lslm") && !systems.contains("group_quant"), "{systems}");
+    assert!(
+        systems.contains("ce_lslm") && !systems.contains("group_quant"),
+        "{systems}"
+    );
     let profiles = stdout(&["link", "profiles"]);
-    assert!(profiles.contains("slow-20m-60ms") && profiles.contains("60 ms"), "{profiles}");
+    assert!(
+        profiles.contains("slow-20m-60ms") && profiles.contains("60 ms"),
+        "{profiles}"
+    );
     let models = stdout(&["models", "ls"]);
     assert!(models.contains("absent"), "{models}");
 }

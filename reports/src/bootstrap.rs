@@ -60,7 +60,7 @@ pub fn mean(clusters: &[Cluster]) -> Option<f64> {
 }
 
 /// Linear interpolation between the two nearest ranks of a sorted, non-empty
-/// list, as Polars' `Linear` and NumPy's default do.
+/// list, as Polars' `Linear` does.
 fn percentile(sorted: &[f64], quantile: f64) -> f64 {
     let rank = quantile * (sorted.len() - 1) as f64;
     let below = rank.floor() as usize;

@@ -56,6 +56,27 @@ impl CellIdentity {
         }
     }
 
+    /// The first field in which `other` differs: its name, the value here, and
+    /// the value there.
+    fn differs<'a>(&'a self, other: &'a Self) -> Option<(&'static str, &'a str, &'a str)> {
+        [
+            ("cell_id", &self.cell_id, &other.cell_id),
+            ("scenario", &self.scenario, &other.scenario),
+            ("system", &self.system, &other.system),
+            ("link", &self.link, &other.link),
+            ("alignment", &self.alignment, &other.alignment),
+            ("mapping", &self.mapping, &other.mapping),
+            ("codec", &self.codec, &other.codec),
+            ("schedule", &self.schedule, &other.schedule),
+            ("dataset", &self.dataset, &other.dataset),
+            ("contract", &self.contract, &other.contract),
+            ("compute", &self.compute, &other.compute),
+        ]
+        .into_iter()
+        .find(|(_, here, there)| here != there)
+        .map(|(field, here, there)| (field, here.as_str(), there.as_str()))
+    }
+
     /// An identity of which only the folder is known.
     fn of_folder(cell_id: &str) -> Self {
         let unknown = || "unknown".to_owned();
@@ -119,21 +140,16 @@ impl Cell {
                 .first()
                 .map_or_else(|| CellIdentity::of_folder(cell_id), CellIdentity::of)
         });
-        if let Some(index) = samples
-            .iter()
-            .position(|s| CellIdentity::of(s) != identity)
-        {
-            return Err(ReportError::BadSample {
-                path,
-                line: index + 1,
-                reason: format!(
-                    "sample {} of the file belongs to another cell (`{}` on `{}`, cell `{}`)",
-                    index + 1,
-                    samples[index].system,
-                    samples[index].link,
-                    samples[index].cell_id
-                ),
-            });
+        for (index, sample) in samples.iter().enumerate() {
+            if let Some((field, planned, found)) = identity.differs(&CellIdentity::of(sample)) {
+                return Err(ReportError::BadSample {
+                    path,
+                    line: index + 1,
+                    reason: format!(
+                        "it belongs to another cell: `{field}` is `{found}`, and `{planned}` in this one"
+                    ),
+                });
+            }
         }
         let failure = read_failure(&folder.join("failure.json"))?;
         let frame = frame::samples_frame(&samples)?;

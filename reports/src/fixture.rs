@@ -72,3 +72,145 @@ pub(crate) fn part(name: &str, exposed_ms: u64, overlapped_ms: u64) -> TtftPart 
         overlapped_ns: overlapped_ms * MS,
     }
 }
+
+/// A small run: five methods on three links, six questions about three
+/// documents each, with one failed request, one degraded cell and one cell that
+/// did not run. Times follow from made-up rates.
+pub(crate) fn run(dir: &std::path::Path) -> crate::ReportInput {
+    let mut input = crate::ReportInput::new(dir, "Fixture run");
+    input.description =
+        "Hand-made figures that test the report.\n\nNothing here was measured.".into();
+    input.notes = vec!["A note from the run.".into()];
+    input.environment = vec![
+        ("CPU".into(), "fixture | 2 cores".into()),
+        ("commit".into(), "0000000".into()),
+    ];
+    let links = [
+        ("20mbit-60ms", 20.0, 60.0),
+        ("100mbit-20ms", 100.0, 20.0),
+        ("1gbit-5ms", 1000.0, 5.0),
+    ];
+    for (link, rate, _) in links {
+        input.calibration.push(crate::CalibrationRow {
+            link: link.into(),
+            figure: "downlink rate".into(),
+            target: Some(rate),
+            before: Some(rate * 0.99),
+            after: (link != "1gbit-5ms").then_some(rate * 0.985),
+            unit: "Mbit/s".into(),
+            verdict: if link == "1gbit-5ms" { "missed" } else { "met" }.into(),
+        });
+    }
+    let methods = [
+        ("edge_only", "none", "none", "none"),
+        ("cloud_only", "none", "none", "none"),
+        ("ce_lslm", "identity", "none", "identity"),
+        ("ce_lslm", "identity", "none", "group_quant4"),
+        ("ce_lslm", "depth", "ridge", "identity"),
+    ];
+    let mut order = 0;
+    for (l, (link, rate, rtt)) in links.into_iter().enumerate() {
+        for (m, (system, alignment, mapping, codec)) in methods.into_iter().enumerate() {
+            let mut lines = String::new();
+            let cell_id = format!("cell-{l}{m}");
+            let kv_bytes: u64 = match (system, codec) {
+                ("ce_lslm", "identity") => 11_000_000,
+                ("ce_lslm", _) => 3_000_000,
+                _ => 0,
+            };
+            for (d, document) in ["doc-a", "doc-b", "doc-c"].into_iter().enumerate() {
+                for q in 0..2usize {
+                    let transfer = rtt as u64 + (kv_bytes as f64 * 8.0 / rate / 1e3) as u64;
+                    let mut parts = match system {
+                        "edge_only" => vec![
+                            part("tokenise", 2, 0),
+                            part("edge_prefill", 1_500 + 10 * d as u64, 0),
+                        ],
+                        "cloud_only" => vec![
+                            part("request", rtt as u64, 0),
+                            part("cloud_compute", 400, 0),
+                        ],
+                        _ => vec![
+                            part("request", rtt as u64, 0),
+                            part("transfer", transfer, 30),
+                            part("decode", 20, 40),
+                            part("edge_prefill", 80, 0),
+                        ],
+                    };
+                    parts.push(part("first_step", 30, 0));
+                    let ttft: u64 = parts.iter().map(|p| p.exposed_ns).sum();
+                    let scheduled = order * 10_000 * MS;
+                    let first = scheduled + ttft + 500_000;
+                    let f1 = match (alignment, system) {
+                        ("depth", _) => 0.1 * q as f64,
+                        (_, "cloud_only") => 0.9,
+                        _ => 0.4 + 0.2 * q as f64 + 0.05 * d as f64,
+                    };
+                    let mut s = Sample {
+                        cell_id: cell_id.clone(),
+                        order,
+                        system: system.into(),
+                        link: link.into(),
+                        alignment: alignment.into(),
+                        mapping: mapping.into(),
+                        codec: codec.into(),
+                        schedule: if kv_bytes > 0 { "layerwise" } else { "none" }.into(),
+                        document_id: document.into(),
+                        question_id: format!("q{q:02}"),
+                        scheduled_ns: scheduled,
+                        sent_ns: scheduled,
+                        token_ns: vec![first, first + 40 * MS, first + 80 * MS],
+                        parts,
+                        uplink_bytes: if system == "edge_only" { 0 } else { 4_000 },
+                        uplink_payload_bytes: if system == "edge_only" { 0 } else { 3_000 },
+                        uplink_packets: if system == "edge_only" { 0 } else { 30 },
+                        downlink_bytes: match system {
+                            "edge_only" => 0,
+                            "cloud_only" => 1_800,
+                            _ => kv_bytes * 105 / 100,
+                        },
+                        downlink_payload_bytes: kv_bytes,
+                        downlink_packets: kv_bytes / 1_400,
+                        kv_fp16_bytes: if kv_bytes > 0 { 11_000_000 } else { 0 },
+                        kv_payload_bytes: kv_bytes,
+                        private_uplink_bytes: if system == "cloud_only" { 180 } else { 0 },
+                        edge_prefill_token_layers: match system {
+                            "edge_only" => 22_560,
+                            "cloud_only" => 0,
+                            _ => 960,
+                        },
+                        cloud_store_hit: kv_bytes > 0,
+                        answerable: q == 0,
+                        em: Some(if f1 > 0.55 { 1.0 } else { 0.0 }),
+                        f1: Some(f1),
+                        token_exact: (alignment == "identity" && codec == "identity")
+                            .then_some(true),
+                        degraded: alignment == "depth" && link == "1gbit-5ms",
+                        ..sample()
+                    };
+                    if system == "cloud_only" && order == 7 {
+                        s.outcome = "failed".into();
+                        s.error_kind = Some("cloud_lost".into());
+                        s.error = Some("connection closed after 3 chunks".into());
+                        s.em = None;
+                        s.f1 = None;
+                    }
+                    order += 1;
+                    if lines.is_empty() {
+                        input.cells.push(crate::CellIdentity::of(&s));
+                    }
+                    lines.push_str(&serde_json::to_string(&s).unwrap());
+                    lines.push('\n');
+                }
+            }
+            let folder = dir.join("cells").join(&cell_id);
+            std::fs::create_dir_all(&folder).unwrap();
+            std::fs::write(folder.join("samples.jsonl"), lines).unwrap();
+        }
+    }
+    let mut absent = input.cells[4].clone();
+    absent.cell_id = "cell-absent".into();
+    absent.codec = "group_quant4".into();
+    input.cells.push(absent);
+    input
+}

@@ -151,7 +151,8 @@ fn derived(raw: DataFrame) -> PolarsResult<DataFrame> {
     let last = || col("token_ns").list().last().cast(DataType::Int64);
     let ms = |ns: Expr| ns.cast(DataType::Float64) / lit(1e6);
     let fetched = || col("kv_payload_bytes").gt(lit(0u64));
-    let where_true = |condition: Expr, value: Expr| when(condition).then(value).otherwise(lit(NULL));
+    let where_true =
+        |condition: Expr, value: Expr| when(condition).then(value).otherwise(lit(NULL));
 
     let parts_sum = PART_NAMES
         .iter()
@@ -174,11 +175,8 @@ fn derived(raw: DataFrame) -> PolarsResult<DataFrame> {
                 real("kv_fp16_bytes") / real("downlink_bytes"),
             )
             .alias("wire_ratio"),
-            where_true(
-                fetched(),
-                real("kv_fp16_bytes") / real("kv_payload_bytes"),
-            )
-            .alias("nominal_ratio"),
+            where_true(fetched(), real("kv_fp16_bytes") / real("kv_payload_bytes"))
+                .alias("nominal_ratio"),
         ])
         .with_columns([
             where_true(
@@ -689,9 +687,12 @@ mod tests {
         write_parquet(frame.clone(), &path, "samples").unwrap();
         let mut reader = ParquetReader::new(std::fs::File::open(&path).unwrap());
         let metadata = reader.get_metadata().unwrap().key_value_metadata().clone();
-        assert!(metadata.unwrap().iter().any(
-            |kv| kv.key == "celslm.schema_version" && kv.value.as_deref() == Some("1")
-        ));
+        assert!(
+            metadata
+                .unwrap()
+                .iter()
+                .any(|kv| kv.key == "celslm.schema_version" && kv.value.as_deref() == Some("1"))
+        );
         assert!(reader.finish().unwrap().equals_missing(&frame));
 
         let identity = CellIdentity::of(&samples[0]);

@@ -1,10 +1,39 @@
 //! Frames, views and HTML. The only crate that knows polars.
+//!
+//! A run appends [`Sample`]s to disk; [`build`] turns the folder into frames,
+//! tables, figures and pages. Nothing here measures anything, and the same
+//! files always give the same report.
 
 pub mod bootstrap;
+mod cell;
 mod error;
+mod figures;
+mod files;
+mod findings;
 #[cfg(test)]
 mod fixture;
+mod frame;
+mod html;
+mod labels;
+mod quality;
+mod report;
 mod sample;
+mod table;
+mod views;
 
+pub use cell::{CellFailure, CellIdentity};
 pub use error::ReportError;
+pub use figures::Figure;
+pub use findings::{Finding, Topic};
+pub use frame::{
+    CellSummary, P99_MIN_REQUESTS, PartMean, Quantiles, samples_frame, summarise, summary_frame,
+    write_csv, write_parquet,
+};
+pub use quality::{Paired, Score, paired, score};
+pub use report::{CalibrationRow, INPUT_FILE, Report, ReportInput, build};
 pub use sample::{PART_NAMES, SCHEMA_VERSION, Sample, SampleFile, TtftPart, read_samples};
+pub use table::{Column, Table, Value};
+pub use views::{
+    Bytes, Calibration, Data, EdgeCost, Exactness, Failures, Quality, Summary, TtftBreakdown,
+    VIEWS, View, view,
+};

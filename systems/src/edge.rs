@@ -24,8 +24,6 @@ use tokio::runtime::Runtime;
 pub struct EdgeOptions {
     /// The edge model's GGUF file.
     pub model: PathBuf,
-    /// Where it listens for its controller.
-    pub control: PathBuf,
     /// Bytes of contexts that it may keep.
     pub cache_bytes: usize,
     /// Bounds of the protocol.

@@ -7,24 +7,24 @@ use celslm_model::{Hidden, KvCache, Sampler, Sampling, TextStream};
 
 /// What bounds a generation.
 #[derive(Debug, Clone, Copy)]
-pub struct GenerationLimits {
+pub(crate) struct GenerationLimits {
     /// Most tokens.
-    pub max_tokens: usize,
+    pub(crate) max_tokens: usize,
     /// CLOCK_MONOTONIC time after which it is given up.
-    pub deadline_ns: u64,
+    pub(crate) deadline_ns: u64,
 }
 
 /// A token as it becomes visible.
-pub struct Step<'a> {
+pub(crate) struct Step<'a> {
     /// Its id.
-    pub id: u32,
+    pub(crate) id: u32,
     /// The text that became final with it; empty while a character is incomplete.
-    pub text: &'a str,
+    pub(crate) text: &'a str,
 }
 
 /// Why a generation ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum End {
+pub(crate) enum End {
     /// The model ended its turn.
     Turn,
     /// `max_tokens` was reached.
@@ -38,7 +38,7 @@ pub enum End {
 ///
 /// # Errors
 /// Kind `deadline` when the deadline passes, else what the model reports.
-pub fn generate(
+pub(crate) fn generate(
     model: &LoadedModel,
     cache: &mut KvCache,
     mut hidden: Hidden,
@@ -70,7 +70,7 @@ pub fn generate(
 ///
 /// # Errors
 /// Kind `deadline`.
-pub fn check_deadline(deadline_ns: u64) -> Result<(), SystemError> {
+pub(crate) fn check_deadline(deadline_ns: u64) -> Result<(), SystemError> {
     match now_ns() > deadline_ns {
         true => Err(SystemError::new("deadline", "the request's time is up")),
         false => Ok(()),

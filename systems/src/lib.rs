@@ -24,3 +24,5 @@ pub use loaded::LoadedModel;
 pub use schedule::ScheduleKind;
 pub use spec::{Contract, DEFAULT_CHUNK_TOKENS, KvPath, SystemSpec};
 pub use system::{CloudNeed, SystemEntry, registry};
+/// Bounds of the protocol between the nodes.
+pub use celslm_wire::{Limits as WireLimits, WireError};

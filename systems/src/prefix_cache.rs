@@ -4,7 +4,7 @@ use celslm_model::KvPrefix;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Least-recently-used prefixes within a byte bound.
-pub struct PrefixCache {
+pub(crate) struct PrefixCache {
     limit_bytes: usize,
     /// Oldest first. Contexts are few and large, so a scan beats a map with a list beside it.
     entries: Mutex<Vec<(String, Arc<KvPrefix>)>>,
@@ -12,7 +12,7 @@ pub struct PrefixCache {
 
 impl PrefixCache {
     /// An empty cache that never holds more than `limit_bytes`.
-    pub fn new(limit_bytes: usize) -> Self {
+    pub(crate) fn new(limit_bytes: usize) -> Self {
         Self { limit_bytes, entries: Mutex::default() }
     }
 
@@ -22,7 +22,7 @@ impl PrefixCache {
     }
 
     /// The prefix under a key, which becomes the youngest.
-    pub fn get(&self, key: &str) -> Option<Arc<KvPrefix>> {
+    pub(crate) fn get(&self, key: &str) -> Option<Arc<KvPrefix>> {
         let mut entries = self.entries();
         let index = entries.iter().position(|(held, _)| held == key)?;
         let entry = entries.remove(index);
@@ -33,7 +33,7 @@ impl PrefixCache {
 
     /// Keeps a complete prefix, evicting the oldest ones as needed. One that alone exceeds the
     /// bound is not kept; the return value says whether it was.
-    pub fn insert(&self, key: String, prefix: Arc<KvPrefix>) -> bool {
+    pub(crate) fn insert(&self, key: String, prefix: Arc<KvPrefix>) -> bool {
         let mut entries = self.entries();
         entries.retain(|(held, _)| *held != key);
         if prefix.bytes() > self.limit_bytes || !prefix.is_complete() {
@@ -48,12 +48,12 @@ impl PrefixCache {
     }
 
     /// Drops every entry whose key begins with `start`.
-    pub fn evict(&self, start: &str) {
+    pub(crate) fn evict(&self, start: &str) {
         self.entries().retain(|(held, _)| !held.starts_with(start));
     }
 
-    /// Bytes held now.
-    pub fn bytes(&self) -> usize {
+    #[cfg(test)]
+    fn bytes(&self) -> usize {
         self.entries().iter().map(|(_, prefix)| prefix.bytes()).sum()
     }
 }

@@ -44,7 +44,7 @@ impl KvPath {
     pub(crate) fn wire_variant(&self) -> Result<celslm_wire::Variant, SystemError> {
         let bridge = self.bridge.as_deref().map(celslm_kv::ident::from_hex).transpose();
         Ok(celslm_wire::Variant {
-            alignment: self.alignment.id(),
+            alignment: self.alignment.id().to_owned(),
             bridge: bridge.map_err(|error| SystemError::new("config", error))?,
         })
     }

@@ -8,7 +8,8 @@ use crate::profile::{Impairments, LinkProfile};
 
 /// How much to measure and how closely it must match.
 ///
-/// The defaults take about 3 s on a link with a short RTT and 5 s at 80 ms.
+/// The defaults take about 3.5 s on a link with a short RTT and 5 s at 80 ms, and 2 s more where
+/// TCP does not fill the path.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CalibrateOptions {
@@ -57,7 +58,13 @@ impl Default for CalibrateOptions {
 
 impl Default for Tolerances {
     fn default() -> Self {
-        Self { rtt_ms: 0.3, rtt_fraction: 0.05, rtt_p99_ms: 5.0, rate_fraction: 0.03, loss_z: 3.29 }
+        Self {
+            rtt_ms: 0.3,
+            rtt_fraction: 0.05,
+            rtt_p99_ms: 5.0,
+            rate_fraction: 0.03,
+            loss_z: 3.29,
+        }
     }
 }
 
@@ -105,15 +112,28 @@ pub struct Figure {
     pub verdict: Verdict,
 }
 
-/// How the rate was measured.
+/// How a rate was measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RateMethod {
-    /// One TCP bulk transfer each way, in turn, counted at the receiver.
+    /// One TCP bulk transfer, counted at the receiver.
     Tcp,
-    /// Datagrams offered above the rate, counted at the receiver: on a path with loss, TCP
-    /// measures its own congestion control.
+    /// Datagrams offered above the rate, counted at the receiver. Taken where TCP did not fill
+    /// the path: on one with loss, or shortly after slow start has overshot, TCP measures its
+    /// own congestion control. Both are lower bounds of what the path carries, so the greater
+    /// counts.
     Udp,
+}
+
+/// A measured rate.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MeasuredRate {
+    /// The rate that counts, in Mbit/s, IP headers counted.
+    pub mbit: Option<f64>,
+    /// How it was measured.
+    pub method: RateMethod,
+    /// What one TCP bulk transfer reached, in Mbit/s, IP headers counted.
+    pub tcp_mbit: Option<f64>,
 }
 
 /// The result of a calibration.
@@ -133,8 +153,10 @@ pub struct Calibration {
     pub uplink_rate_mbit: Figure,
     /// Cloud-to-edge rate in Mbit/s, IP headers counted.
     pub downlink_rate_mbit: Figure,
-    /// How the rates were measured.
-    pub rate_method: RateMethod,
+    /// How the uplink's rate was measured, and what TCP made of it.
+    pub uplink_rate: MeasuredRate,
+    /// How the downlink's rate was measured, and what TCP made of it.
+    pub downlink_rate: MeasuredRate,
     /// Fraction of datagrams lost from edge to cloud.
     pub uplink_loss: Figure,
     /// Fraction of datagrams lost from cloud to edge.
@@ -172,17 +194,15 @@ pub(crate) struct Measured {
     pub(crate) uplink_lost: u32,
     pub(crate) downlink_lost: u32,
     pub(crate) loss_datagrams: u32,
-    pub(crate) uplink_rate_mbit: Option<f64>,
-    pub(crate) downlink_rate_mbit: Option<f64>,
-    pub(crate) rate_method: RateMethod,
+    pub(crate) uplink_rate: MeasuredRate,
+    pub(crate) downlink_rate: MeasuredRate,
     pub(crate) wall: Duration,
 }
 
-/// How the rate of a profile is to be measured.
-pub(crate) fn rate_method(profile: &LinkProfile) -> RateMethod {
-    let lossy = profile.uplink.loss > 0.0 || profile.downlink.loss > 0.0;
-    let limited = profile.uplink.rate_mbit.is_some() && profile.downlink.rate_mbit.is_some();
-    if lossy && limited { RateMethod::Udp } else { RateMethod::Tcp }
+/// The rate of full packets, in Mbit/s with IP headers, that a direction is to carry.
+pub(crate) fn rate_target(of: &Impairments, mtu: f64) -> Option<f64> {
+    of.rate_mbit
+        .map(|mbit| mbit * mtu / (mtu + f64::from(of.overhead_bytes)))
 }
 
 /// Holds what was measured against the profile.
@@ -200,11 +220,16 @@ pub(crate) fn judge(
     measured.rtts.sort_unstable();
     let quantile = |quantile: f64| {
         let rank = (measured.rtts.len() as f64 * quantile).ceil() as usize;
-        measured.rtts.get(rank.max(1) - 1).map(|rtt| rtt.as_secs_f64() * 1e3)
+        measured
+            .rtts
+            .get(rank.max(1) - 1)
+            .map(|rtt| rtt.as_secs_f64() * 1e3)
     };
     let (up, down) = (&profile.uplink, &profile.downlink);
     let tx_ms = |of: &Impairments| {
-        of.rate_mbit.map_or(0.0, |mbit| (ping_bytes + f64::from(of.overhead_bytes)) * 8.0 / mbit / 1e3)
+        of.rate_mbit.map_or(0.0, |mbit| {
+            (ping_bytes + f64::from(of.overhead_bytes)) * 8.0 / mbit / 1e3
+        })
     };
     let rtt_target = up.delay_ms + down.delay_ms + tx_ms(up) + tx_ms(down);
     let rtt_slack = tolerances.rtt_ms.max(tolerances.rtt_fraction * rtt_target);
@@ -232,15 +257,22 @@ pub(crate) fn judge(
         )),
     );
     let rate = |measured, of: &Impairments| {
-        let target = of.rate_mbit.map(|mbit| mbit * mtu / (mtu + f64::from(of.overhead_bytes)));
+        let target = rate_target(of, mtu);
         let slack = tolerances.rate_fraction;
-        figure(measured, target.map(|rate| (rate, rate * (1.0 - slack), rate * (1.0 + slack))))
+        figure(
+            measured,
+            target.map(|rate| (rate, rate * (1.0 - slack), rate * (1.0 + slack))),
+        )
     };
     let loss = |lost: u32, of: &Impairments| {
         let n = f64::from(measured.loss_datagrams);
         let spread = tolerances.loss_z * (of.loss * (1.0 - of.loss) / n).sqrt();
         let measured = (n > 0.0).then(|| f64::from(lost) / n);
-        let bounds = (of.loss, (of.loss - spread).max(0.0), (of.loss + spread).min(1.0));
+        let bounds = (
+            of.loss,
+            (of.loss - spread).max(0.0),
+            (of.loss + spread).min(1.0),
+        );
         figure(measured, (n > 0.0).then_some(bounds))
     };
     let mut calibration = Calibration {
@@ -249,9 +281,10 @@ pub(crate) fn judge(
         rtt_p99_ms,
         pings_received: u32::try_from(measured.rtts.len()).unwrap_or(u32::MAX),
         pings_sent: measured.pings_sent,
-        uplink_rate_mbit: rate(measured.uplink_rate_mbit, up),
-        downlink_rate_mbit: rate(measured.downlink_rate_mbit, down),
-        rate_method: measured.rate_method,
+        uplink_rate_mbit: rate(measured.uplink_rate.mbit, up),
+        downlink_rate_mbit: rate(measured.downlink_rate.mbit, down),
+        uplink_rate: measured.uplink_rate,
+        downlink_rate: measured.downlink_rate,
         uplink_loss: loss(measured.uplink_lost, up),
         downlink_loss: loss(measured.downlink_lost, down),
         loss_datagrams: measured.loss_datagrams,
@@ -259,7 +292,11 @@ pub(crate) fn judge(
         verdict: Verdict::Ok,
         wall_ms: measured.wall.as_secs_f64() * 1e3,
     };
-    if calibration.figures().iter().any(|(_, figure)| figure.verdict == Verdict::Degraded) {
+    if calibration
+        .figures()
+        .iter()
+        .any(|(_, figure)| figure.verdict == Verdict::Degraded)
+    {
         calibration.verdict = Verdict::Degraded;
     }
     calibration
@@ -294,16 +331,25 @@ mod tests {
         profile
     }
 
+    fn rate(mbit: Option<f64>) -> MeasuredRate {
+        MeasuredRate {
+            mbit,
+            method: RateMethod::Tcp,
+            tcp_mbit: mbit,
+        }
+    }
+
     fn measured() -> Measured {
         Measured {
-            rtts: (0..100).map(|i| Duration::from_micros(20_050 + i)).collect(),
+            rtts: (0..100)
+                .map(|i| Duration::from_micros(20_050 + i))
+                .collect(),
             pings_sent: 100,
             uplink_lost: 0,
             downlink_lost: 0,
             loss_datagrams: 1000,
-            uplink_rate_mbit: Some(99.8),
-            downlink_rate_mbit: Some(99.8),
-            rate_method: RateMethod::Tcp,
+            uplink_rate: rate(Some(99.8)),
+            downlink_rate: rate(Some(99.8)),
             wall: Duration::from_secs(3),
         }
     }
@@ -323,16 +369,29 @@ mod tests {
     #[test]
     fn each_figure_is_judged_on_its_own() {
         assert!(verdicts(&profile(), measured()).is_empty());
-        let late = Measured { rtts: vec![Duration::from_millis(22); 100], ..measured() };
+        let late = Measured {
+            rtts: vec![Duration::from_millis(22); 100],
+            ..measured()
+        };
         assert_eq!(verdicts(&profile(), late), ["rtt_p50_ms"]);
         let mut tail = measured();
         tail.rtts[98..].fill(Duration::from_millis(40));
         assert_eq!(verdicts(&profile(), tail), ["rtt_p99_ms"]);
-        let slow = Measured { downlink_rate_mbit: Some(96.0), ..measured() };
+        let slow = Measured {
+            downlink_rate: rate(Some(96.0)),
+            ..measured()
+        };
         assert_eq!(verdicts(&profile(), slow), ["downlink_rate_mbit"]);
-        let lossy = Measured { uplink_lost: 1, ..measured() };
+        let lossy = Measured {
+            uplink_lost: 1,
+            ..measured()
+        };
         assert_eq!(verdicts(&profile(), lossy), ["uplink_loss"]);
-        let silent = Measured { rtts: vec![], uplink_rate_mbit: None, ..measured() };
+        let silent = Measured {
+            rtts: vec![],
+            uplink_rate: rate(None),
+            ..measured()
+        };
         assert_eq!(
             verdicts(&profile(), silent),
             ["rtt_p50_ms", "rtt_p99_ms", "uplink_rate_mbit"]
@@ -343,13 +402,23 @@ mod tests {
     fn loss_is_held_against_the_binomial_interval() {
         let mut lossy = profile();
         lossy.uplink.loss = 0.05;
-        let with = |lost| Measured { uplink_lost: lost, ..measured() };
+        let with = |lost| Measured {
+            uplink_lost: lost,
+            ..measured()
+        };
         assert!(verdicts(&lossy, with(50)).is_empty());
         assert!(verdicts(&lossy, with(72)).is_empty());
         assert_eq!(verdicts(&lossy, with(74)), ["uplink_loss"]);
         assert_eq!(verdicts(&lossy, with(20)), ["uplink_loss"]);
-        assert_eq!(rate_method(&lossy), RateMethod::Udp);
-        assert_eq!(rate_method(&profile()), RateMethod::Tcp);
+    }
+
+    #[test]
+    fn the_rate_of_full_packets_counts_overhead() {
+        let mut profile = profile();
+        profile.uplink.overhead_bytes = 100;
+        assert_eq!(rate_target(&profile.uplink, 1500.0), Some(93.75));
+        assert_eq!(rate_target(&profile.downlink, 1500.0), Some(100.0));
+        assert_eq!(rate_target(&LinkProfile::unimpaired().uplink, 1500.0), None);
     }
 
     #[test]
@@ -364,6 +433,9 @@ mod tests {
         );
         assert_eq!(judged.rtt_p50_ms.verdict, Verdict::Unchecked);
         assert_eq!(judged.uplink_rate_mbit.target, None);
-        assert_eq!((judged.uplink_loss.verdict, judged.verdict), (Verdict::Ok, Verdict::Ok));
+        assert_eq!(
+            (judged.uplink_loss.verdict, judged.verdict),
+            (Verdict::Ok, Verdict::Ok)
+        );
     }
 }

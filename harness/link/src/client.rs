@@ -58,7 +58,10 @@ impl HostOptions {
     /// Default options for a link host started by `exe` with `args`: backend `auto`, cubic where
     /// available, TCP buffers of up to 32 MiB, seed 0.
     #[must_use]
-    pub fn new(exe: impl Into<PathBuf>, args: impl IntoIterator<Item = impl Into<OsString>>) -> Self {
+    pub fn new(
+        exe: impl Into<PathBuf>,
+        args: impl IntoIterator<Item = impl Into<OsString>>,
+    ) -> Self {
         Self {
             exe: exe.into(),
             args: args.into_iter().map(Into::into).collect(),
@@ -106,9 +109,11 @@ impl Link {
         let host = Host::start(&options.exe, &options.args)?;
         let request = Request::Start(options.config());
         match host.ask(&request)? {
-            Response::Started(facts) => {
-                Ok(Self { host, facts, profile_changes: AtomicU64::new(0) })
-            }
+            Response::Started(facts) => Ok(Self {
+                host,
+                facts: *facts,
+                profile_changes: AtomicU64::new(0),
+            }),
             other => Err(Host::unexpected(&request, &other)),
         }
     }
@@ -140,7 +145,10 @@ impl Link {
     pub fn set_profile(&self, profile: &LinkProfile) -> Result<(), LinkError> {
         // Odd multiples of this constant are distinct modulo 2⁶⁴.
         let change = self.profile_changes.fetch_add(1, Ordering::Relaxed);
-        let seed = self.facts.seed.wrapping_add(change.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let seed = self
+            .facts
+            .seed
+            .wrapping_add(change.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         self.set_profile_with_seed(profile, seed)
     }
 
@@ -151,7 +159,10 @@ impl Link {
     /// As [`Link::set_profile`].
     pub fn set_profile_with_seed(&self, profile: &LinkProfile, seed: u64) -> Result<(), LinkError> {
         profile.validate()?;
-        self.done(&Request::SetProfile { profile: profile.clone(), seed })
+        self.done(&Request::SetProfile {
+            profile: profile.clone(),
+            seed,
+        })
     }
 
     /// What passed over the link so far, calibration included; `None` on loopback, where nothing
@@ -187,7 +198,7 @@ impl Link {
     pub fn calibrate(&self, options: &CalibrateOptions) -> Result<Calibration, LinkError> {
         let request = Request::Calibrate(*options);
         match self.host.ask(&request)? {
-            Response::Calibration(calibration) => Ok(calibration),
+            Response::Calibration(calibration) => Ok(*calibration),
             other => Err(Host::unexpected(&request, &other)),
         }
     }
@@ -197,7 +208,10 @@ impl Link {
     /// # Errors
     /// [`LinkError::Failed`], if it could not be started.
     pub fn spawn(&self, node: Node, command: &NodeCommand) -> Result<ProcessId, LinkError> {
-        let request = Request::Spawn { node, command: command.clone() };
+        let request = Request::Spawn {
+            node,
+            command: command.clone(),
+        };
         match self.host.ask(&request)? {
             Response::Spawned(process) => Ok(process),
             other => Err(Host::unexpected(&request, &other)),
@@ -252,10 +266,16 @@ struct Process {
 impl Host {
     /// Starts the program with the control socket as its standard input.
     pub(crate) fn start(exe: &Path, args: &[OsString]) -> Result<Self, LinkError> {
-        let failed = |source| LinkError::Start { exe: exe.to_owned(), source };
+        let failed = |source| LinkError::Start {
+            exe: exe.to_owned(),
+            source,
+        };
         let (ours, theirs) = UnixStream::pair().map_err(failed)?;
         let mut command = Command::new(exe);
-        command.args(args).stdin(OwnedFd::from(theirs)).stdout(Stdio::null());
+        command
+            .args(args)
+            .stdin(OwnedFd::from(theirs))
+            .stdout(Stdio::null());
         // The host asks the kernel to be killed when the thread that started it ends. That
         // thread must therefore live as long as the host: it is the one that waits for it.
         let (sender, receiver) = mpsc::channel();
@@ -284,7 +304,10 @@ impl Host {
             .recv()
             .unwrap_or_else(|_| Err(io::Error::other("the waiting thread ended")))
             .map_err(failed)?;
-        Ok(Self { connection: Mutex::new(BufReader::new(ours)), process })
+        Ok(Self {
+            connection: Mutex::new(BufReader::new(ours)),
+            process,
+        })
     }
 
     /// Sends a request and waits for its answer. A fault comes back as the error it stands for.
@@ -294,14 +317,16 @@ impl Host {
             Request::Calibrate(options) => {
                 CALIBRATE_TIMEOUT
                     + Duration::from_micros(u64::from(options.pings) * options.ping_interval_us)
-                    + Duration::from_millis(2 * options.rate_window_ms)
+                    + Duration::from_millis(6 * options.rate_window_ms)
                     + Duration::from_millis(u64::from(options.loss_datagrams))
             }
             Request::Shutdown => SHUTDOWN_TIMEOUT,
             _ => REQUEST_TIMEOUT,
         };
-        let mut line = serde_json::to_string(request)
-            .map_err(|error| LinkError::Protocol { request: name, message: error.to_string() })?;
+        let mut line = serde_json::to_string(request).map_err(|error| LinkError::Protocol {
+            request: name,
+            message: error.to_string(),
+        })?;
         line.push('\n');
         let mut connection = lock(&self.connection);
         match exchange(&mut connection, &line, timeout) {
@@ -309,15 +334,24 @@ impl Host {
             Ok(answer) => match serde_json::from_str(&answer) {
                 Ok(Response::Fault(fault)) => Err(fault.into()),
                 Ok(response) => Ok(response),
-                Err(error) => {
-                    Err(LinkError::Protocol { request: name, message: error.to_string() })
-                }
+                Err(error) => Err(LinkError::Protocol {
+                    request: name,
+                    message: error.to_string(),
+                }),
             },
-            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
+                ) =>
+            {
                 // A late answer would be taken for the next request's; a host that hangs is of
                 // no use, and ending it ends its nodes.
                 self.process.kill();
-                Err(LinkError::Timeout { request: name, seconds: timeout.as_secs() })
+                Err(LinkError::Timeout {
+                    request: name,
+                    seconds: timeout.as_secs(),
+                })
             }
             Err(_) => Err(self.ended(name)),
         }
@@ -326,7 +360,10 @@ impl Host {
     pub(crate) fn unexpected(request: &Request, response: &Response) -> LinkError {
         let mut message = format!("unexpected {response:?}");
         message.truncate(message.floor_char_boundary(200));
-        LinkError::Protocol { request: request.name(), message }
+        LinkError::Protocol {
+            request: request.name(),
+            message,
+        }
     }
 
     fn ended(&self, request: &'static str) -> LinkError {
@@ -350,7 +387,10 @@ impl Drop for Host {
 
 impl Process {
     fn reap(&self, child: &mut Child) {
-        let seen = waitid(Id::Pid(self.pid), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT);
+        let seen = waitid(
+            Id::Pid(self.pid),
+            WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT,
+        );
         debug_assert!(seen.is_ok(), "waiting for the link host: {seen:?}");
         let mut status = lock(&self.status);
         *status = Some(match child.wait() {

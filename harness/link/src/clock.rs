@@ -10,9 +10,14 @@ pub(crate) struct Clock {
 
 impl Clock {
     /// A clock that starts at zero now.
-    #[expect(clippy::disallowed_methods, reason = "the one place where this crate reads a clock")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the one place where this crate reads a clock"
+    )]
     pub(crate) fn start() -> Self {
-        Self { origin: Instant::now() }
+        Self {
+            origin: Instant::now(),
+        }
     }
 
     /// Time since the origin.

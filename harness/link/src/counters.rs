@@ -42,7 +42,9 @@ impl TrafficCounters {
         Self {
             packets: self.packets.saturating_sub(earlier.packets),
             bytes: self.bytes.saturating_sub(earlier.bytes),
-            delivered_packets: self.delivered_packets.saturating_sub(earlier.delivered_packets),
+            delivered_packets: self
+                .delivered_packets
+                .saturating_sub(earlier.delivered_packets),
             delivered_bytes: self.delivered_bytes.saturating_sub(earlier.delivered_bytes),
             dropped_loss: self.dropped_loss.saturating_sub(earlier.dropped_loss),
             dropped_queue: self.dropped_queue.saturating_sub(earlier.dropped_queue),
@@ -110,7 +112,11 @@ const SUBDIVISION_BITS: u32 = SUBDIVISIONS.trailing_zeros();
 impl Histogram {
     pub(crate) fn new() -> Self {
         let buckets = (64 - SUBDIVISION_BITS as usize + 1) * SUBDIVISIONS as usize;
-        Self { buckets: vec![0; buckets], count: 0, max: 0 }
+        Self {
+            buckets: vec![0; buckets],
+            count: 0,
+            max: 0,
+        }
     }
 
     pub(crate) fn record(&mut self, value: Duration) {

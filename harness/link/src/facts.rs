@@ -105,7 +105,7 @@ pub struct Scheduling {
     pub policy: String,
     /// Why a better policy was not to be had; empty if the best was.
     pub note: String,
-    /// The thread's timer slack in nanoseconds.
+    /// The thread's timer slack in nanoseconds; 0 under `SCHED_FIFO`, which has none.
     pub timer_slack_ns: u64,
     /// The CPU it is pinned to, if any.
     pub cpu: Option<usize>,
@@ -159,7 +159,10 @@ mod tests {
         for info in BACKENDS {
             assert_eq!(info.name, info.backend.name());
             let json = format!("\"{}\"", info.name);
-            assert_eq!(serde_json::to_string(&info.backend).expect("serialise"), json);
+            assert_eq!(
+                serde_json::to_string(&info.backend).expect("serialise"),
+                json
+            );
             assert!(serde_json::from_str::<BackendChoice>(&json).is_ok());
         }
         let error = serde_json::from_str::<BackendChoice>("\"netem\"").expect_err("unknown");

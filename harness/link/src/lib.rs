@@ -19,7 +19,7 @@ pub mod profile;
 mod protocol;
 
 pub use calibration::{
-    CalibrateOptions, Calibration, Figure, RateMethod, Tolerances, Verdict,
+    CalibrateOptions, Calibration, Figure, MeasuredRate, RateMethod, Tolerances, Verdict,
 };
 pub use client::{HostOptions, Link};
 pub use counters::{Audit, Counters, TrafficCounters};

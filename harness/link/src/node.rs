@@ -75,7 +75,11 @@ impl NodeExit {
 
 impl fmt::Display for NodeExit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the {} node (process {}) ended ", self.node, self.process)?;
+        write!(
+            f,
+            "the {} node (process {}) ended ",
+            self.node, self.process
+        )?;
         match (self.code, self.signal) {
             (Some(code), _) => write!(f, "with code {code}"),
             (None, Some(signal)) => write!(f, "by signal {signal}"),

@@ -120,10 +120,15 @@ impl LinkProfile {
     /// # Errors
     /// Every [`ProfileError`] but [`ProfileError::Unknown`].
     pub fn load(path: &Path) -> Result<Self, ProfileError> {
-        let text = fs::read_to_string(path)
-            .map_err(|source| ProfileError::Read { path: path.to_owned(), source })?;
+        let text = fs::read_to_string(path).map_err(|source| ProfileError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
         let profile = Self::from_toml(&text, &path.display().to_string())?;
-        let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
+        let stem = path
+            .file_stem()
+            .and_then(|stem| stem.to_str())
+            .unwrap_or_default();
         if stem != profile.name {
             return Err(ProfileError::Invalid {
                 problem: format!("must be the file's name, \"{stem}\""),
@@ -139,11 +144,17 @@ impl LinkProfile {
     /// # Errors
     /// As [`LinkProfile::load`].
     pub fn load_dir(dir: &Path) -> Result<BTreeMap<String, Self>, ProfileError> {
-        let read = |source| ProfileError::Read { path: dir.to_owned(), source };
+        let read = |source| ProfileError::Read {
+            path: dir.to_owned(),
+            source,
+        };
         let mut profiles = BTreeMap::new();
         for entry in fs::read_dir(dir).map_err(read)? {
             let path = entry.map_err(read)?.path();
-            if path.extension().is_some_and(|extension| extension == "toml") {
+            if path
+                .extension()
+                .is_some_and(|extension| extension == "toml")
+            {
                 let profile = Self::load(&path)?;
                 profiles.insert(profile.name.clone(), profile);
             }
@@ -162,16 +173,24 @@ impl LinkProfile {
         if plain && path.is_file() {
             return Self::load(&path);
         }
-        let entries = fs::read_dir(dir)
-            .map_err(|source| ProfileError::Read { path: dir.to_owned(), source })?;
+        let entries = fs::read_dir(dir).map_err(|source| ProfileError::Read {
+            path: dir.to_owned(),
+            source,
+        })?;
         let mut known: Vec<String> = entries
             .flatten()
             .map(|entry| entry.path())
-            .filter(|path| path.extension().is_some_and(|extension| extension == "toml"))
+            .filter(|path| {
+                path.extension()
+                    .is_some_and(|extension| extension == "toml")
+            })
             .filter_map(|path| Some(path.file_stem()?.to_str()?.to_owned()))
             .collect();
         known.sort();
-        Err(ProfileError::Unknown { name: name.to_owned(), known: known.join(", ") })
+        Err(ProfileError::Unknown {
+            name: name.to_owned(),
+            known: known.join(", "),
+        })
     }
 
     /// The profile that impairs nothing.
@@ -198,7 +217,10 @@ impl LinkProfile {
     /// [`ProfileError::Invalid`] for the first value out of range.
     pub fn validate(&self) -> Result<(), ProfileError> {
         let name_is_plain = !self.name.is_empty()
-            && self.name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_');
+            && self
+                .name
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_');
         if !name_is_plain {
             return Err(self.invalid("name", "must be letters, digits, - and _".to_owned()));
         }
@@ -217,10 +239,14 @@ impl LinkProfile {
     /// least 64 packets of buffer. One round trip is the classic size of a buffer that keeps one
     /// loss-based TCP flow at the full rate. The faster direction's rate is taken for both,
     /// because the slower one carries the acknowledgements of the faster, and the limit counts
-    /// packets of any size.
+    /// packets of any size. A stream of small packets can therefore fill the queue below the
+    /// rate, as it can netem's; state `limit_packets` where that matters.
     #[must_use]
     pub fn settings(&self) -> (DirectionSettings, DirectionSettings) {
-        let pps = self.uplink.full_packets_per_second().max(self.downlink.full_packets_per_second());
+        let pps = self
+            .uplink
+            .full_packets_per_second()
+            .max(self.downlink.full_packets_per_second());
         let rtt_ms = self.uplink.delay_ms + self.downlink.delay_ms;
         let buffer_s = (rtt_ms / 1e3).max(MIN_BUFFER.as_secs_f64());
         let buffer = (pps * buffer_s).max(MIN_BUFFER_PACKETS);
@@ -239,7 +265,11 @@ impl LinkProfile {
     }
 
     fn invalid(&self, field: &str, problem: String) -> ProfileError {
-        ProfileError::Invalid { profile: self.name.clone(), field: field.to_owned(), problem }
+        ProfileError::Invalid {
+            profile: self.name.clone(),
+            field: field.to_owned(),
+            problem,
+        }
     }
 }
 
@@ -254,8 +284,9 @@ impl Impairments {
     }
 
     fn full_packets_per_second(&self) -> f64 {
-        self.rate_mbit
-            .map_or(UNLIMITED_PACKETS_PER_SECOND, |mbit| mbit * 1e6 / 8.0 / FULL_PACKET_BYTES)
+        self.rate_mbit.map_or(UNLIMITED_PACKETS_PER_SECOND, |mbit| {
+            mbit * 1e6 / 8.0 / FULL_PACKET_BYTES
+        })
     }
 
     /// The first field out of range and what is wrong with it. Ranges are written so that NaN
@@ -264,14 +295,23 @@ impl Impairments {
         if let Some(rate) = self.rate_mbit
             && !(0.01..=100_000.0).contains(&rate)
         {
-            return Some(("rate_mbit", format!("is {rate}; it must be 0.01 to 100000 Mbit/s")));
+            return Some((
+                "rate_mbit",
+                format!("is {rate}; it must be 0.01 to 100000 Mbit/s"),
+            ));
         }
         if !(0.0..=10_000.0).contains(&self.delay_ms) {
-            return Some(("delay_ms", format!("is {}; it must be 0 to 10000 ms", self.delay_ms)));
+            return Some((
+                "delay_ms",
+                format!("is {}; it must be 0 to 10000 ms", self.delay_ms),
+            ));
         }
         if !(0.0..=self.delay_ms).contains(&self.jitter_ms) {
             let jitter = self.jitter_ms;
-            return Some(("jitter_ms", format!("is {jitter}; it must be 0 to delay_ms")));
+            return Some((
+                "jitter_ms",
+                format!("is {jitter}; it must be 0 to delay_ms"),
+            ));
         }
         if !(0.0..=1.0).contains(&self.loss) {
             return Some(("loss", format!("is {}; it must be 0 to 1", self.loss)));
@@ -280,11 +320,17 @@ impl Impairments {
             && !(1..=Self::MAX_LIMIT_PACKETS).contains(&limit)
         {
             let max = Self::MAX_LIMIT_PACKETS;
-            return Some(("limit_packets", format!("is {limit}; it must be 1 to {max}")));
+            return Some((
+                "limit_packets",
+                format!("is {limit}; it must be 1 to {max}"),
+            ));
         }
         if !(-64..=256).contains(&self.overhead_bytes) {
             let overhead = self.overhead_bytes;
-            return Some(("overhead_bytes", format!("is {overhead}; it must be -64 to 256")));
+            return Some((
+                "overhead_bytes",
+                format!("is {overhead}; it must be -64 to 256"),
+            ));
         }
         None
     }
@@ -309,7 +355,9 @@ mod tests {
     "#;
 
     fn error(from: &str, to: &str) -> String {
-        LinkProfile::from_toml(&SLOW.replace(from, to), "test").expect_err("invalid").to_string()
+        LinkProfile::from_toml(&SLOW.replace(from, to), "test")
+            .expect_err("invalid")
+            .to_string()
     }
 
     #[test]
@@ -326,7 +374,10 @@ mod tests {
 
     #[test]
     fn errors_name_the_field_and_the_range() {
-        assert!(error("delay_ms = 30.0", "delay_ms = -1").contains("uplink.delay_ms is -1; it must be 0"));
+        assert!(
+            error("delay_ms = 30.0", "delay_ms = -1")
+                .contains("uplink.delay_ms is -1; it must be 0")
+        );
         assert!(error("delay_ms = 30.0", "delay_ms = nan").contains("uplink.delay_ms is NaN"));
         assert!(error("loss = 0.01", "loss = 1.5").contains("downlink.loss is 1.5"));
         assert!(error("rate_mbit = 20.0", "rate_mbit = 0").contains("uplink.rate_mbit is 0"));
@@ -334,19 +385,33 @@ mod tests {
         assert!(error("= 77", "= 0").contains("downlink.limit_packets is 0"));
         assert!(error("\"slow\"", "\"../slow\"").contains("name must be letters"));
         let unknown = error("loss", "los");
-        assert!(unknown.contains("unknown field `los`") && unknown.contains("line"), "{unknown}");
+        assert!(
+            unknown.contains("unknown field `los`") && unknown.contains("line"),
+            "{unknown}"
+        );
     }
 
     #[test]
     fn the_shipped_profiles_load_and_unknown_names_list_them() {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../configs/links");
         let profiles = LinkProfile::load_dir(&dir).expect("every shipped profile is valid");
-        for name in ["none", "slow-20m-60ms", "metro-100m-20ms", "fibre-1g-5ms", "lte-us"] {
+        for name in [
+            "none",
+            "slow-20m-60ms",
+            "metro-100m-20ms",
+            "fibre-1g-5ms",
+            "lte-us",
+        ] {
             assert!(profiles.contains_key(name), "{name} is missing");
         }
         assert!(!profiles["none"].impairs());
-        let error = LinkProfile::find(&dir, "dial-up").expect_err("unknown").to_string();
-        assert!(error.contains("dial-up") && error.contains("metro-100m-20ms"), "{error}");
+        let error = LinkProfile::find(&dir, "dial-up")
+            .expect_err("unknown")
+            .to_string();
+        assert!(
+            error.contains("dial-up") && error.contains("metro-100m-20ms"),
+            "{error}"
+        );
         assert!(LinkProfile::find(&dir, "../links/none").is_err());
         assert_eq!(LinkProfile::find(&dir, "none").expect("known").name, "none");
     }
@@ -356,14 +421,22 @@ mod tests {
         let dir = tempfile::tempdir().expect("temporary folder");
         let path = dir.path().join("fast.toml");
         fs::write(&path, SLOW).expect("write");
-        let error = LinkProfile::load(&path).expect_err("wrong name").to_string();
-        assert!(error.contains("must be the file's name, \"fast\""), "{error}");
+        let error = LinkProfile::load(&path)
+            .expect_err("wrong name")
+            .to_string();
+        assert!(
+            error.contains("must be the file's name, \"fast\""),
+            "{error}"
+        );
     }
 
     #[test]
     fn profiles_survive_the_control_socket() {
         let profile = LinkProfile::from_toml(SLOW, "test").expect("valid");
         let json = serde_json::to_string(&profile).expect("serialise");
-        assert_eq!(serde_json::from_str::<LinkProfile>(&json).expect("parse"), profile);
+        assert_eq!(
+            serde_json::from_str::<LinkProfile>(&json).expect("parse"),
+            profile
+        );
     }
 }

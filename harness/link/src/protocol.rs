@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::calibration::{Calibration, CalibrateOptions};
+use crate::calibration::{CalibrateOptions, Calibration};
 use crate::counters::{Audit, Counters};
 use crate::error::Fault;
 use crate::facts::{BackendChoice, LinkFacts};
@@ -32,12 +32,21 @@ pub(crate) enum Request {
     Probe,
     /// Builds the link. The first request of every other conversation.
     Start(HostConfig),
-    SetProfile { profile: LinkProfile, seed: u64 },
+    SetProfile {
+        profile: LinkProfile,
+        seed: u64,
+    },
     Counters,
     Audit,
     Calibrate(CalibrateOptions),
-    Spawn { node: Node, command: NodeCommand },
-    Signal { process: ProcessId, signal: NodeSignal },
+    Spawn {
+        node: Node,
+        command: NodeCommand,
+    },
+    Signal {
+        process: ProcessId,
+        signal: NodeSignal,
+    },
     Exits,
     Shutdown,
 }
@@ -64,11 +73,11 @@ impl Request {
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Response {
     Capabilities(Capabilities),
-    Started(LinkFacts),
+    Started(Box<LinkFacts>),
     Done,
     Counters(Option<Counters>),
     Audit(Option<Audit>),
-    Calibration(Calibration),
+    Calibration(Box<Calibration>),
     Spawned(ProcessId),
     Exits(Vec<NodeExit>),
     Fault(Fault),

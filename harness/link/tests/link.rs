@@ -1,1 +1,828 @@
-fn main(){}
+//! The link over real processes, namespaces and devices.
+//!
+//! The link host must start before its process has a second thread, which the usual test harness
+//! does not allow, so this binary is its own harness: run with a role as its first argument it is
+//! the link host, a controller to be killed, or a node. Where namespaces or TUN are missing, the
+//! tests that need them say so and count as skipped.
+
+use std::collections::BTreeSet;
+use std::error::Error;
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{SocketAddr, UdpSocket};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::panic::{self, AssertUnwindSafe};
+use std::path::PathBuf;
+use std::process::{Command, Stdio, exit};
+use std::thread;
+use std::time::Duration;
+
+use celslm_link::{
+    Backend, BackendChoice, CalibrateOptions, Calibration, HostOptions, Link, LinkError, LinkFacts,
+    LinkProfile, Node, NodeCommand, NodeSignal, ProcessId, Verdict, host_main, probe,
+};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+type Outcome = Result<(), Box<dyn Error>>;
+
+/// Attempts that a timing assertion gets: other work shares this machine, but a link that is
+/// wrong misses its figures every time.
+const ATTEMPTS: usize = 3;
+
+/// A test, and the backend without which it is skipped.
+struct Test {
+    name: &'static str,
+    needs: Option<&'static str>,
+    run: fn() -> Outcome,
+}
+
+const TESTS: &[Test] = &[
+    Test {
+        name: "rtt_and_rate_match_the_profile",
+        needs: Some("userspace"),
+        run: rtt_and_rate,
+    },
+    Test {
+        name: "loss_lies_within_its_interval",
+        needs: Some("userspace"),
+        run: loss,
+    },
+    Test {
+        name: "profiles_change_live",
+        needs: Some("userspace"),
+        run: live_change,
+    },
+    Test {
+        name: "userspace_counts_what_is_sent",
+        needs: Some("userspace"),
+        run: userspace_counters,
+    },
+    Test {
+        name: "veth_counts_what_is_sent",
+        needs: Some("none"),
+        run: veth_counters,
+    },
+    Test {
+        name: "facts_state_the_link",
+        needs: Some("userspace"),
+        run: facts,
+    },
+    Test {
+        name: "nodes_end_and_are_reported",
+        needs: Some("none"),
+        run: node_exits,
+    },
+    Test {
+        name: "a_killed_host_leaves_nothing",
+        needs: Some("userspace"),
+        run: killed_host,
+    },
+    Test {
+        name: "a_killed_controller_leaves_nothing",
+        needs: Some("userspace"),
+        run: killed_controller,
+    },
+    Test {
+        name: "a_dropped_link_leaves_nothing",
+        needs: Some("userspace"),
+        run: dropped,
+    },
+    Test {
+        name: "a_hanging_host_is_ended",
+        needs: None,
+        run: hanging_host,
+    },
+    Test {
+        name: "impairments_need_a_backend_that_emulates",
+        needs: None,
+        run: refusals,
+    },
+    Test {
+        name: "bad_requests_are_told_apart",
+        needs: None,
+        run: bad_requests,
+    },
+    Test {
+        name: "an_unprivileged_user_gets_a_reason",
+        needs: Some("none"),
+        run: unprivileged,
+    },
+];
+
+fn main() {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    match args.first().map(String::as_str) {
+        Some("link-host") => exit(host_main()),
+        Some("role-controller") => controller(),
+        Some("role-facts") => print_facts(),
+        Some("role-sleep") => loop {
+            thread::sleep(Duration::from_secs(3600));
+        },
+        Some("role-receive") => receive(&args[1], &args[2]),
+        Some("role-send") => send(&args[1], &args[2], &args[3]),
+        _ => run_tests(&args),
+    }
+}
+
+fn run_tests(args: &[String]) {
+    if args.iter().any(|arg| arg == "--list") {
+        for test in TESTS {
+            println!("{}: test", test.name);
+        }
+        return;
+    }
+    let filters: Vec<&String> = args.iter().filter(|arg| !arg.starts_with('-')).collect();
+    let wanted =
+        |name: &str| filters.is_empty() || filters.iter().any(|filter| name.contains(*filter));
+    let capabilities = match probe(&exe(), &["link-host".into()]) {
+        Ok(capabilities) => capabilities,
+        Err(error) => {
+            eprintln!("the probe failed: {error}");
+            exit(1);
+        }
+    };
+    for item in capabilities.items.iter().chain(&capabilities.backends) {
+        println!(
+            "{:<20} {:<3} {}",
+            item.name,
+            if item.available { "yes" } else { "no" },
+            item.detail
+        );
+    }
+    let (mut passed, mut failed, mut skipped) = (0, 0, 0);
+    for test in TESTS.iter().filter(|test| wanted(test.name)) {
+        let missing = test.needs.and_then(|needed| {
+            capabilities
+                .backends
+                .iter()
+                .find(|backend| backend.name == needed && !backend.available)
+        });
+        if let Some(missing) = missing {
+            println!(
+                "test {} ... SKIPPED: backend {} cannot run here: {}",
+                test.name, missing.name, missing.detail
+            );
+            skipped += 1;
+            continue;
+        }
+        let failure = match panic::catch_unwind(AssertUnwindSafe(test.run)) {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(error.to_string()),
+            Err(_) => Some("it panicked".to_owned()),
+        };
+        match failure {
+            None => {
+                println!("test {} ... ok", test.name);
+                passed += 1;
+            }
+            Some(failure) => {
+                println!("test {} ... FAILED: {failure}", test.name);
+                failed += 1;
+            }
+        }
+    }
+    println!("\ntest result: {passed} passed; {failed} failed; {skipped} skipped");
+    exit(i32::from(failed > 0));
+}
+
+// What the tests use.
+
+fn exe() -> PathBuf {
+    std::env::current_exe().expect("this binary has a path")
+}
+
+fn options(backend: BackendChoice) -> HostOptions {
+    HostOptions {
+        backend,
+        seed: 11,
+        ..HostOptions::new(exe(), ["link-host"])
+    }
+}
+
+fn node(args: &[&str]) -> NodeCommand {
+    let args = args.iter().map(|&arg| arg.to_owned()).collect();
+    NodeCommand {
+        exe: exe(),
+        args,
+        ..NodeCommand::default()
+    }
+}
+
+fn profile(name: &str, rate_mbit: Option<f64>, delay_ms: f64, loss: f64) -> LinkProfile {
+    let mut profile = LinkProfile {
+        name: name.to_owned(),
+        ..LinkProfile::unimpaired()
+    };
+    for direction in [&mut profile.uplink, &mut profile.downlink] {
+        direction.rate_mbit = rate_mbit;
+        direction.delay_ms = delay_ms;
+        direction.loss = loss;
+    }
+    profile
+}
+
+fn shipped(name: &str) -> Result<LinkProfile, Box<dyn Error>> {
+    let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../configs/links");
+    Ok(LinkProfile::find(&dir, name)?)
+}
+
+fn describe(calibration: &Calibration) -> String {
+    let figures = calibration.figures().map(|(name, figure)| {
+        let number =
+            |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:.4}"));
+        format!(
+            "{name} {} (target {}, {:?})",
+            number(figure.measured),
+            number(figure.target),
+            figure.verdict
+        )
+    });
+    format!(
+        "{}: {} in {:.0} ms",
+        calibration.profile,
+        figures.join(", "),
+        calibration.wall_ms
+    )
+}
+
+/// Repeats until the condition holds or three seconds are over.
+fn eventually(mut condition: impl FnMut() -> bool) -> bool {
+    (0..600).any(|_| {
+        let holds = condition();
+        if !holds {
+            thread::sleep(Duration::from_millis(5));
+        }
+        holds
+    })
+}
+
+fn is_alive(process: u32) -> bool {
+    // A zombie is dead, and whoever inherits it may take its time.
+    fs::read_to_string(format!("/proc/{process}/stat")).is_ok_and(|stat| {
+        !stat
+            .rsplit(')')
+            .next()
+            .is_some_and(|rest| rest.trim_start().starts_with('Z'))
+    })
+}
+
+fn namespace_of(process: u32) -> Result<String, Box<dyn Error>> {
+    let link = fs::read_link(format!("/proc/{process}/ns/net"))?;
+    Ok(link.to_string_lossy().into_owned())
+}
+
+/// Every network namespace that a process is in or holds open.
+fn namespaces_in_use() -> BTreeSet<String> {
+    let mut used = BTreeSet::new();
+    let mut note = |path: PathBuf| {
+        if let Ok(target) = fs::read_link(path) {
+            let target = target.to_string_lossy();
+            if target.starts_with("net:[") {
+                used.insert(target.into_owned());
+            }
+        }
+    };
+    for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        note(process.path().join("ns/net"));
+        for file in fs::read_dir(process.path().join("fd"))
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            note(file.path());
+        }
+    }
+    used
+}
+
+/// Checks that processes and namespaces are gone.
+fn assert_gone(processes: &[u32], namespaces: &[String]) {
+    for &process in processes {
+        assert!(
+            eventually(|| !is_alive(process)),
+            "process {process} is still there"
+        );
+    }
+    for namespace in namespaces {
+        assert!(
+            eventually(|| !namespaces_in_use().contains(namespace)),
+            "namespace {namespace} is still there"
+        );
+    }
+    let devices = fs::read_to_string("/proc/net/dev").expect("devices");
+    assert!(
+        !devices.contains("link0"),
+        "the device is in the machine's own namespace"
+    );
+}
+
+/// A link with a node at each end, and the namespaces of the nodes.
+struct Populated {
+    link: Link,
+    nodes: [ProcessId; 2],
+    namespaces: [String; 2],
+}
+
+fn populated() -> Result<Populated, Box<dyn Error>> {
+    let link = Link::start(&options(BackendChoice::Userspace))?;
+    let edge = link.spawn(Node::Edge, &node(&["role-sleep"]))?;
+    let cloud = link.spawn(Node::Cloud, &node(&["role-sleep"]))?;
+    let namespaces = [namespace_of(edge.0)?, namespace_of(cloud.0)?];
+    let own = namespace_of(std::process::id())?;
+    assert!(namespaces[0] != namespaces[1] && !namespaces.contains(&own));
+    Ok(Populated {
+        link,
+        nodes: [edge, cloud],
+        namespaces,
+    })
+}
+
+// The tests.
+
+fn rtt_and_rate() -> Outcome {
+    let link = Link::start(&options(BackendChoice::Userspace))?;
+    link.set_profile(&shipped("metro-100m-20ms")?)?;
+    let mut last = None;
+    for _ in 0..ATTEMPTS {
+        let calibration = link.calibrate(&CalibrateOptions::default())?;
+        println!("  {}", describe(&calibration));
+        println!("  {:?}", link.audit()?);
+        if calibration.verdict == Verdict::Ok {
+            // What the verdict rests on, stated without it.
+            let figure = |figure: celslm_link::Figure| figure.measured.unwrap_or_default();
+            assert!((19.9..21.1).contains(&figure(calibration.rtt_p50_ms)));
+            assert!((97.0..103.0).contains(&figure(calibration.uplink_rate_mbit)));
+            assert!((97.0..103.0).contains(&figure(calibration.downlink_rate_mbit)));
+            let audit = link.audit()?.ok_or("this backend emulates")?;
+            assert!(audit.packets > 1000 && audit.write_failures == 0 && audit.device_drops == 0);
+            assert!(audit.lateness_p50_us <= audit.lateness_p99_us);
+            return Ok(());
+        }
+        last = Some(calibration);
+    }
+    Err(format!("degraded in every attempt: {last:?}").into())
+}
+
+fn loss() -> Outcome {
+    let link = Link::start(&options(BackendChoice::Userspace))?;
+    let options = CalibrateOptions {
+        pings: 20,
+        loss_datagrams: 10_000,
+        rate_window_ms: 300,
+        ..CalibrateOptions::default()
+    };
+    link.set_profile_with_seed(&profile("lossy", Some(20.0), 5.0, 0.05), 4)?;
+    for attempt in 1..=ATTEMPTS {
+        let calibration = link.calibrate(&options)?;
+        println!("  {}", describe(&calibration));
+        let half_width = 2.576 * (0.05_f64 * 0.95 / 10_000.0).sqrt();
+        let within = |figure: celslm_link::Figure| {
+            (figure.measured.unwrap_or_default() - 0.05).abs() <= half_width
+        };
+        let rates = [calibration.uplink_rate_mbit, calibration.downlink_rate_mbit];
+        let full = rates
+            .iter()
+            .all(|rate| (19.0..20.6).contains(&rate.measured.unwrap_or_default()));
+        if within(calibration.uplink_loss) && within(calibration.downlink_loss) && full {
+            break;
+        }
+        assert!(attempt < ATTEMPTS, "outside in every attempt");
+    }
+    let counters = link.counters()?.ok_or("this backend counts")?;
+    for direction in [counters.uplink, counters.downlink] {
+        let sum = direction.delivered_packets + direction.dropped_loss + direction.dropped_queue;
+        assert!(
+            direction.dropped_loss > 300 && sum <= direction.packets,
+            "{direction:?}"
+        );
+    }
+    Ok(())
+}
+
+fn live_change() -> Outcome {
+    let link = Link::start(&options(BackendChoice::Userspace))?;
+    let quick = CalibrateOptions {
+        pings: 40,
+        loss_datagrams: 200,
+        rate_window_ms: 300,
+        ..CalibrateOptions::default()
+    };
+    let mut before = link.counters()?.ok_or("this backend counts")?;
+    for (name, rtt_ms, rate) in [
+        ("fast", 4.0, 200.0),
+        ("slow", 60.0, 20.0),
+        ("fast", 4.0, 200.0),
+    ] {
+        link.set_profile(&profile(name, Some(rate), rtt_ms / 2.0, 0.0))?;
+        let mut calibration = link.calibrate(&quick)?;
+        for _ in 1..ATTEMPTS {
+            if calibration.verdict != Verdict::Ok {
+                calibration = link.calibrate(&quick)?;
+            }
+        }
+        println!("  {}", describe(&calibration));
+        assert_eq!(calibration.verdict, Verdict::Ok);
+        let rtt = calibration.rtt_p50_ms.measured.unwrap_or_default();
+        assert!((rtt_ms - 0.1..rtt_ms * 1.05 + 0.5).contains(&rtt), "{rtt}");
+        let after = link.counters()?.ok_or("this backend counts")?;
+        assert!(
+            after.uplink.bytes > before.uplink.bytes
+                && after.downlink.bytes > before.downlink.bytes
+        );
+        before = after;
+    }
+    Ok(())
+}
+
+fn userspace_counters() -> Outcome {
+    counters(BackendChoice::Userspace)
+}
+
+fn veth_counters() -> Outcome {
+    counters(BackendChoice::None)
+}
+
+/// A known number of datagrams of known size must be counted exactly, and nothing else.
+fn counters(backend: BackendChoice) -> Outcome {
+    const COUNT: u64 = 300;
+    const PAYLOAD: u64 = 1000;
+    let link = Link::start(&options(backend))?;
+    if backend == BackendChoice::Userspace {
+        link.set_profile(&profile("short", Some(500.0), 1.0, 0.0))?;
+    }
+    let dir = tempfile::tempdir()?;
+    let ready = dir.path().join("ready");
+    let ready = ready.to_str().ok_or("temporary path is no text")?;
+    let target = SocketAddr::new(link.addr(Node::Cloud), 7000).to_string();
+    link.spawn(Node::Cloud, &node(&["role-receive", &target, ready]))?;
+    assert!(
+        eventually(|| fs::exists(ready).unwrap_or(false)),
+        "the receiver did not start"
+    );
+    let before = link.counters()?.ok_or("this backend counts")?;
+    let sender = node(&[
+        "role-send",
+        &target,
+        &COUNT.to_string(),
+        &PAYLOAD.to_string(),
+    ]);
+    let sender = link.spawn(Node::Edge, &sender)?;
+    let sent = eventually(|| {
+        link.exits().is_ok_and(|exits| {
+            exits
+                .iter()
+                .any(|exit| exit.process == sender && exit.success())
+        })
+    });
+    assert!(sent, "the sender failed: {:?}", link.exits()?);
+    let traffic = || -> Result<_, Box<dyn Error>> {
+        Ok(link
+            .counters()?
+            .ok_or("this backend counts")?
+            .since(&before))
+    };
+    assert!(
+        eventually(|| traffic().is_ok_and(|t| t.uplink.delivered_packets == COUNT)),
+        "{:?}",
+        traffic()?
+    );
+    let traffic = traffic()?;
+    assert_eq!(
+        (traffic.uplink.packets, traffic.uplink.bytes),
+        (COUNT, COUNT * (PAYLOAD + 28))
+    );
+    assert_eq!(traffic.uplink.delivered_bytes, traffic.uplink.bytes);
+    assert_eq!(traffic.downlink.packets, 0);
+    Ok(())
+}
+
+fn facts() -> Outcome {
+    let auto = Link::start(&options(BackendChoice::Auto))?;
+    let facts = auto.facts();
+    println!("  {}", serde_json::to_string(facts)?);
+    assert_eq!((facts.backend, facts.emulates), (Backend::Userspace, true));
+    assert!(facts.reason.starts_with("auto: ") && facts.attempts.is_empty());
+    assert!(
+        facts
+            .scheduling
+            .as_ref()
+            .is_some_and(|scheduling| scheduling.timer_slack_ns <= 1)
+    );
+    assert!(facts.sysctls["net.ipv4.tcp_wmem"].ends_with(&(32 << 20).to_string()));
+    let available = &facts.sysctls["net.ipv4.tcp_available_congestion_control"];
+    if available.contains("cubic") {
+        assert_eq!(facts.congestion_control, "cubic");
+    }
+    drop(auto);
+    let link = Link::start(&HostOptions {
+        congestion_control: Some("reno".to_owned()),
+        tcp_slow_start_after_idle: Some(false),
+        packet_cpu: Some(0),
+        ..options(BackendChoice::Userspace)
+    })?;
+    assert_eq!(link.facts().congestion_control, "reno");
+    assert_eq!(
+        link.facts().sysctls["net.ipv4.tcp_slow_start_after_idle"],
+        "0"
+    );
+    assert_eq!(
+        link.facts()
+            .scheduling
+            .as_ref()
+            .and_then(|scheduling| scheduling.cpu),
+        Some(0)
+    );
+    Ok(())
+}
+
+fn node_exits() -> Outcome {
+    let link = Link::start(&options(BackendChoice::None))?;
+    let dir = tempfile::tempdir()?;
+    let log = dir.path().join("node.log");
+    let shell = |script: &str| NodeCommand {
+        exe: "/bin/sh".into(),
+        args: vec!["-c".to_owned(), script.to_owned()],
+        env: vec![("GREETING".to_owned(), "good day".to_owned())],
+        log: Some(log.clone()),
+        cpus: Some(vec![0]),
+    };
+    let failing = link.spawn(
+        Node::Cloud,
+        &shell("echo $GREETING; echo $GREETING >&2; exit 3"),
+    )?;
+    let killed = link.spawn(Node::Edge, &shell("sleep 1000 & wait"))?;
+    assert!(eventually(|| link
+        .exits()
+        .is_ok_and(|exits| exits.len() == 1)));
+    let exits = link.exits()?;
+    assert_eq!(
+        (exits[0].process, exits[0].node, exits[0].code),
+        (failing, Node::Cloud, Some(3))
+    );
+    assert_eq!(fs::read_to_string(&log)?, "good day\ngood day\n");
+    // By the kernel's hand, as any other process would do it.
+    kill(Pid::from_raw(killed.0.cast_signed()), Signal::SIGKILL)?;
+    assert!(eventually(|| link
+        .exits()
+        .is_ok_and(|exits| exits.len() == 2)));
+    let exit = link.exits()?[1];
+    assert_eq!(
+        (exit.process, exit.signal, exit.success()),
+        (killed, Some(9), false)
+    );
+    assert!(
+        exit.to_string().contains("edge node") && exit.to_string().contains("signal 9"),
+        "{exit}"
+    );
+    // The link outlives its nodes, and takes new ones.
+    let error = link
+        .kill(killed, NodeSignal::Terminate)
+        .expect_err("it is dead");
+    assert!(matches!(error, LinkError::Failed { .. }), "{error}");
+    let next = link.spawn(Node::Edge, &node(&["role-sleep"]))?;
+    link.kill(next, NodeSignal::Terminate)?;
+    assert!(eventually(|| link
+        .exits()
+        .is_ok_and(|exits| exits.len() == 3)));
+    assert_eq!(link.exits()?[2].signal, Some(15));
+    Ok(())
+}
+
+fn killed_host() -> Outcome {
+    let Populated {
+        link,
+        nodes,
+        namespaces,
+    } = populated()?;
+    let host = link.facts().host_pid;
+    kill(Pid::from_raw(host.cast_signed()), Signal::SIGKILL)?;
+    assert_gone(&[host, nodes[0].0, nodes[1].0], &namespaces);
+    let error = link.counters().expect_err("the host is gone");
+    assert!(matches!(error, LinkError::HostEnded { .. }), "{error}");
+    assert!(error.to_string().contains("signal: 9"), "{error}");
+    Ok(())
+}
+
+fn killed_controller() -> Outcome {
+    let mut controller = Command::new(exe())
+        .arg("role-controller")
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let stdout = controller.stdout.take().ok_or("no output")?;
+    let mut line = String::new();
+    BufReader::new(stdout).read_line(&mut line)?;
+    let processes: Vec<u32> = line
+        .split_whitespace()
+        .map(str::parse)
+        .collect::<Result<_, _>>()?;
+    assert_eq!(processes.len(), 3, "{line}");
+    let namespaces = [namespace_of(processes[1])?, namespace_of(processes[2])?];
+    controller.kill()?;
+    controller.wait()?;
+    assert_gone(&processes, &namespaces);
+    Ok(())
+}
+
+fn dropped() -> Outcome {
+    let Populated {
+        link,
+        nodes,
+        namespaces,
+    } = populated()?;
+    // A node that stands still must not keep the link.
+    link.kill(nodes[0], NodeSignal::Stop)?;
+    let host = link.facts().host_pid;
+    drop(link);
+    assert_gone(&[host, nodes[0].0, nodes[1].0], &namespaces);
+    Ok(())
+}
+
+fn hanging_host() -> Outcome {
+    let link = Link::start(&options(BackendChoice::Loopback))?;
+    let sleeper = link.spawn(Node::Edge, &node(&["role-sleep"]))?;
+    let host = link.facts().host_pid;
+    kill(Pid::from_raw(host.cast_signed()), Signal::SIGSTOP)?;
+    drop(link);
+    assert_gone(&[host, sleeper.0], &[]);
+    Ok(())
+}
+
+fn refusals() -> Outcome {
+    let link = Link::start(&options(BackendChoice::Loopback))?;
+    assert_eq!(link.facts().backend, Backend::Loopback);
+    assert_eq!((link.counters()?, link.audit()?), (None, None));
+    link.set_profile(&LinkProfile::unimpaired())?;
+    let error = link
+        .set_profile(&profile("slow", Some(1.0), 1.0, 0.0))
+        .expect_err("refused");
+    assert!(
+        error.is_usage() && error.to_string().contains("emulates nothing"),
+        "{error}"
+    );
+    let invalid = link
+        .set_profile(&profile("bad", Some(1.0), -1.0, 0.0))
+        .expect_err("invalid");
+    assert!(
+        invalid.is_usage() && invalid.to_string().contains("delay_ms"),
+        "{invalid}"
+    );
+    let quick = CalibrateOptions {
+        pings: 20,
+        rate_window_ms: 100,
+        ..CalibrateOptions::default()
+    };
+    let calibration = link.calibrate(&quick)?;
+    println!("  {}", describe(&calibration));
+    assert_eq!(calibration.rtt_p50_ms.verdict, Verdict::Unchecked);
+    assert!(
+        calibration
+            .uplink_rate_mbit
+            .measured
+            .is_some_and(|rate| rate > 100.0)
+    );
+    let error = link
+        .calibrate(&CalibrateOptions { pings: 0, ..quick })
+        .expect_err("out of range");
+    assert!(error.is_usage(), "{error}");
+    Ok(())
+}
+
+fn bad_requests() -> Outcome {
+    let missing = HostOptions::new("/nonexistent/celslm", ["link-host"]);
+    let error = Link::start(&missing).expect_err("no such program");
+    assert!(matches!(error, LinkError::Start { .. }), "{error}");
+
+    let silent = HostOptions::new("/bin/true", ["link-host"]);
+    let error = Link::start(&silent).expect_err("no link host");
+    assert!(matches!(error, LinkError::HostEnded { .. }), "{error}");
+
+    let by_hand = Command::new(exe())
+        .arg("link-host")
+        .stdin(Stdio::null())
+        .output()?;
+    assert_eq!(by_hand.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&by_hand.stderr).contains("started by celslm itself"));
+
+    let loopback = options(BackendChoice::Loopback);
+    let pinned = HostOptions {
+        congestion_control: Some("reno".to_owned()),
+        ..loopback.clone()
+    };
+    let error = Link::start(&pinned).expect_err("the host's settings are left alone");
+    assert!(
+        error.is_usage() && error.to_string().contains("loopback"),
+        "{error}"
+    );
+
+    let link = Link::start(&loopback)?;
+    let command = NodeCommand {
+        exe: "/nonexistent/node".into(),
+        ..NodeCommand::default()
+    };
+    let error = link
+        .spawn(Node::Edge, &command)
+        .expect_err("no such program")
+        .to_string();
+    assert!(
+        error.contains("/nonexistent/node") && error.contains("edge"),
+        "{error}"
+    );
+    let command = NodeCommand {
+        cpus: Some(vec![1 << 20]),
+        ..node(&["role-sleep"])
+    };
+    let error = link.spawn(Node::Edge, &command).expect_err("no such CPU");
+    assert!(
+        error.is_usage() && error.to_string().contains("1048576"),
+        "{error}"
+    );
+
+    let unknown = HostOptions {
+        congestion_control: Some("carrier-pigeon".to_owned()),
+        ..options(BackendChoice::None)
+    };
+    let error = Link::start(&unknown).expect_err("no such algorithm");
+    assert!(error.is_environment(), "{error}");
+    Ok(())
+}
+
+/// Runs a controller as a user without rights. Whatever it gets, it must say why.
+fn unprivileged() -> Outcome {
+    const NOBODY: u32 = 65_534;
+    if !nix::unistd::geteuid().is_root() {
+        println!("  not root: every other test has shown this already");
+        return Ok(());
+    }
+    let dir = tempfile::tempdir()?;
+    let copy = dir.path().join("link");
+    fs::copy(exe(), &copy)?;
+    for path in [dir.path(), &copy] {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755))?;
+    }
+    let output = Command::new(&copy)
+        .arg("role-facts")
+        .uid(NOBODY)
+        .gid(NOBODY)
+        .current_dir("/")
+        .output()?;
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{stderr}");
+    let facts: LinkFacts = serde_json::from_slice(&output.stdout)?;
+    println!("  took {}: {}", facts.backend, facts.reason);
+    assert!(facts.reason.starts_with("auto: "));
+    if facts.backend != Backend::Userspace {
+        assert_eq!(facts.attempts[0].backend, Backend::Userspace);
+        assert!(!facts.attempts[0].problem.is_empty());
+    }
+    assert_eq!(facts.user_namespace, facts.backend != Backend::Loopback);
+    Ok(())
+}
+
+// The other roles of this binary.
+
+/// A controller that waits to be killed.
+fn controller() {
+    let Populated { link, nodes, .. } = populated().expect("a link");
+    println!("{} {} {}", link.facts().host_pid, nodes[0], nodes[1]);
+    std::io::stdout().flush().expect("flush");
+    loop {
+        thread::sleep(Duration::from_secs(3600));
+    }
+}
+
+/// A controller that takes what it gets and states it.
+fn print_facts() {
+    match Link::start(&options(BackendChoice::Auto)) {
+        Ok(link) => {
+            let node = link
+                .spawn(Node::Edge, &node(&["role-sleep"]))
+                .expect("a node");
+            assert!(is_alive(node.0));
+            println!("{}", serde_json::to_string(link.facts()).expect("facts"));
+        }
+        Err(error) => {
+            eprintln!("{error}");
+            exit(4);
+        }
+    }
+}
+
+/// A node that takes datagrams and ignores them.
+fn receive(address: &str, ready: &str) {
+    let socket = UdpSocket::bind(address).expect("bind");
+    fs::write(ready, "").expect("say so");
+    let mut buffer = [0; 2048];
+    while socket.recv(&mut buffer).is_ok() {}
+}
+
+/// A node that sends datagrams and ends.
+fn send(address: &str, count: &str, payload: &str) {
+    let socket = UdpSocket::bind("0.0.0.0:0").expect("bind");
+    let payload = vec![0; payload.parse().expect("a size")];
+    for _ in 0..count.parse::<u64>().expect("a number") {
+        socket.send_to(&payload, address).expect("send");
+        thread::sleep(Duration::from_micros(100));
+    }
+}

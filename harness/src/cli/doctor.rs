@@ -48,10 +48,10 @@ type Finding = [String; 3];
 /// Runs the command.
 pub(crate) fn run(_: &DoctorArgs) -> anyhow::Result<ExitCode> {
     let here = Environment::capture();
-    println!("machine");
+    listing::show("machine\n");
     listing::print("  ", &machine(&here));
 
-    println!("\nlink");
+    listing::show("\nlink\n");
     let exe = std::env::current_exe().context("find this program's own file")?;
     let probed = celslm_link::probe(&exe, &[OsString::from("link-host")]);
     match &probed {
@@ -59,18 +59,25 @@ pub(crate) fn run(_: &DoctorArgs) -> anyhow::Result<ExitCode> {
         Err(error) => listing::print("  ", &[finding(false, "probe", error.to_string())]),
     }
 
-    println!("\nmodels and data");
+    listing::show("\nmodels and data\n");
     let (files, pair_present) = files()?;
     listing::print("  ", &files);
 
-    println!("\nwhat runs here");
-    let emulates = probed
-        .as_ref()
-        .is_ok_and(|found| found.backends.iter().any(|b| b.name == "userspace" && b.available));
+    listing::show("\nwhat runs here\n");
+    let emulates = probed.as_ref().is_ok_and(|found| {
+        found
+            .backends
+            .iter()
+            .any(|b| b.name == "userspace" && b.available)
+    });
     for line in verdict(&probed.ok(), emulates, pair_present) {
-        println!("  {line}");
+        listing::show(&format!("  {line}\n"));
     }
-    Ok(if emulates { ExitCode::Ok } else { ExitCode::Environment })
+    Ok(if emulates {
+        ExitCode::Ok
+    } else {
+        ExitCode::Environment
+    })
 }
 
 fn finding(good: bool, name: &str, detail: impl Into<String>) -> Finding {
@@ -83,11 +90,15 @@ fn machine(here: &Environment) -> Vec<Finding> {
     let usable = here
         .cgroup
         .cpu_quota
-        .map_or(cpu.allowed.len() as f64, |quota| quota.min(cpu.allowed.len() as f64));
+        .map_or(cpu.allowed.len() as f64, |quota| {
+            quota.min(cpu.allowed.len() as f64)
+        });
     let memory = here
         .cgroup
         .memory_limit_bytes
-        .map_or(here.memory_available_bytes, |limit| limit.min(here.memory_available_bytes));
+        .map_or(here.memory_available_bytes, |limit| {
+            limit.min(here.memory_available_bytes)
+        });
     let features: Vec<&str> = WANTED_FEATURES
         .into_iter()
         .filter(|name| here.has_feature(name))
@@ -97,11 +108,19 @@ fn machine(here: &Environment) -> Vec<Finding> {
     let unused: Vec<&str> = features
         .iter()
         .copied()
-        .filter(|name| !compiled.iter().any(|c| c.replace('_', "") == name.replace('_', "")))
+        .filter(|name| {
+            !compiled
+                .iter()
+                .any(|c| c.replace('_', "") == name.replace('_', ""))
+        })
         .filter(|name| name.starts_with("avx"))
         .collect();
     let mut rows = vec![
-        finding(true, "kernel", format!("{} ({})", here.kernel, here.platform)),
+        finding(
+            true,
+            "kernel",
+            format!("{} ({})", here.kernel, here.platform),
+        ),
         finding(
             usable >= WANTED_CPUS as f64,
             "cpu",
@@ -119,20 +138,30 @@ fn machine(here: &Environment) -> Vec<Finding> {
         rows.push(finding(
             false,
             "build",
-            format!("not compiled for {}: build on this machine, with target-cpu=native", unused.join(" ")),
+            format!(
+                "not compiled for {}: build on this machine, with target-cpu=native",
+                unused.join(" ")
+            ),
         ));
     }
     rows.extend([
         finding(
             memory >= WANTED_MEMORY_BYTES,
             "memory",
-            format!("{} free of {}, the default pair wants {}", gib(memory), gib(here.memory_bytes), gib(WANTED_MEMORY_BYTES)),
+            format!(
+                "{} free of {}, the default pair wants {}",
+                gib(memory),
+                gib(here.memory_bytes),
+                gib(WANTED_MEMORY_BYTES)
+            ),
         ),
         disk(Path::new("."), "disk, results"),
         finding(
             true,
             "governor",
-            here.governor.clone().unwrap_or_else(|| "not in this system's hands".to_owned()),
+            here.governor
+                .clone()
+                .unwrap_or_else(|| "not in this system's hands".to_owned()),
         ),
         finding(
             here.cgroup.version.is_some(),
@@ -145,12 +174,20 @@ fn machine(here: &Environment) -> Vec<Finding> {
         finding(
             true,
             "congestion control",
-            format!("{}, available {}", here.congestion_control, here.congestion_controls.join(" ")),
+            format!(
+                "{}, available {}",
+                here.congestion_control,
+                here.congestion_controls.join(" ")
+            ),
         ),
         finding(
             here.root,
             "root",
-            if here.root { "yes" } else { "no: a user namespace stands in for it where the kernel allows" },
+            if here.root {
+                "yes"
+            } else {
+                "no: a user namespace stands in for it where the kernel allows"
+            },
         ),
     ]);
     rows
@@ -189,7 +226,14 @@ fn files() -> anyhow::Result<(Vec<Finding>, bool)> {
     let data = std::env::var_os(DATA_DIR_VARIABLE);
     rows.push(match data.map(std::path::PathBuf::from) {
         Some(dir) if dir.is_dir() => finding(true, "data", dir.display().to_string()),
-        Some(dir) => finding(false, "data", format!("{DATA_DIR_VARIABLE} names {}, which is no folder", dir.display())),
+        Some(dir) => finding(
+            false,
+            "data",
+            format!(
+                "{DATA_DIR_VARIABLE} names {}, which is no folder",
+                dir.display()
+            ),
+        ),
         None => finding(
             true,
             "data",
@@ -203,7 +247,11 @@ fn disk(dir: &Path, name: &str) -> Finding {
     match rustix::fs::statvfs(dir) {
         Ok(found) => {
             let free = found.f_bavail.saturating_mul(found.f_frsize);
-            finding(free >= WANTED_DISK_BYTES, name, format!("{} free", gib(free)))
+            finding(
+                free >= WANTED_DISK_BYTES,
+                name,
+                format!("{} free", gib(free)),
+            )
         }
         Err(error) => finding(false, name, error.to_string()),
     }
@@ -217,17 +265,27 @@ fn verdict(found: &Option<Capabilities>, emulates: bool, pair_present: bool) -> 
         ", which fetches the missing models first (about 1.6 GB)"
     };
     if emulates {
-        lines.push(format!("everything: `celslm run configs/experiments/quick.toml`{models}"));
+        lines.push(format!(
+            "everything: `celslm run configs/experiments/quick.toml`{models}"
+        ));
     } else {
         let has = |name: &str| {
             found
                 .as_ref()
                 .is_some_and(|f| f.backends.iter().any(|b| b.name == name && b.available))
         };
-        lines.push("not the emulated link: experiments with a rate, delay or loss cannot run".to_owned());
+        lines.push(
+            "not the emulated link: experiments with a rate, delay or loss cannot run".to_owned(),
+        );
         for (backend, what) in [
-            ("none", "both nodes in namespaces over a plain veth, no impairment"),
-            ("loopback", "both nodes over the host's loopback, no impairment, bytes not counted at the link"),
+            (
+                "none",
+                "both nodes in namespaces over a plain veth, no impairment",
+            ),
+            (
+                "loopback",
+                "both nodes over the host's loopback, no impairment, bytes not counted at the link",
+            ),
         ] {
             if has(backend) {
                 lines.push(format!(
@@ -235,7 +293,9 @@ fn verdict(found: &Option<Capabilities>, emulates: bool, pair_present: bool) -> 
                 ));
             }
         }
-        lines.push("without a link: `celslm run … --dry-run`, `celslm report`, `celslm ls`".to_owned());
+        lines.push(
+            "without a link: `celslm run … --dry-run`, `celslm report`, `celslm ls`".to_owned(),
+        );
     }
     lines
 }

@@ -29,11 +29,10 @@ pub(crate) fn run(args: &LinkArgs) -> anyhow::Result<ExitCode> {
 
 fn profiles() -> anyhow::Result<ExitCode> {
     let catalogue = Catalogue::find();
-    println!("{}", catalogue.links_dir().display());
+    listing::show(&format!("{}\n", catalogue.links_dir().display()));
     let links = catalogue.links()?;
-    let mut rows = vec![
-        ["name", "down", "up", "RTT", "jitter", "loss", "source"].map(str::to_owned),
-    ];
+    let mut rows =
+        vec![["name", "down", "up", "RTT", "jitter", "loss", "source"].map(str::to_owned)];
     for (name, link) in &links {
         let ends = [&link.downlink, &link.uplink];
         let sum = |of: fn(&Impairments) -> f64| ends.iter().map(|end| of(end)).sum::<f64>();

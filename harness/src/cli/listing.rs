@@ -1,8 +1,17 @@
-//! Aligned columns for lists.
+//! Aligned columns for lists, and printing that a closed pipe does not disturb.
+
+use std::io::Write as _;
+
+/// Writes to standard output. A reader that has seen enough, such as `head`, is no error.
+pub(crate) fn show(text: &str) {
+    let mut out = std::io::stdout().lock();
+    // Nothing can be told to a reader that is gone.
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}
 
 /// Prints rows with every column but the last padded to its widest entry, behind `indent`.
 pub(crate) fn print<const N: usize>(indent: &str, rows: &[[String; N]]) {
-    print!("{}", render(indent, rows));
+    show(&render(indent, rows));
 }
 
 fn render<const N: usize>(indent: &str, rows: &[[String; N]]) -> String {

@@ -7,6 +7,7 @@ mod ls;
 mod models;
 mod prepare;
 mod report;
+mod run;
 
 use celslm::exit::ExitCode;
 use clap::{Parser, Subcommand};
@@ -59,7 +60,7 @@ pub(crate) fn main() -> ExitCode {
     // clap itself ends with code 2 on a wrong command line, and with 0 after --help.
     let cli = Cli::parse();
     let outcome = match cli.command {
-        Command::Run(args) => prepare::run(&args),
+        Command::Run(args) => run::run(&args),
         Command::Models(args) => models::run(&args),
         Command::Link(args) => link::run(&args),
         Command::Report(args) => report::run(&args),

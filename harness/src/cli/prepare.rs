@@ -2,11 +2,16 @@
 
 use std::path::{Path, PathBuf};
 
+use celslm::bridges;
 use celslm::catalogue::Catalogue;
 use celslm::config::{Config, ConfigSource, Override};
 use celslm::plan::{Inputs, KvEstimator, Plan, Shard, describe};
 use celslm::store::resolved_config;
+use celslm_model::store::ModelStore;
+use celslm_model::{Decoder, GgufFile, Tokenizer};
 use clap::Args;
+
+use super::listing;
 
 /// Run an experiment, or go on with one
 ///
@@ -78,8 +83,13 @@ pub(crate) fn prepare(args: &RunArgs) -> anyhow::Result<Prepared> {
     let source = ConfigSource::read(&path, overrides)?;
     let config = source.parse()?;
     let catalogue = Catalogue::of(&path);
-    let kv = kv_estimator(&catalogue, &config);
-    let inputs = catalogue.gather(&config, &source, kv)?;
+    let mut inputs = catalogue.gather(&config, &source)?;
+    match bridges::resolve(&config, catalogue.root()) {
+        Ok(found) => inputs.bridges = found,
+        // A plan can be shown without them.
+        Err(missing) if args.dry_run => eprintln!("note: {missing}"),
+        Err(missing) => return Err(missing.into()),
+    }
     let plan = Plan::new(&config, &inputs)?;
     Ok(Prepared {
         resolved: resolved_config(&config, &inputs),
@@ -92,9 +102,36 @@ pub(crate) fn prepare(args: &RunArgs) -> anyhow::Result<Prepared> {
 
 /// Prints the plan.
 pub(crate) fn dry_run(args: &RunArgs, prepared: &Prepared) {
-    print!(
-        "{}",
-        describe(&prepared.config, &prepared.inputs, &prepared.plan, args.shard)
-    );
-    println!("\nresults would go to {}", prepared.results_dir.display());
+    let inputs = Inputs {
+        kv: kv_estimator(&prepared.inputs),
+        ..prepared.inputs.clone()
+    };
+    listing::show(&describe(
+        &prepared.config,
+        &inputs,
+        &prepared.plan,
+        args.shard,
+    ));
+    listing::show(&format!(
+        "\nresults would go to {}\n",
+        prepared.results_dir.display()
+    ));
+}
+
+/// Sizes of the documents' KV, if the edge's model is in the store. A file that does not load is
+/// for the run to complain about: here it only means that bytes are not estimated.
+fn kv_estimator(inputs: &Inputs) -> Option<KvEstimator> {
+    let path = ModelStore::open_default().ok()?.path(&inputs.edge_model)?;
+    let mut file = GgufFile::open(&path).ok()?;
+    let tokenizer = Tokenizer::load(&file).ok()?;
+    let shape = Decoder::load(&mut file).ok()?.config().kv_shape();
+    let mut context_tokens = Vec::new();
+    for draw in &inputs.draws {
+        let mut tokens = 0;
+        for document in &draw.documents {
+            tokens += tokenizer.encode(&document.text).ok()?.len() as u64;
+        }
+        context_tokens.push(tokens / draw.documents.len().max(1) as u64);
+    }
+    Some(KvEstimator::new(shape, context_tokens))
 }

@@ -73,7 +73,10 @@ impl Override {
             argument: self.argument.clone(),
             message,
         };
-        let (last, steps) = self.path.split_last().ok_or_else(|| fail("no path".into()))?;
+        let (last, steps) = self
+            .path
+            .split_last()
+            .ok_or_else(|| fail("no path".into()))?;
         let Some((first, steps)) = steps.split_first() else {
             table.insert(last.clone(), self.value.clone());
             return Ok(());
@@ -101,9 +104,9 @@ fn descend<'a>(at: &'a mut Value, step: &str) -> Result<&'a mut Value, String> {
             .or_insert_with(|| Value::Table(toml::Table::new()))),
         Value::Array(entries) => {
             let count = entries.len();
-            let index: usize = step
-                .parse()
-                .map_err(|_| format!("`{step}` is not a number, and the array has {count} entries"))?;
+            let index: usize = step.parse().map_err(|_| {
+                format!("`{step}` is not a number, and the array has {count} entries")
+            })?;
             entries
                 .get_mut(index)
                 .ok_or_else(|| format!("no entry {index}; the array has {count}, counted from 0"))

@@ -1,16 +1,17 @@
 //! The sections of an experiment file, and the ranges of their values.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use celslm_datasets::{DatasetConfig, EmbeddedConfig, WorkloadConfig};
 use celslm_kv::align::AlignmentConfig;
-use celslm_kv::codec::CodecConfig;
+use celslm_kv::codec::{Codec as _, CodecConfig};
 use celslm_link::{BackendChoice, LinkProfile};
 use celslm_model::Sampling;
 use celslm_systems::{Contract, ScheduleKind};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de};
 
 use super::{ConfigError, ConfigSource};
 
@@ -357,8 +358,8 @@ impl Scenario {
 }
 
 /// Name of a registered system; any other does not parse.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(transparent)]
 pub struct SystemName(String);
 
 impl SystemName {
@@ -369,22 +370,31 @@ impl SystemName {
     }
 }
 
-impl TryFrom<String> for SystemName {
-    type Error = String;
+impl<'de> Deserialize<'de> for SystemName {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        // The name is checked where it is read, so that the error points at it.
+        struct Visitor;
 
-    fn try_from(name: String) -> Result<Self, String> {
-        let systems = celslm_systems::registry();
-        if systems.iter().any(|entry| entry.name == name) {
-            return Ok(Self(name));
+        impl de::Visitor<'_> for Visitor {
+            type Value = SystemName;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("the name of a system")
+            }
+
+            fn visit_str<E: de::Error>(self, name: &str) -> Result<SystemName, E> {
+                let known: Vec<&str> = celslm_systems::registry().iter().map(|e| e.name).collect();
+                if known.contains(&name) {
+                    return Ok(SystemName(name.to_owned()));
+                }
+                let known = known.join(", ");
+                Err(E::custom(format_args!(
+                    "unknown system `{name}`; known: {known}"
+                )))
+            }
         }
-        let known: Vec<&str> = systems.iter().map(|entry| entry.name).collect();
-        Err(format!("unknown system `{name}`; known: {}", known.join(", ")))
-    }
-}
 
-impl From<SystemName> for String {
-    fn from(name: SystemName) -> Self {
-        name.0
+        deserializer.deserialize_str(Visitor)
     }
 }
 
@@ -433,6 +443,20 @@ impl Config {
             .collect()
     }
 
+    /// The alignments of all grids that map through a fitted bridge, each once.
+    #[must_use]
+    pub fn bridged_alignments(&self) -> Vec<AlignmentConfig> {
+        let mut found = Vec::new();
+        for (_, grid) in self.grids() {
+            for alignment in grid.alignments {
+                if alignment.needs_bridge() && !found.contains(&alignment) {
+                    found.push(alignment);
+                }
+            }
+        }
+        found
+    }
+
     /// Checks every range that the types leave open.
     pub(super) fn validate(&self, source: &ConfigSource) -> Result<(), ConfigError> {
         let fail = |path: &str, message: String| Err(source.error_at(path, message));
@@ -441,7 +465,10 @@ impl Config {
         {
             return fail(
                 "schema_version",
-                format!("version {version}; this build reads version {}", crate::SCHEMA_VERSION),
+                format!(
+                    "version {version}; this build reads version {}",
+                    crate::SCHEMA_VERSION
+                ),
             );
         }
         if !is_slug(&self.experiment.name) {
@@ -453,16 +480,61 @@ impl Config {
         let integers = [
             // TOML integers are signed, and the resolved copy must hold every value.
             ("experiment.seed", self.experiment.seed, 0, i64::MAX as u64),
-            ("deployment.startup_timeout_s", self.deployment.startup_timeout_s, 1, LONGEST_WAIT_S),
-            ("deployment.threads.edge", self.deployment.threads.edge as u64, 0, 1024),
-            ("deployment.threads.cloud", self.deployment.threads.cloud as u64, 0, 1024),
-            ("generation.max_tokens", self.generation.max_tokens as u64, 1, 65_536),
-            ("workload.block_requests", self.workload.block_requests as u64, 1, 1 << 20),
+            (
+                "deployment.startup_timeout_s",
+                self.deployment.startup_timeout_s,
+                1,
+                LONGEST_WAIT_S,
+            ),
+            (
+                "deployment.threads.edge",
+                self.deployment.threads.edge as u64,
+                0,
+                1024,
+            ),
+            (
+                "deployment.threads.cloud",
+                self.deployment.threads.cloud as u64,
+                0,
+                1024,
+            ),
+            (
+                "generation.max_tokens",
+                self.generation.max_tokens as u64,
+                1,
+                65_536,
+            ),
+            (
+                "workload.block_requests",
+                self.workload.block_requests as u64,
+                1,
+                1 << 20,
+            ),
             ("workload.warmup", self.workload.warmup as u64, 0, 1024),
-            ("workload.request_timeout_s", self.workload.request_timeout_s, 1, LONGEST_WAIT_S),
-            ("limits.cloud_store_bytes", self.limits.cloud_store_bytes, 1 << 20, 1 << 50),
-            ("limits.edge_cache_bytes", self.limits.edge_cache_bytes, 1 << 20, 1 << 50),
-            ("limits.message_bytes", self.limits.message_bytes, 64 << 10, 1 << 30),
+            (
+                "workload.request_timeout_s",
+                self.workload.request_timeout_s,
+                1,
+                LONGEST_WAIT_S,
+            ),
+            (
+                "limits.cloud_store_bytes",
+                self.limits.cloud_store_bytes,
+                1 << 20,
+                1 << 50,
+            ),
+            (
+                "limits.edge_cache_bytes",
+                self.limits.edge_cache_bytes,
+                1 << 20,
+                1 << 50,
+            ),
+            (
+                "limits.message_bytes",
+                self.limits.message_bytes,
+                64 << 10,
+                1 << 30,
+            ),
         ];
         for (path, value, least, most) in integers {
             if !(least..=most).contains(&value) {
@@ -473,7 +545,9 @@ impl Config {
             if !(temperature > 0.0 && temperature <= 10.0) {
                 return fail(
                     "generation.sampling.nucleus.temperature",
-                    format!("{temperature} is outside (0, 10]; for the most likely token use sampling = \"greedy\""),
+                    format!(
+                        "{temperature} is outside (0, 10]; for the most likely token use sampling = \"greedy\""
+                    ),
                 );
             }
             if !(top_p > 0.0 && top_p <= 1.0) {
@@ -484,22 +558,35 @@ impl Config {
             }
         }
         let control = &self.deployment.congestion_control;
-        if control.is_empty() || !control.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') {
+        if control.is_empty()
+            || !control
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b == b'_')
+        {
             return fail(
                 "deployment.congestion_control",
-                format!("`{control}` is no name of a congestion control; `sysctl net.ipv4.tcp_available_congestion_control` lists them"),
+                format!(
+                    "`{control}` is no name of a congestion control; `sysctl net.ipv4.tcp_available_congestion_control` lists them"
+                ),
             );
         }
         if self.deployment.external.is_some()
-            && !matches!(self.deployment.backend, BackendChoice::Auto | BackendChoice::None)
+            && !matches!(
+                self.deployment.backend,
+                BackendChoice::Auto | BackendChoice::None
+            )
         {
             return fail(
                 "deployment.backend",
-                "nodes started by hand use the network they are on: set backend = \"none\"".to_owned(),
+                "nodes started by hand use the network they are on: set backend = \"none\""
+                    .to_owned(),
             );
         }
         if self.models.cloud.is_empty() || self.models.edge.is_empty() {
-            return fail("models", "name both models; `celslm models ls` lists them".to_owned());
+            return fail(
+                "models",
+                "name both models; `celslm models ls` lists them".to_owned(),
+            );
         }
         self.grid.validate(source, "grid", |_| true)?;
         let mut names = BTreeSet::from([MAIN_SCENARIO]);
@@ -508,13 +595,17 @@ impl Config {
             if !is_slug(&scenario.name) {
                 return fail(
                     &format!("{path}.name"),
-                    "use 1 to 64 letters, digits, `-`, `_` or `.`, starting with a letter or digit".to_owned(),
+                    "use 1 to 64 letters, digits, `-`, `_` or `.`, starting with a letter or digit"
+                        .to_owned(),
                 );
             }
             if !names.insert(&scenario.name) {
                 return fail(
                     &format!("{path}.name"),
-                    format!("`{}` names a scenario already; `main` is the [grid] itself", scenario.name),
+                    format!(
+                        "`{}` names a scenario already; `main` is the [grid] itself",
+                        scenario.name
+                    ),
                 );
             }
             scenario
@@ -548,7 +639,7 @@ impl Grid {
         path: &str,
         stated: impl Fn(&str) -> bool,
     ) -> Result<(), ConfigError> {
-        let lists: [(&str, Result<(), (Option<usize>, String)>); 8] = [
+        let lists: [(&str, Distinct); 8] = [
             ("systems", distinct(&self.systems)),
             ("links", distinct(&self.links)),
             ("datasets", distinct(&self.datasets)),
@@ -571,15 +662,30 @@ impl Grid {
                     format!("{tokens} is outside 1 to 65536"),
                 ));
             }
+            for codec in &self.codecs {
+                let group = codec.build().token_group();
+                if !tokens.is_multiple_of(group) {
+                    return Err(source.error_at(
+                        &format!("{path}.chunk_tokens.{index}"),
+                        format!("{tokens} tokens are no whole number of the groups of {group} that {codec} codes together"),
+                    ));
+                }
+            }
         }
         Ok(())
     }
 }
 
+/// The index of the entry at fault, if it is one entry, and the fault.
+type Distinct = Result<(), (Option<usize>, String)>;
+
 /// A list must hold something, and nothing twice: cells would share an id.
-fn distinct<T: PartialEq>(list: &[T]) -> Result<(), (Option<usize>, String)> {
+fn distinct<T: PartialEq>(list: &[T]) -> Distinct {
     if list.is_empty() {
-        return Err((None, "the list is empty, so there is nothing to run".to_owned()));
+        return Err((
+            None,
+            "the list is empty, so there is nothing to run".to_owned(),
+        ));
     }
     for (index, entry) in list.iter().enumerate() {
         if list[..index].contains(entry) {
@@ -615,7 +721,12 @@ mod tests {
     #[test]
     fn the_example_states_every_default() {
         // Each key that the defaults serialise must be written out, not merely defaulted.
-        fn missing(path: &str, defaults: &toml::Table, stated: &toml::Table, out: &mut Vec<String>) {
+        fn missing(
+            path: &str,
+            defaults: &toml::Table,
+            stated: &toml::Table,
+            out: &mut Vec<String>,
+        ) {
             for (key, value) in defaults {
                 let at = format!("{path}{key}");
                 match (value, stated.get(key)) {
@@ -668,12 +779,35 @@ mod tests {
             let config = source.parse().unwrap_or_else(|error| panic!("{error}"));
             let (_, plan) = crate::fixture::planned(&config);
             assert!(!plan.blocks.is_empty());
-            assert_eq!(path.file_stem().unwrap().to_str().unwrap(), config.experiment.name);
+            assert_eq!(
+                path.file_stem().unwrap().to_str().unwrap(),
+                config.experiment.name
+            );
             names.push(config.experiment.name);
         }
         for name in ["example", "quick", "smoke"] {
             assert!(names.iter().any(|n| n == name), "{name}");
         }
+    }
+
+    #[test]
+    fn the_main_job_asks_what_its_documents_answer_and_what_they_do_not() {
+        let path = configs().join("experiments/quick.toml");
+        let config = ConfigSource::read(&path, Vec::new())
+            .unwrap()
+            .parse()
+            .unwrap();
+        let (inputs, _) = crate::fixture::planned(&config);
+        let questions: Vec<_> = inputs.draws[0]
+            .documents
+            .iter()
+            .flat_map(|document| &document.questions)
+            .collect();
+        let answerable = questions.iter().filter(|q| q.answerable).count();
+        assert!(
+            answerable > questions.len() / 2 && answerable < questions.len(),
+            "{answerable}"
+        );
     }
 
     #[test]

@@ -196,8 +196,14 @@ mod tests {
         let file = |rest: &str| fault(&format!("{GOOD}{rest}"), &[]);
         insta::assert_snapshot!("unknown_key", file("[generation]\nmax_token = 3\n"));
         insta::assert_snapshot!("unknown_section", file("[generaton]\nmax_tokens = 3\n"));
-        insta::assert_snapshot!("unknown_system", file("[grid]\nsystems = ['edge_only', 'edge']\n"));
-        insta::assert_snapshot!("unknown_codec", file("[grid]\ncodecs = ['identity', 'gzip']\n"));
+        insta::assert_snapshot!(
+            "unknown_system",
+            file("[grid]\nsystems = ['edge_only', 'edge']\n")
+        );
+        insta::assert_snapshot!(
+            "unknown_codec",
+            file("[grid]\ncodecs = ['identity', 'gzip']\n")
+        );
         insta::assert_snapshot!(
             "unknown_codec_key",
             file("[grid]\ncodecs = [{ group_quant = { bit = 4 } }]\n")
@@ -223,6 +229,10 @@ mod tests {
             "two_scenarios",
             file("[[scenario]]\nname = 'a'\n[[scenario]]\nname = 'a'\n")
         );
+        insta::assert_snapshot!(
+            "chunk_tokens",
+            file("[grid]\nchunk_tokens = [64, 50]\ncodecs = [{ group_quant = { bits = 4 } }]\n")
+        );
         insta::assert_snapshot!("syntax", file("[grid\n"));
         insta::assert_snapshot!("no_name", fault("[experiment]\nseed = 1\n", &[]));
         insta::assert_snapshot!("no_experiment", fault("[models]\n", &[]));
@@ -231,19 +241,34 @@ mod tests {
 
     #[test]
     fn faults_of_overrides_name_the_argument() {
-        insta::assert_snapshot!("set_unknown_key", fault(GOOD, &["seed=1", "generation.tokens=3"]));
+        insta::assert_snapshot!(
+            "set_unknown_key",
+            fault(GOOD, &["seed=1", "generation.tokens=3"])
+        );
         insta::assert_snapshot!("set_unknown_section", fault(GOOD, &["gird.links=['none']"]));
-        insta::assert_snapshot!("set_wrong_type", fault(GOOD, &["generation.max_tokens=many"]));
-        insta::assert_snapshot!("set_out_of_range", fault(GOOD, &["generation.max_tokens=0"]));
+        insta::assert_snapshot!(
+            "set_wrong_type",
+            fault(GOOD, &["generation.max_tokens=many"])
+        );
+        insta::assert_snapshot!(
+            "set_out_of_range",
+            fault(GOOD, &["generation.max_tokens=0"])
+        );
         insta::assert_snapshot!("set_unknown_method", fault(GOOD, &["grid.codecs=['gzip']"]));
     }
 
     #[test]
     fn overrides_replace_values_before_validation() {
         let config = parse(GOOD, &["generation.max_tokens=9", "experiment.seed=3"]).unwrap();
-        assert_eq!((config.generation.max_tokens, config.experiment.seed), (9, 3));
+        assert_eq!(
+            (config.generation.max_tokens, config.experiment.seed),
+            (9, 3)
+        );
         // A required key may come from the command line alone.
-        assert_eq!(parse("", &["experiment.name=y"]).unwrap().experiment.name, "y");
+        assert_eq!(
+            parse("", &["experiment.name=y"]).unwrap().experiment.name,
+            "y"
+        );
         // A bad value in the file can be mended there, and a good one spoilt.
         let bad = format!("{GOOD}[generation]\nmax_tokens = 0\n");
         assert!(parse(&bad, &["generation.max_tokens=1"]).is_ok());

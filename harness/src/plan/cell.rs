@@ -1,6 +1,7 @@
 //! One combination of the grid.
 
 use celslm_datasets::DatasetConfig;
+use celslm_reports::CellIdentity;
 use celslm_systems::{Contract, KvPath, SystemSpec};
 use serde::Serialize;
 
@@ -30,6 +31,26 @@ pub struct Cell {
 }
 
 impl Cell {
+    /// What samples and reports call the cell; `compute` is `live`, `replayed` or `simulated`.
+    #[must_use]
+    pub fn identity(&self, compute: &str) -> CellIdentity {
+        let none = || "none".to_owned();
+        let kv = self.spec.kv.as_ref();
+        CellIdentity {
+            cell_id: self.id.clone(),
+            scenario: self.scenario.clone(),
+            system: self.spec.system.clone(),
+            link: self.link.clone(),
+            alignment: kv.map_or_else(none, |kv| kv.alignment.to_string()),
+            mapping: kv.map_or_else(none, |kv| kv.alignment.mapping().to_owned()),
+            codec: kv.map_or_else(none, |kv| kv.codec.to_string()),
+            schedule: kv.map_or_else(none, |kv| kv.schedule.to_string()),
+            dataset: self.dataset.name().to_owned(),
+            contract: self.contract.to_string(),
+            compute: compute.to_owned(),
+        }
+    }
+
     /// The short name of the cell within its group: the system and its KV path.
     #[must_use]
     pub fn label(&self) -> String {

@@ -24,7 +24,12 @@ fn write(
     plan: &Plan,
     shard: Option<Shard>,
 ) -> std::fmt::Result {
-    writeln!(out, "experiment {}: {}", config.experiment.name, config.title())?;
+    writeln!(
+        out,
+        "experiment {}: {}",
+        config.experiment.name,
+        config.title()
+    )?;
     writeln!(
         out,
         "models     cloud {} · edge {}",
@@ -46,7 +51,7 @@ fn write(
         .count();
     writeln!(
         out,
-        "plan       {} · {cells} cells in {groups} groups · {} requests, {warmup} of them warm-up",
+        "plan       {} · cells: {cells} · groups: {groups} · requests: {}, of which warm-up: {warmup}",
         &plan.hash[..12],
         plan.requests_of(shard)
     )?;
@@ -65,7 +70,7 @@ fn write(
         writeln!(out)?;
         writeln!(
             out,
-            "{} · {} · {} ({} documents, {questions} questions)",
+            "{} · {} · {} (documents: {}, questions: {questions})",
             group.scenario,
             group.link,
             draw.name,
@@ -83,21 +88,31 @@ fn write(
                     false => (warmup, counted + 1),
                 });
             writeln!(out, "  {:>2}  {}", number + 1, cell.id)?;
-            write!(out, "      {counted} requests + {warmup} warm-up · {}", cell.label())?;
+            write!(
+                out,
+                "      requests: {counted} + {warmup} warm-up · {}",
+                cell.label()
+            )?;
             let estimate = inputs
                 .kv
+                .as_ref()
                 .zip(inputs.links.get(&group.link))
-                .and_then(|(kv, link)| kv.estimate(cell, draw, link));
+                .and_then(|(kv, link)| kv.estimate(cell, link));
             if let Some(estimate) = estimate {
                 write!(
                     out,
-                    "\n      about {} of KV per request ({} in fp16, {} tokens)",
+                    "\n      about {} of KV per request ({} in fp16, {} tokens in the mean)",
                     mega(estimate.kv_payload_bytes),
                     mega(estimate.kv_fp16_bytes),
                     estimate.context_tokens
                 )?;
                 if let Some(ms) = estimate.transfer_ms {
-                    write!(out, ", {}.{} s at the link's rate", ms / 1000, ms % 1000 / 100)?;
+                    write!(
+                        out,
+                        ", {}.{} s at the link's rate",
+                        ms / 1000,
+                        ms % 1000 / 100
+                    )?;
                 }
             }
             writeln!(out)?;
@@ -135,7 +150,11 @@ fn turns(config: &Config, plan: &Plan, group: usize) -> String {
         })
         .collect();
     let more = numbers.len().saturating_sub(SHOWN_TURNS);
-    let tail = if more > 0 { format!(" … {more} more") } else { String::new() };
+    let tail = if more > 0 {
+        format!(" … {more} more")
+    } else {
+        String::new()
+    };
     format!("{}{tail}", shown.join(" | "))
 }
 
@@ -153,10 +172,11 @@ mod tests {
 
     /// Hashes change with every model and data file, and readers do not need them here.
     fn without_hashes(text: &str, plan: &Plan) -> String {
-        plan.cells.iter().fold(
-            text.replace(&plan.hash[..12], "[plan]"),
-            |text, cell| text.replace(&cell.hash[..8], "[hash]"),
-        )
+        plan.cells
+            .iter()
+            .fold(text.replace(&plan.hash[..12], "[plan]"), |text, cell| {
+                text.replace(&cell.hash[..8], "[hash]")
+            })
     }
 
     #[test]
@@ -165,11 +185,12 @@ mod tests {
         let (mut inputs, plan) = planned(&config);
         let text = describe(&config, &inputs, &plan, None);
         insta::assert_snapshot!("without_model", without_hashes(&text, &plan));
-        inputs.kv = Some(KvEstimator::new(KvShape {
+        let shape = KvShape {
             num_layers: 24,
             num_kv_heads: 2,
             head_dim: 64,
-        }));
+        };
+        inputs.kv = Some(KvEstimator::new(shape, vec![1300]));
         let shard = Shard { index: 1, count: 2 };
         let text = describe(&config, &inputs, &plan, Some(shard));
         insta::assert_snapshot!("with_model_and_shard", without_hashes(&text, &plan));

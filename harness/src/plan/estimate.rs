@@ -5,16 +5,13 @@ use celslm_kv::codec::{Codec as _, TileShape};
 use celslm_link::LinkProfile;
 use celslm_systems::{Contract, KvPath};
 
-use super::{Cell, DatasetDraw};
+use super::Cell;
 
-/// Bytes of English text that one token of the default models covers, measured on the embedded
-/// documents. Only estimates use it.
-const TEXT_BYTES_PER_TOKEN: u64 = 4;
-
-/// Sizes of a context's KV in the edge's shape.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Sizes of the contexts' KV in the edge's shape.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KvEstimator {
     shape: KvShape,
+    context_tokens: Vec<u64>,
 }
 
 /// A forecast for one request of a cell. Frame and packet headers are not counted.
@@ -31,22 +28,24 @@ pub struct Estimate {
 }
 
 impl KvEstimator {
-    /// Estimates for an edge model with this KV.
+    /// Estimates for an edge model with KV of this shape. `context_tokens` holds the tokens of the
+    /// mean document for each of [`Inputs::draws`](super::Inputs::draws).
     #[must_use]
-    pub fn new(shape: KvShape) -> Self {
-        Self { shape }
+    pub fn new(shape: KvShape, context_tokens: Vec<u64>) -> Self {
+        Self {
+            shape,
+            context_tokens,
+        }
     }
 
     /// The forecast for a request of `cell`; `None` where no KV crosses the link.
     #[must_use]
-    pub fn estimate(&self, cell: &Cell, draw: &DatasetDraw, link: &LinkProfile) -> Option<Estimate> {
+    pub fn estimate(&self, cell: &Cell, link: &LinkProfile) -> Option<Estimate> {
         let path = cell.spec.kv.as_ref()?;
-        if cell.contract == Contract::Warm || draw.documents.is_empty() {
+        if cell.contract == Contract::Warm {
             return None;
         }
-        let text_bytes: usize = draw.documents.iter().map(|d| d.text.len()).sum();
-        let mean_bytes = (text_bytes / draw.documents.len()) as u64;
-        let context_tokens = mean_bytes.div_ceil(TEXT_BYTES_PER_TOKEN);
+        let context_tokens = *self.context_tokens.get(cell.draw)?;
         let payload = self.payload_bytes(path, context_tokens as usize)?;
         let transfer_ms = link
             .downlink

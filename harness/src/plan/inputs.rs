@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use celslm_datasets::{Dataset, DatasetConfig, Document};
+use celslm_kv::AlignmentConfig;
 use celslm_link::LinkProfile;
 use celslm_model::store::ModelSpec;
 
@@ -54,9 +55,9 @@ pub struct Inputs {
     pub draws: Vec<DatasetDraw>,
     /// Sizes of the edge's KV, where the model is at hand to say.
     pub kv: Option<KvEstimator>,
-    /// Fitted bridges by alignment id. A cell whose alignment is among them names the bridge's
-    /// hash in its KV path, so that another fit is another cell.
-    pub bridges: BTreeMap<String, BridgeFile>,
+    /// Fitted bridges by the alignment that needs them. A cell whose alignment is among them names
+    /// the bridge's hash in its KV path, so that another fit is another cell.
+    pub bridges: Vec<(AlignmentConfig, BridgeFile)>,
 }
 
 /// A fitted bridge on disk.
@@ -76,5 +77,14 @@ impl Inputs {
             .iter()
             .enumerate()
             .find(|(_, draw)| draw.config == *config)
+    }
+
+    /// The fitted bridge that `alignment` maps through, if it is known.
+    #[must_use]
+    pub fn bridge(&self, alignment: &AlignmentConfig) -> Option<&BridgeFile> {
+        self.bridges
+            .iter()
+            .find(|(of, _)| of == alignment)
+            .map(|(_, bridge)| bridge)
     }
 }

@@ -31,7 +31,9 @@ pub enum PlanError {
         what: String,
     },
     /// Two cells would write into one folder.
-    #[error("plan scenario {scenario}: two cells have the id {id}; two of its methods mean the same")]
+    #[error(
+        "plan scenario {scenario}: two cells have the id {id}; two of its methods mean the same"
+    )]
     Twins {
         /// The scenario.
         scenario: String,
@@ -120,10 +122,13 @@ impl Plan {
         for (scenario, grid) in config.grids() {
             for link in &grid.links {
                 for dataset in &grid.datasets {
-                    let (draw, _) = inputs.draw(dataset).ok_or_else(|| PlanError::MissingInput {
-                        scenario: scenario.clone(),
-                        what: format!("data set {}", dataset.name()),
-                    })?;
+                    let (draw, _) =
+                        inputs
+                            .draw(dataset)
+                            .ok_or_else(|| PlanError::MissingInput {
+                                scenario: scenario.clone(),
+                                what: format!("data set {}", dataset.name()),
+                            })?;
                     let group = plan.groups.len();
                     let first = plan.cells.len();
                     plan.add_cells(config, inputs, &scenario, &grid, link, draw)?;
@@ -174,10 +179,13 @@ impl Plan {
         link: &str,
         draw: usize,
     ) -> Result<(), PlanError> {
-        let profile = inputs.links.get(link).ok_or_else(|| PlanError::MissingInput {
-            scenario: scenario.to_owned(),
-            what: format!("link {link}"),
-        })?;
+        let profile = inputs
+            .links
+            .get(link)
+            .ok_or_else(|| PlanError::MissingInput {
+                scenario: scenario.to_owned(),
+                what: format!("link {link}"),
+            })?;
         let dataset = &inputs.draws[draw];
         for contract in &grid.contracts {
             for spec in specs(grid, inputs) {
@@ -227,7 +235,10 @@ impl Plan {
     /// Index and cell with this id.
     #[must_use]
     pub fn cell(&self, id: &str) -> Option<(usize, &Cell)> {
-        self.cells.iter().enumerate().find(|(_, cell)| cell.id == id)
+        self.cells
+            .iter()
+            .enumerate()
+            .find(|(_, cell)| cell.id == id)
     }
 
     /// The blocks of a share, in order; all of them without one.
@@ -240,7 +251,9 @@ impl Plan {
     /// Number of requests of a share, warm-up included.
     #[must_use]
     pub fn requests_of(&self, shard: Option<Shard>) -> usize {
-        self.blocks_of(shard).map(|block| block.requests.len()).sum()
+        self.blocks_of(shard)
+            .map(|block| block.requests.len())
+            .sum()
     }
 }
 
@@ -271,8 +284,7 @@ fn specs(grid: &Grid, inputs: &Inputs) -> Vec<SystemSpec> {
                                 schedule: *schedule,
                                 chunk_tokens,
                                 bridge: inputs
-                                    .bridges
-                                    .get(&alignment.to_string())
+                                    .bridge(alignment)
                                     .map(|bridge| bridge.blake3.clone()),
                             }),
                         });
@@ -293,7 +305,12 @@ fn blocks(
     order: &mut u64,
 ) -> Vec<Block> {
     let workload = &config.workload;
-    let warmup: Vec<Request> = requests.iter().cycle().take(workload.warmup).copied().collect();
+    let warmup: Vec<Request> = requests
+        .iter()
+        .cycle()
+        .take(workload.warmup)
+        .copied()
+        .collect();
     let rounds: Vec<&[Request]> = requests.chunks(workload.block_requests.max(1)).collect();
     let mut turns: Vec<(usize, &[Request], bool)> = Vec::new();
     match workload.interleave {
@@ -347,16 +364,18 @@ mod tests {
     use super::*;
     use crate::fixture::{config, planned};
 
-    /// The requests of each cell in order, without their place in the plan.
-    fn by_cell(plan: &Plan, group: usize) -> Vec<Vec<(u32, bool, usize, usize, u64)>> {
+    /// The requests of each cell in order, as if they all stood first in the plan.
+    fn by_cell(plan: &Plan, group: usize) -> Vec<Vec<PlannedRequest>> {
         let mut requests: BTreeMap<usize, Vec<_>> = BTreeMap::new();
         for block in plan.blocks.iter().filter(|b| b.group == group) {
-            requests.entry(block.cell).or_default().extend(
-                block
-                    .requests
-                    .iter()
-                    .map(|r| (r.repetition, r.warmup, r.document, r.question, r.seed)),
-            );
+            let first = block.requests.iter().cloned();
+            requests
+                .entry(block.cell)
+                .or_default()
+                .extend(first.map(|request| PlannedRequest {
+                    order: 0,
+                    ..request
+                }));
         }
         requests.into_values().collect()
     }
@@ -368,7 +387,12 @@ mod tests {
         assert_eq!(plan.groups.len(), 2);
         assert!(plan.groups.iter().all(|group| group.cells.len() == 4));
         for cell in &plan.cells {
-            assert_eq!(cell.spec.kv.is_some(), cell.spec.system == "ce_lslm", "{}", cell.id);
+            assert_eq!(
+                cell.spec.kv.is_some(),
+                cell.spec.system == "ce_lslm",
+                "{}",
+                cell.id
+            );
         }
     }
 
@@ -418,7 +442,10 @@ mod tests {
         let (_, plan) = planned(&config(&[]));
         assert_eq!(planned(&config(&[])).1, plan);
         // Words about the experiment measure nothing.
-        assert_eq!(planned(&config(&["experiment.title='t'"])).1.hash, plan.hash);
+        assert_eq!(
+            planned(&config(&["experiment.title='t'"])).1.hash,
+            plan.hash
+        );
         for set in [
             "experiment.seed=6",
             "generation.max_tokens=7",
@@ -467,7 +494,10 @@ mod tests {
     fn ids_are_readable_and_unique() {
         let (_, plan) = planned(&config(&[]));
         let id = &plan.cells[3].id;
-        assert!(id.starts_with("main-ce_lslm-identity-group_quant-4b"), "{id}");
+        assert!(
+            id.starts_with("main-ce_lslm-identity-group_quant-4b"),
+            "{id}"
+        );
         assert!(id.contains("-slow-20m-60ms-embedded-primed-"), "{id}");
         assert!(id.ends_with(&plan.cells[3].hash[..8]));
     }

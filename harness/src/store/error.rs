@@ -34,7 +34,9 @@ pub enum StoreError {
         what: String,
     },
     /// The folder was not written by a run.
-    #[error("use {dir}: it has no manifest.json, so no run wrote it; move it away or choose another --out")]
+    #[error(
+        "use {dir}: it has no manifest.json, so no run wrote it; move it away or choose another --out"
+    )]
     NotResults {
         /// The folder.
         dir: PathBuf,

@@ -16,5 +16,4 @@ mod samples;
 
 pub use error::StoreError;
 pub use resolved::{changed_keys, resolved_config};
-pub use results::{CellFailure, Opened, Store};
-pub use samples::CellSamples;
+pub use results::{Opened, Store};

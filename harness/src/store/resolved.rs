@@ -32,7 +32,11 @@ fn compare(path: &str, old: &Table, new: &Table, changes: &mut Vec<String>) {
     keys.sort();
     keys.dedup();
     for key in keys {
-        let at = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+        let at = if path.is_empty() {
+            key.clone()
+        } else {
+            format!("{path}.{key}")
+        };
         compare_values(&at, old.get(key), new.get(key), changes);
     }
 }
@@ -69,10 +73,9 @@ mod tests {
 
     #[test]
     fn changes_are_named_by_key() {
-        let old: Table = toml::from_str(
-            "a = 1\n[b]\nc = [1, 2]\nd = 'x'\n[[s]]\nname = 'p'\n[[s]]\nname = 'q'",
-        )
-        .unwrap();
+        let old: Table =
+            toml::from_str("a = 1\n[b]\nc = [1, 2]\nd = 'x'\n[[s]]\nname = 'p'\n[[s]]\nname = 'q'")
+                .unwrap();
         let new: Table = toml::from_str(
             "a = 1\n[b]\nc = [1, 3]\ne = true\n[[s]]\nname = 'p'\n[[s]]\nname = 'r'",
         )

@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use celslm_reports::Sample;
-use serde::{Deserialize, Serialize};
+use celslm_reports::{CellFailure, Sample, read_samples};
+use serde::Serialize;
 
 use super::samples::{CellSamples, append};
 use super::{StoreError, changed_keys};
@@ -18,7 +19,13 @@ const MANIFEST: &str = "manifest.json";
 const CONFIG: &str = "config.resolved.toml";
 const ENVIRONMENT: &str = "environment.json";
 const CALIBRATION: &str = "calibration.json";
+const FAILURE: &str = "failure.json";
+const FAILURE_EARLIER: &str = "failure.earlier.json";
 const LOCK: &str = ".lock";
+
+/// How often, and how long apart, the lock is asked for.
+const LOCK_TRIES: u32 = 10;
+const LOCK_PAUSE: Duration = Duration::from_millis(50);
 
 /// Most earlier runs that are kept beside each other under numbered names.
 const MAX_EARLIER: u32 = 9999;
@@ -48,23 +55,6 @@ pub enum Opened {
     },
 }
 
-/// `failure.json` of a cell that could not be run at all. Requests that fail are samples.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CellFailure {
-    /// Version of this shape.
-    pub schema_version: u32,
-    /// The cell.
-    pub cell_id: String,
-    /// Execution index of the first request that was not made.
-    pub order: u64,
-    /// Kind of the failure, a word such as `link` or `prepare`.
-    pub kind: String,
-    /// The message, with its causes.
-    pub error: String,
-    /// Wall-clock time, UTC.
-    pub at: String,
-}
-
 /// A JSON file's content with the version of its shape.
 #[derive(Serialize)]
 struct Versioned<'a, T> {
@@ -84,7 +74,9 @@ impl Store {
         if fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some()) {
             // Only a run's folder may be moved: --out could point anywhere.
             if !dir.join(LOCK).exists() && !dir.join(MANIFEST).exists() {
-                return Err(StoreError::NotResults { dir: dir.to_owned() });
+                return Err(StoreError::NotResults {
+                    dir: dir.to_owned(),
+                });
             }
             let lock = lock(dir)?;
             let aside = free_name(dir)?;
@@ -142,6 +134,7 @@ impl Store {
             if found.torn_bytes > 0 {
                 repaired.push(cell.to_owned());
             }
+            store.retire_failure(cell)?;
             for sample in &found.samples {
                 if !orders.contains(&sample.order) {
                     return Err(StoreError::Unplanned {
@@ -171,7 +164,9 @@ impl Store {
     /// Whether the request at `order` has its sample already.
     #[must_use]
     pub fn has(&self, cell: &str, order: u64) -> bool {
-        self.done.get(cell).is_some_and(|orders| orders.contains(&order))
+        self.done
+            .get(cell)
+            .is_some_and(|orders| orders.contains(&order))
     }
 
     /// Samples in the folder.
@@ -201,6 +196,25 @@ impl Store {
         append(&self.samples_path(cell), sample)?;
         self.mark(cell, sample.order);
         Ok(())
+    }
+
+    /// Every sample of the folder, cell by cell in plan order. Files are read, not repaired.
+    ///
+    /// # Errors
+    /// [`StoreError::Samples`].
+    pub fn read_samples(&self, plan: &Plan) -> Result<Vec<Sample>, StoreError> {
+        let mut samples = Vec::new();
+        for cell in &plan.cells {
+            let path = self.samples_path(&cell.id);
+            if path.exists() {
+                let file = read_samples(&path).map_err(|source| StoreError::Samples {
+                    cell: cell.id.clone(),
+                    source,
+                })?;
+                samples.extend(file.samples);
+            }
+        }
+        Ok(samples)
     }
 
     /// Writes `manifest.json`.
@@ -251,14 +265,24 @@ impl Store {
         write_json(&self.dir.join(CALIBRATION), &versioned)
     }
 
-    /// Writes a cell's `failure.json`. A cell that fails again keeps the later one.
+    /// Writes the `failure.json` of a cell that could not be run to its end. Requests that fail are
+    /// samples. [`Store::resume`] sets the file aside, since the cell gets another chance.
     ///
     /// # Errors
     /// [`StoreError::Io`].
     pub fn write_failure(&self, failure: &CellFailure) -> Result<(), StoreError> {
         let dir = self.cell_dir(&failure.cell_id);
         fs::create_dir_all(&dir).map_err(StoreError::io("make", &dir))?;
-        write_json(&dir.join("failure.json"), failure)
+        write_json(&dir.join(FAILURE), failure)
+    }
+
+    fn retire_failure(&self, cell: &str) -> Result<(), StoreError> {
+        let path = self.cell_dir(cell).join(FAILURE);
+        if !path.exists() {
+            return Ok(());
+        }
+        let aside = self.cell_dir(cell).join(FAILURE_EARLIER);
+        fs::rename(&path, aside).map_err(StoreError::io("set aside", &path))
     }
 
     fn samples_path(&self, cell: &str) -> PathBuf {
@@ -270,7 +294,8 @@ impl Store {
     }
 }
 
-/// Takes the folder's lock, without waiting.
+/// Takes the folder's lock. A process that is being forked off holds the lock of its parent until
+/// it executes, so a refusal is final only after [`LOCK_TRIES`].
 fn lock(dir: &Path) -> Result<File, StoreError> {
     let path = dir.join(LOCK);
     let file = File::options()
@@ -279,11 +304,16 @@ fn lock(dir: &Path) -> Result<File, StoreError> {
         .write(true)
         .open(&path)
         .map_err(StoreError::io("make", &path))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(StoreError::Busy { dir: dir.to_owned() }),
-        Err(TryLockError::Error(source)) => Err(StoreError::io("lock", &path)(source)),
+    for _ in 0..LOCK_TRIES {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) => std::thread::sleep(LOCK_PAUSE),
+            Err(TryLockError::Error(source)) => return Err(StoreError::io("lock", &path)(source)),
+        }
     }
+    Err(StoreError::Busy {
+        dir: dir.to_owned(),
+    })
 }
 
 /// The first of `<dir>.1`, `<dir>.2`, … that does not exist.
@@ -293,7 +323,8 @@ fn free_name(dir: &Path) -> Result<PathBuf, StoreError> {
         .map(|n| dir.with_file_name(format!("{base}.{n}")))
         .find(|path| !path.exists())
         .ok_or_else(|| {
-            let full = std::io::Error::other(format!("{MAX_EARLIER} earlier runs are kept already"));
+            let full =
+                std::io::Error::other(format!("{MAX_EARLIER} earlier runs are kept already"));
             StoreError::io("move aside", dir)(full)
         })
 }
@@ -345,7 +376,7 @@ mod tests {
     use std::io::Write as _;
 
     use super::*;
-    use crate::fixture::{config, planned, sample};
+    use crate::fixture::{config, planned, sample_of};
     use crate::manifest::RunState;
     use crate::plan::Inputs;
     use crate::store::resolved_config;
@@ -386,7 +417,7 @@ mod tests {
             store.write_manifest(&manifest).unwrap();
             store.write_environment(&manifest.environment).unwrap();
             for (cell, request) in self.requests().take(count) {
-                store.append(&sample(cell, request)).unwrap();
+                store.append(&sample_of(cell, request)).unwrap();
             }
             store
         }
@@ -411,14 +442,24 @@ mod tests {
         drop(run.begin(9));
         let (mut store, opened) = run.resume().unwrap();
         let repaired = Vec::new();
-        assert_eq!(opened, Opened::Resumed { samples: 9, repaired });
+        assert_eq!(
+            opened,
+            Opened::Resumed {
+                samples: 9,
+                repaired
+            }
+        );
         assert_eq!(store.samples(), 9);
+        assert_eq!(store.read_samples(&run.plan).unwrap().len(), 9);
         for (index, (cell, request)) in run.requests().enumerate() {
             assert_eq!(store.has(&cell.id, request.order), index < 9);
         }
         let (cell, request) = run.requests().next().unwrap();
-        let error = store.append(&sample(cell, request)).unwrap_err();
-        assert!(error.to_string().contains("has its sample already"), "{error}");
+        let error = store.append(&sample_of(cell, request)).unwrap_err();
+        assert!(
+            error.to_string().contains("has its sample already"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -429,14 +470,20 @@ mod tests {
         let path = store.samples_path(&cell.id);
         drop(store);
         let whole = fs::read(&path).unwrap();
-        let line = serde_json::to_vec(&sample(cell, request)).unwrap();
+        let line = serde_json::to_vec(&sample_of(cell, request)).unwrap();
         let mut file = File::options().append(true).open(&path).unwrap();
         file.write_all(&line[..line.len() / 2]).unwrap();
         let (mut store, opened) = run.resume().unwrap();
         let repaired = vec![cell.id.clone()];
-        assert_eq!(opened, Opened::Resumed { samples: 5, repaired });
+        assert_eq!(
+            opened,
+            Opened::Resumed {
+                samples: 5,
+                repaired
+            }
+        );
         assert_eq!(fs::read(&path).unwrap(), whole);
-        store.append(&sample(cell, request)).unwrap();
+        store.append(&sample_of(cell, request)).unwrap();
         drop(store);
         let (store, _) = run.resume().unwrap();
         assert_eq!(store.samples(), 6);
@@ -481,10 +528,16 @@ mod tests {
         };
         let error = Store::resume(&run.dir(), &changed.resolved(), &changed.plan).unwrap_err();
         let message = error.to_string();
-        assert!(message.contains("generation.max_tokens: 32 → 7"), "{message}");
+        assert!(
+            message.contains("generation.max_tokens: 32 → 7"),
+            "{message}"
+        );
         assert!(message.contains("grid.links: "), "{message}");
         assert!(!message.contains("experiment"), "{message}");
-        assert_eq!(crate::exit::ExitCode::of(&error), crate::exit::ExitCode::Config);
+        assert_eq!(
+            crate::exit::ExitCode::of(&error),
+            crate::exit::ExitCode::Config
+        );
         // A changed link profile is a change too, though the experiment file is the same.
         let mut inputs = run.inputs.clone();
         let link = inputs.links.get_mut("slow-20m-60ms").unwrap();
@@ -493,7 +546,10 @@ mod tests {
         let resolved = resolved_config(&run.config, &inputs);
         let error = Store::resume(&run.dir(), &resolved, &plan).unwrap_err();
         let message = error.to_string();
-        assert!(message.contains("links.slow-20m-60ms.downlink.rate_mbit: 20.0 → 21.0"), "{message}");
+        assert!(
+            message.contains("links.slow-20m-60ms.downlink.rate_mbit: 20.0 → 21.0"),
+            "{message}"
+        );
     }
 
     #[test]
@@ -525,7 +581,10 @@ mod tests {
         assert!(matches!(error, StoreError::NotResults { .. }), "{error}");
         assert!(foreign.join("thesis.tex").exists());
         let held = run.begin(1);
-        assert!(matches!(Store::create(&run.dir()), Err(StoreError::Busy { .. })));
+        assert!(matches!(
+            Store::create(&run.dir()),
+            Err(StoreError::Busy { .. })
+        ));
         assert!(matches!(run.resume(), Err(StoreError::Busy { .. })));
         drop(held);
         assert!(run.resume().is_ok());
@@ -549,10 +608,8 @@ mod tests {
         let failure = CellFailure {
             schema_version: crate::SCHEMA_VERSION,
             cell_id: cell.id.clone(),
-            order: 3,
-            kind: "prepare".into(),
+            error_kind: "prepare".into(),
             error: "x".into(),
-            at: crate::clock::utc(),
         };
         store.write_failure(&failure).unwrap();
         let cell_dir = store.cell_dir(&cell.id);
@@ -560,7 +617,7 @@ mod tests {
             run.dir().join(MANIFEST),
             run.dir().join(ENVIRONMENT),
             run.dir().join(CALIBRATION),
-            cell_dir.join("failure.json"),
+            cell_dir.join(FAILURE),
             cell_dir.join("samples.jsonl"),
         ] {
             let value: serde_json::Value =
@@ -574,5 +631,9 @@ mod tests {
         store.write_manifest(&manifest).unwrap();
         assert_eq!(store.manifest().unwrap(), manifest);
         assert!(manifest.sessions[0].ended_at.is_some());
+        drop(store);
+        drop(run.resume().unwrap());
+        assert!(!cell_dir.join(FAILURE).exists());
+        assert!(cell_dir.join(FAILURE_EARLIER).exists());
     }
 }

@@ -11,11 +11,11 @@ use super::StoreError;
 
 /// What a cell already has.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub struct CellSamples {
+pub(super) struct CellSamples {
     /// The samples, in the order in which they were written.
-    pub samples: Vec<Sample>,
+    pub(super) samples: Vec<Sample>,
     /// Bytes of a torn last line that was cut off.
-    pub torn_bytes: usize,
+    pub(super) torn_bytes: usize,
 }
 
 impl CellSamples {

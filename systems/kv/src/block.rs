@@ -90,7 +90,11 @@ impl KvShape {
     /// # Errors
     /// [`KvError::Zero`] or [`KvError::TooLarge`].
     pub fn new(num_layers: usize, num_kv_heads: usize, head_dim: usize) -> Result<Self, KvError> {
-        let shape = Self { num_layers, num_kv_heads, head_dim };
+        let shape = Self {
+            num_layers,
+            num_kv_heads,
+            head_dim,
+        };
         shape.validate(1)?;
         Ok(shape)
     }
@@ -116,7 +120,10 @@ impl KvShape {
             .try_fold(self.num_layers, usize::checked_mul)
             .filter(|bytes| isize::try_from(*bytes).is_ok())
             .map(|_| ())
-            .ok_or(KvError::TooLarge { shape: *self, tokens })
+            .ok_or(KvError::TooLarge {
+                shape: *self,
+                tokens,
+            })
     }
 
     /// Elements of one token's keys (or values) in one layer: `num_kv_heads * head_dim`.
@@ -135,8 +142,15 @@ impl KvShape {
 
 impl fmt::Display for KvShape {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { num_layers, num_kv_heads, head_dim } = self;
-        write!(f, "{num_layers} layers x {num_kv_heads} KV heads x {head_dim}")
+        let Self {
+            num_layers,
+            num_kv_heads,
+            head_dim,
+        } = self;
+        write!(
+            f,
+            "{num_layers} layers x {num_kv_heads} KV heads x {head_dim}"
+        )
     }
 }
 
@@ -196,7 +210,10 @@ impl BlockSpec {
         self.shape.validate(self.num_tokens())?;
         match self.first_layer.checked_add(self.shape.num_layers) {
             Some(_) => Ok(()),
-            None => Err(KvError::TooLarge { shape: self.shape, tokens: self.num_tokens() }),
+            None => Err(KvError::TooLarge {
+                shape: self.shape,
+                tokens: self.num_tokens(),
+            }),
         }
     }
 
@@ -245,7 +262,16 @@ impl KvBlock {
         rope: KeyRope,
         layers: Vec<LayerKv>,
     ) -> Result<Self, KvError> {
-        Self::from_spec(BlockSpec { fingerprint, shape, first_layer, positions, rope }, layers)
+        Self::from_spec(
+            BlockSpec {
+                fingerprint,
+                shape,
+                first_layer,
+                positions,
+                rope,
+            },
+            layers,
+        )
     }
 
     /// Builds a block from its declaration.
@@ -255,14 +281,22 @@ impl KvBlock {
     pub fn from_spec(spec: BlockSpec, layers: Vec<LayerKv>) -> Result<Self, KvError> {
         spec.validate()?;
         if layers.len() != spec.shape.num_layers {
-            return Err(KvError::LayerCount { shape: spec.shape, found: layers.len() });
+            return Err(KvError::LayerCount {
+                shape: spec.shape,
+                found: layers.len(),
+            });
         }
         let expected = spec.layer_elements();
         for (index, layer) in layers.iter().enumerate() {
             for (side, buffer) in [("keys", &layer.k), ("values", &layer.v)] {
                 if buffer.len() != expected {
                     let (layer, found) = (spec.first_layer + index, buffer.len());
-                    return Err(KvError::LayerLength { layer, side, expected, found });
+                    return Err(KvError::LayerLength {
+                        layer,
+                        side,
+                        expected,
+                        found,
+                    });
                 }
             }
         }
@@ -356,7 +390,10 @@ impl KvBlock {
             held_start: held.start,
             held_end: held.end,
         })?;
-        Ok(LayerKv { k: self.copy_span(&source.k, &span), v: self.copy_span(&source.v, &span) })
+        Ok(LayerKv {
+            k: self.copy_span(&source.k, &span),
+            v: self.copy_span(&source.v, &span),
+        })
     }
 
     /// The part of the block at the absolute positions `tokens`, all layers.
@@ -370,7 +407,13 @@ impl KvBlock {
             v: self.copy_span(&layer.v, &span),
         };
         let layers = self.layers.iter().map(copy).collect();
-        Self::from_spec(BlockSpec { positions: tokens, ..self.spec.clone() }, layers)
+        Self::from_spec(
+            BlockSpec {
+                positions: tokens,
+                ..self.spec.clone()
+            },
+            layers,
+        )
     }
 
     /// The part of the block with the absolute layers `layers`, all tokens.
@@ -381,7 +424,10 @@ impl KvBlock {
         let span = within("layers", &layers, &self.layer_range())?;
         let spec = BlockSpec {
             first_layer: layers.start,
-            shape: KvShape { num_layers: layers.len(), ..self.spec.shape },
+            shape: KvShape {
+                num_layers: layers.len(),
+                ..self.spec.shape
+            },
             ..self.spec.clone()
         };
         Self::from_spec(spec, self.layers[span].to_vec())
@@ -404,7 +450,9 @@ impl KvBlock {
     /// # Errors
     /// [`KvError::Zero`] for an empty list, otherwise as for [`Self::append`].
     pub fn concat(parts: &[&Self]) -> Result<Self, KvError> {
-        let first = parts.first().ok_or(KvError::Zero { what: "the number of blocks" })?;
+        let first = parts.first().ok_or(KvError::Zero {
+            what: "the number of blocks",
+        })?;
         let mut positions = first.positions();
         for part in &parts[1..] {
             first.check_same_kind(part)?;
@@ -417,7 +465,10 @@ impl KvBlock {
             }
             positions.end = part.spec.positions.end;
         }
-        let spec = BlockSpec { positions, ..first.spec.clone() };
+        let spec = BlockSpec {
+            positions,
+            ..first.spec.clone()
+        };
         spec.validate()?;
         let head_dim = spec.shape.head_dim;
         let join = |side: fn(&LayerKv) -> &Vec<f16>, index: usize| {
@@ -468,7 +519,13 @@ impl KvBlock {
     #[must_use]
     pub fn content_hash(&self) -> [u8; 32] {
         let mut hasher = blake3::Hasher::new();
-        let BlockSpec { fingerprint, shape, first_layer, positions, rope } = &self.spec;
+        let BlockSpec {
+            fingerprint,
+            shape,
+            first_layer,
+            positions,
+            rope,
+        } = &self.spec;
         hasher.update(b"celslm kv block 1");
         hasher.update(fingerprint.as_bytes());
         for number in [
@@ -484,7 +541,10 @@ impl KvBlock {
         }
         let mut bytes = [0_u8; 1 << 14];
         for layer in &self.layers {
-            for part in [&layer.k, &layer.v].into_iter().flat_map(|side| side.chunks(1 << 13)) {
+            for part in [&layer.k, &layer.v]
+                .into_iter()
+                .flat_map(|side| side.chunks(1 << 13))
+            {
                 let bytes = &mut bytes[..part.len() * 2];
                 write_f16_le(part, bytes);
                 hasher.update(bytes);
@@ -497,7 +557,11 @@ impl KvBlock {
     fn check_same_kind(&self, other: &Self) -> Result<(), KvError> {
         let (a, b) = (&self.spec, &other.spec);
         let differ = |what, left: &dyn fmt::Display, right: &dyn fmt::Display| {
-            Err(KvError::Mismatch { what, left: left.to_string(), right: right.to_string() })
+            Err(KvError::Mismatch {
+                what,
+                left: left.to_string(),
+                right: right.to_string(),
+            })
         };
         if a.fingerprint != b.fingerprint {
             return differ("model fingerprint", &a.fingerprint, &b.fingerprint);
@@ -549,7 +613,12 @@ fn within(
 /// Writes fp16 numbers as little-endian bytes; `bytes` must hold two bytes per number.
 pub(crate) fn write_f16_le(numbers: &[f16], bytes: &mut [u8]) {
     debug_assert_eq!(bytes.len(), numbers.len() * 2);
-    for (pair, number) in bytes.as_chunks_mut::<2>().0.iter_mut().zip(numbers.reinterpret_cast()) {
+    for (pair, number) in bytes
+        .as_chunks_mut::<2>()
+        .0
+        .iter_mut()
+        .zip(numbers.reinterpret_cast())
+    {
         *pair = number.to_le_bytes();
     }
 }
@@ -557,7 +626,11 @@ pub(crate) fn write_f16_le(numbers: &[f16], bytes: &mut [u8]) {
 /// Reads little-endian fp16 numbers; `bytes` must hold two bytes per number.
 pub(crate) fn read_f16_le(bytes: &[u8], numbers: &mut [f16]) {
     debug_assert_eq!(bytes.len(), numbers.len() * 2);
-    for (number, pair) in numbers.reinterpret_cast_mut().iter_mut().zip(bytes.as_chunks::<2>().0) {
+    for (number, pair) in numbers
+        .reinterpret_cast_mut()
+        .iter_mut()
+        .zip(bytes.as_chunks::<2>().0)
+    {
         *number = u16::from_le_bytes(*pair);
     }
 }
@@ -566,7 +639,11 @@ pub(crate) fn read_f16_le(bytes: &[u8], numbers: &mut [f16]) {
 mod tests {
     use super::*;
 
-    const SHAPE: KvShape = KvShape { num_layers: 3, num_kv_heads: 2, head_dim: 4 };
+    const SHAPE: KvShape = KvShape {
+        num_layers: 3,
+        num_kv_heads: 2,
+        head_dim: 4,
+    };
 
     /// A block whose every element names its layer, head, absolute token and channel.
     fn block(positions: Range<usize>) -> KvBlock {
@@ -582,8 +659,12 @@ mod tests {
             }
             side
         };
-        let layers =
-            (0..3).map(|layer| LayerKv { k: side(layer, 1.0), v: side(layer, -1.0) }).collect();
+        let layers = (0..3)
+            .map(|layer| LayerKv {
+                k: side(layer, 1.0),
+                v: side(layer, -1.0),
+            })
+            .collect();
         let fingerprint = ModelFingerprint::from_bytes([7; 32]);
         KvBlock::new(fingerprint, SHAPE, 5, positions, KeyRope::Pre, layers).unwrap()
     }
@@ -600,21 +681,42 @@ mod tests {
     fn malformed_blocks_are_refused() {
         let good = block(0..4);
         let build = |shape, positions, layers| {
-            KvBlock::new(*good.fingerprint(), shape, 0, positions, KeyRope::Pre, layers)
+            KvBlock::new(
+                *good.fingerprint(),
+                shape,
+                0,
+                positions,
+                KeyRope::Pre,
+                layers,
+            )
         };
         let layers = good.layers().to_vec();
         assert!(build(SHAPE, 0..4, layers.clone()).is_ok());
         assert!(matches!(
             build(SHAPE, 0..5, layers.clone()),
-            Err(KvError::LayerLength { side: "keys", expected: 40, found: 32, .. })
+            Err(KvError::LayerLength {
+                side: "keys",
+                expected: 40,
+                found: 32,
+                ..
+            })
         ));
         assert!(matches!(
             build(SHAPE, 0..4, layers[..2].to_vec()),
             Err(KvError::LayerCount { found: 2, .. })
         ));
-        assert!(matches!(build(SHAPE, 4..4, layers.clone()), Err(KvError::Zero { .. })));
-        let huge = KvShape { num_layers: usize::MAX, ..SHAPE };
-        assert!(matches!(build(huge, 0..4, layers.clone()), Err(KvError::TooLarge { .. })));
+        assert!(matches!(
+            build(SHAPE, 4..4, layers.clone()),
+            Err(KvError::Zero { .. })
+        ));
+        let huge = KvShape {
+            num_layers: usize::MAX,
+            ..SHAPE
+        };
+        assert!(matches!(
+            build(huge, 0..4, layers.clone()),
+            Err(KvError::TooLarge { .. })
+        ));
         assert!(KvShape::new(0, 1, 1).is_err());
         let at_the_end = KvBlock::new(
             *good.fingerprint(),
@@ -635,9 +737,15 @@ mod tests {
         assert_eq!(layers.layer_range(), 6..8);
         assert_eq!(layers.layer(6), whole.layer(6));
         assert_eq!(layers.layer(5), None);
-        assert_eq!(&whole.tile(7, &(12..15)).unwrap(), block(12..15).layer(7).unwrap());
+        assert_eq!(
+            &whole.tile(7, &(12..15)).unwrap(),
+            block(12..15).layer(7).unwrap()
+        );
         for bad in [9..12, 19..21, 12..12] {
-            assert!(matches!(whole.slice_tokens(bad), Err(KvError::OutOfRange { .. })));
+            assert!(matches!(
+                whole.slice_tokens(bad),
+                Err(KvError::OutOfRange { .. })
+            ));
         }
         assert!(whole.slice_layers(4..6).is_err());
         assert!(whole.tile(8, &(12..15)).is_err());
@@ -652,7 +760,10 @@ mod tests {
         assert_eq!(joined, whole);
         assert_eq!(joined.content_hash(), whole.content_hash());
         let before = joined.clone();
-        assert!(matches!(joined.append(&block(30..31)), Err(KvError::Mismatch { .. })));
+        assert!(matches!(
+            joined.append(&block(30..31)),
+            Err(KvError::Mismatch { .. })
+        ));
         assert_eq!(joined, before);
         assert!(KvBlock::concat(&[]).is_err());
     }
@@ -667,13 +778,20 @@ mod tests {
         mapped.replace_tokens(1..3, &block(0..4)).unwrap();
         assert_eq!(mapped.slice_tokens(1..3).unwrap(), block(1..3));
         let rest = mapped.slice_tokens(3..6).unwrap();
-        assert!(rest.layers().iter().all(|l| l.k.iter().chain(&l.v).all(|x| *x == f16::ZERO)));
+        assert!(
+            rest.layers()
+                .iter()
+                .all(|l| l.k.iter().chain(&l.v).all(|x| *x == f16::ZERO))
+        );
         assert!(mapped.replace_tokens(3..5, &block(0..4)).is_err());
         let mut rotated = block(0..4);
         rotated.spec.rope = KeyRope::Post;
         assert!(matches!(
             mapped.replace_tokens(1..3, &rotated),
-            Err(KvError::Mismatch { what: "key state", .. })
+            Err(KvError::Mismatch {
+                what: "key state",
+                ..
+            })
         ));
     }
 

@@ -27,7 +27,9 @@ pub fn to_hex(bytes: &[u8; 32]) -> String {
 pub fn from_hex(text: &str) -> Result<[u8; 32], HexError> {
     match blake3::Hash::from_hex(text) {
         Ok(hash) => Ok(*hash.as_bytes()),
-        Err(_) => Err(HexError { found: text.chars().take(80).collect() }),
+        Err(_) => Err(HexError {
+            found: text.chars().take(80).collect(),
+        }),
     }
 }
 
@@ -142,7 +144,10 @@ mod tests {
             assert!(bad.parse::<ModelFingerprint>().is_err(), "{bad}");
         }
         let json = serde_json::to_string(&fingerprint).unwrap();
-        assert_eq!(serde_json::from_str::<ModelFingerprint>(&json).unwrap(), fingerprint);
+        assert_eq!(
+            serde_json::from_str::<ModelFingerprint>(&json).unwrap(),
+            fingerprint
+        );
     }
 
     #[test]

@@ -68,7 +68,10 @@ impl KvStore {
     /// An empty store with a bound.
     #[must_use]
     pub fn new(max_bytes: u64) -> Self {
-        Self { max_bytes, state: Mutex::default() }
+        Self {
+            max_bytes,
+            state: Mutex::default(),
+        }
     }
 
     /// The bound.
@@ -92,7 +95,9 @@ impl KvStore {
     /// Whether a block is held; counts nothing and marks nothing.
     #[must_use]
     pub fn contains(&self, context: &ContextId, variant: &str) -> bool {
-        self.lock().entries.contains_key(&(*context, variant.to_owned()))
+        self.lock()
+            .entries
+            .contains_key(&(*context, variant.to_owned()))
     }
 
     /// Stores a block, replacing the one with the same key and evicting the least recently
@@ -114,7 +119,9 @@ impl KvStore {
         let mut state = self.lock();
         state.remove(&key);
         while state.stats.bytes > max_bytes - bytes {
-            let Some((_, oldest)) = state.by_use.first_key_value() else { break };
+            let Some((_, oldest)) = state.by_use.first_key_value() else {
+                break;
+            };
             let oldest = oldest.clone();
             state.remove(&oldest);
             state.stats.evictions += 1;
@@ -167,7 +174,9 @@ impl State {
     }
 
     fn remove(&mut self, key: &Key) -> bool {
-        let Some(entry) = self.entries.remove(key) else { return false };
+        let Some(entry) = self.entries.remove(key) else {
+            return false;
+        };
         self.by_use.remove(&entry.used);
         self.stats.bytes -= entry.block.fp16_bytes();
         self.stats.entries = self.entries.len();
@@ -186,7 +195,10 @@ mod tests {
     /// A block of `tokens` times 8 bytes.
     fn block(tokens: usize) -> Arc<KvBlock> {
         let side = vec![f16::ONE; tokens * 2];
-        let layers = vec![LayerKv { k: side.clone(), v: side }];
+        let layers = vec![LayerKv {
+            k: side.clone(),
+            v: side,
+        }];
         let shape = KvShape::new(1, 1, 2).unwrap();
         let fingerprint = ModelFingerprint::from_bytes([0; 32]);
         Arc::new(KvBlock::new(fingerprint, shape, 0, 0..tokens, KeyRope::Pre, layers).unwrap())
@@ -211,7 +223,13 @@ mod tests {
         assert!(store.contains(&id(2), "identity"));
         assert!(store.get(&id(1), "identity").is_none());
         let stats = store.stats();
-        let counted = (stats.hits, stats.misses, stats.evictions, stats.entries, stats.bytes);
+        let counted = (
+            stats.hits,
+            stats.misses,
+            stats.evictions,
+            stats.entries,
+            stats.bytes,
+        );
         assert_eq!(counted, (1, 1, 1, 4, 64));
         assert_eq!(stats.peak_bytes, 80);
     }
@@ -236,7 +254,13 @@ mod tests {
         let store = KvStore::new(80);
         store.insert(id(0), "identity", block(10)).unwrap();
         let refused = store.insert(id(1), "identity", block(11));
-        assert_eq!(refused, Err(StoreError::TooLarge { bytes: 88, max_bytes: 80 }));
+        assert_eq!(
+            refused,
+            Err(StoreError::TooLarge {
+                bytes: 88,
+                max_bytes: 80
+            })
+        );
         assert!(store.contains(&id(0), "identity"));
     }
 

@@ -1,6 +1,8 @@
 //! The hyper-parameters of a decoder, under their `config.json` names.
 
+use crate::families::read_config;
 use crate::rope::RopeStyle;
+use crate::{GgufFile, ModelError};
 use celslm_kv::KvShape;
 
 /// Hyper-parameters of a Llama-like decoder. Field names are those of the Hugging Face
@@ -34,6 +36,14 @@ pub struct Config {
 }
 
 impl Config {
+    /// Reads the hyper-parameters of a file, without its tensors.
+    ///
+    /// # Errors
+    /// [`ModelError::UnknownArchitecture`], or whatever the metadata lacks.
+    pub fn read(gguf: &GgufFile) -> Result<Self, ModelError> {
+        read_config(gguf)
+    }
+
     /// Shape of the KV that this model keeps for a context.
     pub fn kv_shape(&self) -> KvShape {
         KvShape {

@@ -55,12 +55,12 @@ fn ours(model: &Decoder, prompt: &[u32], steps: usize) -> (Vec<f32>, Vec<u32>) {
     (first, ids)
 }
 
-/// The same from candle-transformers.
-fn reference(path: &Path, prompt: &[u32], steps: usize) -> (Vec<f32>, Vec<u32>) {
+/// The same from candle-transformers: `step(ids, position)` gives the logits of the last id.
+fn reference_model(path: &Path) -> impl FnMut(&[u32], usize) -> Vec<f32> {
+    type Forward = Box<dyn FnMut(&Tensor, usize) -> Tensor>;
     let mut file = File::open(path).unwrap();
     let content = gguf_file::Content::read(&mut file).unwrap();
     let llama = content.metadata["general.architecture"].to_string().unwrap() == "llama";
-    type Forward = Box<dyn FnMut(&Tensor, usize) -> Tensor>;
     let mut forward: Forward = if llama {
         let mut model =
             quantized_llama::ModelWeights::from_gguf(content, &mut file, &Device::Cpu).unwrap();
@@ -70,10 +70,14 @@ fn reference(path: &Path, prompt: &[u32], steps: usize) -> (Vec<f32>, Vec<u32>) 
             quantized_qwen2::ModelWeights::from_gguf(content, &mut file, &Device::Cpu).unwrap();
         Box::new(move |x, position| model.forward(x, position).unwrap())
     };
-    let mut step = |ids: &[u32], position| {
+    move |ids, position| {
         let x = Tensor::new(ids, &Device::Cpu).unwrap().unsqueeze(0).unwrap();
         forward(&x, position).flatten_all().unwrap().to_vec1::<f32>().unwrap()
-    };
+    }
+}
+
+fn reference(path: &Path, prompt: &[u32], steps: usize) -> (Vec<f32>, Vec<u32>) {
+    let mut step = reference_model(path);
     let first = step(prompt, 0);
     let mut ids = vec![argmax(&first)];
     while ids.len() < steps {
@@ -234,29 +238,44 @@ fn real_model(name: &str) -> PathBuf {
     store.fetch(spec, &mut Silent).unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// Prompts in the shape of the data sets, ended so that the answer is unambiguous.
-const PROMPTS: [&str; 3] = [
-    "The capital of France is",
-    "def fibonacci(n):\n    if n < 2:\n        return n\n    return",
-    "Water boils at 100 degrees Celsius and freezes at",
-];
+/// Text whose every next token is asked for.
+const PROMPT: &str = "The capital of France is Paris. Water boils at 100 degrees Celsius and \
+     freezes at 0 degrees.\n\ndef fibonacci(n):\n    if n < 2:\n        return n\n    return";
+/// Steps of forced decoding after the prompt.
+const STEPS: usize = 24;
 
-/// The kernels round activations to 8 bits in blocks of 256 here and of 32 there, so logits
-/// agree closely and not exactly.
+/// Follows the reference's greedy ids and compares every step. Kernels round activations to 8
+/// bits in other blocks here than there, so the logits agree closely and not exactly: a greedy
+/// id may differ only where the reference itself is undecided within that distance.
 fn matches_on_the_real_file(name: &str, tolerance: f32) {
     let path = real_model(name);
     let mut gguf = GgufFile::open(&path).unwrap();
     let tokenizer = Tokenizer::load(&gguf).unwrap();
     let model = Decoder::load(&mut gguf).unwrap();
-    for prompt in PROMPTS {
-        let ids = tokenizer.encode(prompt).unwrap();
-        assert_eq!(tokenizer.decode(&ids).unwrap(), prompt);
-        let (found, found_ids) = ours(&model, &ids, 6);
-        let (expected, expected_ids) = reference(&path, &ids, 6);
+    let mut cache = new_cache(&model, None, KeyRetention::RotatedOnly);
+    let mut reference = reference_model(&path);
+    let mut ids = tokenizer.encode(PROMPT).unwrap();
+    assert_eq!(tokenizer.decode(&ids).unwrap(), PROMPT);
+    let (mut position, mut same) = (0, 0);
+    for step in 0..STEPS {
+        let expected = reference(&ids, position);
+        let found = model.logits(&model.forward(&ids, &mut cache).unwrap()).unwrap();
         let distance = distance(&found, &expected);
-        assert!(distance < tolerance, "{prompt:?}: {distance}");
-        assert_eq!(found_ids, expected_ids, "{prompt:?}: {:?}", tokenizer.decode(&found_ids));
+        assert!(distance < tolerance, "step {step}: {distance}");
+        let (id, expected_id) = (argmax(&found), argmax(&expected));
+        if id == expected_id {
+            same += 1;
+        } else {
+            let worst =
+                found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            let margin = expected[expected_id as usize] - expected[id as usize];
+            assert!(margin <= 2.0 * worst, "step {step}: {id} for {expected_id}");
+        }
+        position += ids.len();
+        ids = vec![expected_id];
     }
+    println!("{name}: {same} of {STEPS} greedy ids equal");
+    assert!(same >= STEPS - 3, "{same} of {STEPS} greedy ids equal");
 }
 
 #[test]

@@ -30,8 +30,6 @@ pub struct CloudOptions {
     pub bridges: Vec<PathBuf>,
     /// Where it serves the edges.
     pub listen: SocketAddr,
-    /// Where it listens for its controller.
-    pub control: PathBuf,
     /// Bytes of KV that it may keep.
     pub store_bytes: u64,
     /// Bounds of the protocol.

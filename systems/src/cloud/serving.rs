@@ -111,7 +111,7 @@ impl CloudService for Serving {
                 (model.decoder.kv_shape(), model.decoder.fingerprint())
             }
             super::variants::EdgeVariant::Bridged(bridge, _) => {
-                (bridge.target_shape(), *bridge.target_fingerprint())
+                (bridge.target().shape, bridge.target().fingerprint)
             }
         };
         Ok(LookupReply {
@@ -169,7 +169,7 @@ fn fetch(
         outbox,
         FetchEvent::Header(FetchHeader {
             spec: block.spec().clone(),
-            codec: chain_id(codec),
+            codec: codec.id(),
             store_hit: ready.store_hit,
             queue_ns,
             cloud_compute_ns: ready.compute_ns,
@@ -187,10 +187,6 @@ fn fetch(
     }
     send(outbox, FetchEvent::Trailer(totals.finish()))?;
     Ok(())
-}
-
-fn chain_id(codec: &CodecConfig) -> String {
-    codec.id()
 }
 
 fn answer(

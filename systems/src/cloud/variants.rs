@@ -5,6 +5,7 @@ use crate::clock::now_ns;
 use crate::loaded::LoadedModel;
 use crate::prefix_cache::PrefixCache;
 use anyhow::Context as _;
+use celslm_kv::align::BridgeEnd;
 use celslm_kv::{Bridge, ContextId, KvBlock, KvStore};
 use celslm_model::{KvPrefix, ModelError};
 use celslm_wire::{ServiceError, Variant};
@@ -68,10 +69,12 @@ impl Shared {
         let bridges = bridges
             .iter()
             .map(|path| {
-                let bridge =
-                    Bridge::load(path).with_context(|| format!("load the bridge {}", path.display()))?;
+                let edge_model = edge_model.as_ref().with_context(|| {
+                    format!("the bridge {} needs the edge's model: start with --edge-model", path.display())
+                })?;
+                let bridge = Bridge::load(path, &end(&model), &end(edge_model))
+                    .with_context(|| format!("failed to load the bridge {}", path.display()))?;
                 let hash = *blake3::Hasher::new().update_mmap(path)?.finalize().as_bytes();
-                bridge.check_source(&model.decoder.fingerprint())?;
                 Ok((bridge, hash))
             })
             .collect::<anyhow::Result<Vec<_>>>()?;
@@ -254,6 +257,11 @@ impl Shared {
         };
         Ok((prefix, native))
     }
+}
+
+/// One end of a bridge, as a model has it.
+fn end(model: &LoadedModel) -> BridgeEnd {
+    BridgeEnd { fingerprint: model.decoder.fingerprint(), shape: model.decoder.kv_shape() }
 }
 
 fn bridge_key(bridge: &Bridge, hash: &[u8; 32]) -> String {

@@ -62,6 +62,8 @@ pub struct SystemEntry {
     pub moves_kv: bool,
     /// What it needs of the cloud's store.
     pub cloud_need: CloudNeed,
+    /// Whether it keeps a context's KV at the edge between requests.
+    pub keeps_at_edge: bool,
     system: &'static dyn System,
 }
 
@@ -80,6 +82,7 @@ pub fn registry() -> &'static [SystemEntry] {
             summary: "the edge prefills context and prompt and decodes; the cloud takes no part",
             moves_kv: false,
             cloud_need: CloudNeed::Nothing,
+            keeps_at_edge: true,
             system: &edge_only::EdgeOnly,
         },
         SystemEntry {
@@ -87,6 +90,7 @@ pub fn registry() -> &'static [SystemEntry] {
             summary: "the private prompt goes up, the cloud answers, tokens stream down",
             moves_kv: false,
             cloud_need: CloudNeed::Native,
+            keeps_at_edge: false,
             system: &cloud_only::CloudOnly,
         },
         SystemEntry {
@@ -94,6 +98,7 @@ pub fn registry() -> &'static [SystemEntry] {
             summary: "the context's KV comes down, aligned and encoded; the edge answers, the prompt stays",
             moves_kv: true,
             cloud_need: CloudNeed::EdgeShaped,
+            keeps_at_edge: true,
             system: &ce_lslm::CeLslm,
         },
     ];

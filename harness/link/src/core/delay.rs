@@ -21,7 +21,11 @@ impl Delay {
     /// A delay for one direction; jitter above the mean is cut to it, so that the mean holds.
     #[must_use]
     pub fn new(mean: Duration, jitter: Duration, seed: u64, direction: &str) -> Self {
-        Self { mean, jitter: jitter.min(mean), rng: stream(seed, direction, "delay") }
+        Self {
+            mean,
+            jitter: jitter.min(mean),
+            rng: stream(seed, direction, "delay"),
+        }
     }
 
     /// The delay of the next packet.
@@ -51,9 +55,16 @@ mod tests {
 
     #[test]
     fn jitter_is_uniform_by_kolmogorov_smirnov() {
-        let mut delay = Delay::new(Duration::from_millis(10), Duration::from_millis(4), 3, "uplink");
+        let mut delay = Delay::new(
+            Duration::from_millis(10),
+            Duration::from_millis(4),
+            3,
+            "uplink",
+        );
         let draws = 20_000;
-        let mut values: Vec<f64> = (0..draws).map(|_| delay.draw().as_secs_f64() * 1e3).collect();
+        let mut values: Vec<f64> = (0..draws)
+            .map(|_| delay.draw().as_secs_f64() * 1e3)
+            .collect();
         values.sort_by(f64::total_cmp);
         assert!(values[0] >= 6.0 && values[draws - 1] <= 14.0);
         let distance = values
@@ -67,6 +78,9 @@ mod tests {
             })
             .fold(0.0, f64::max);
         // The critical distance at the 1% level is 1.63/√n.
-        assert!(distance < 1.63 / (draws as f64).sqrt(), "distance {distance}");
+        assert!(
+            distance < 1.63 / (draws as f64).sqrt(),
+            "distance {distance}"
+        );
     }
 }

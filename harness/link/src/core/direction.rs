@@ -238,10 +238,16 @@ mod tests {
 
     #[test]
     fn the_limit_counts_packets_in_propagation() {
-        let limited = DirectionSettings { limit_packets: 3, ..settings(None, 10_000, 0) };
+        let limited = DirectionSettings {
+            limit_packets: 3,
+            ..settings(None, 10_000, 0)
+        };
         let mut link = Direction::new("uplink", &limited, 0);
         for _ in 0..3 {
-            assert!(matches!(link.push(Duration::ZERO, packet(0, 100)), Verdict::Queued { .. }));
+            assert!(matches!(
+                link.push(Duration::ZERO, packet(0, 100)),
+                Verdict::Queued { .. }
+            ));
         }
         let full = link.push(Duration::from_micros(9_999), packet(0, 100));
         assert_eq!(full, Verdict::Dropped(DropReason::Queue));
@@ -252,8 +258,14 @@ mod tests {
             Verdict::Queued { .. }
         ));
         let counters = link.counters();
-        assert_eq!((counters.packets, counters.bytes, counters.dropped_queue), (5, 500, 1));
-        assert_eq!((counters.delivered_packets, counters.delivered_bytes), (1, 100));
+        assert_eq!(
+            (counters.packets, counters.bytes, counters.dropped_queue),
+            (5, 500, 1)
+        );
+        assert_eq!(
+            (counters.delivered_packets, counters.delivered_bytes),
+            (1, 100)
+        );
     }
 
     #[test]
@@ -263,7 +275,12 @@ mod tests {
         assert_eq!(link.flush(), 1);
         link.reconfigure(&settings(None, 5_000, 0), 1);
         let verdict = link.push(Duration::from_secs(1), packet(1, 1000));
-        assert_eq!(verdict, Verdict::Queued { departure: Duration::from_micros(1_005_000) });
+        assert_eq!(
+            verdict,
+            Verdict::Queued {
+                departure: Duration::from_micros(1_005_000)
+            }
+        );
         let counters = link.counters();
         assert_eq!((counters.packets, counters.dropped_flush), (2, 1));
     }

@@ -16,7 +16,10 @@ impl Loss {
     /// Loss of each packet with `probability` (0 to 1; what lies outside is cut).
     #[must_use]
     pub fn new(probability: f64, seed: u64, direction: &str) -> Self {
-        Self { probability: probability.clamp(0.0, 1.0), rng: stream(seed, direction, "loss") }
+        Self {
+            probability: probability.clamp(0.0, 1.0),
+            rng: stream(seed, direction, "loss"),
+        }
     }
 
     /// Whether the next packet is lost.
@@ -36,7 +39,10 @@ mod tests {
             let mut loss = Loss::new(probability, 9, "downlink");
             let lost = (0..draws as u64).filter(|_| loss.draw()).count() as f64;
             let sigma = (draws * probability * (1.0 - probability)).sqrt();
-            assert!((lost - draws * probability).abs() < 2.576 * sigma, "{probability}: {lost}");
+            assert!(
+                (lost - draws * probability).abs() < 2.576 * sigma,
+                "{probability}: {lost}"
+            );
         }
     }
 
@@ -44,8 +50,11 @@ mod tests {
     fn losses_are_independent_of_the_one_before() {
         let mut loss = Loss::new(0.2, 9, "downlink");
         let draws: Vec<bool> = (0..200_000).map(|_| loss.draw()).collect();
-        let after_loss: Vec<bool> =
-            draws.windows(2).filter(|pair| pair[0]).map(|pair| pair[1]).collect();
+        let after_loss: Vec<bool> = draws
+            .windows(2)
+            .filter(|pair| pair[0])
+            .map(|pair| pair[1])
+            .collect();
         let n = after_loss.len() as f64;
         let lost = after_loss.iter().filter(|&&lost| lost).count() as f64;
         assert!((lost / n - 0.2).abs() < 2.576 * (0.2 * 0.8 / n).sqrt());

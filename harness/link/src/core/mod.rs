@@ -14,7 +14,9 @@ mod rate;
 mod stream;
 
 pub use delay::Delay;
-pub use direction::{Departure, Direction, DirectionCounters, DirectionSettings, DropReason, Verdict};
+pub use direction::{
+    Departure, Direction, DirectionCounters, DirectionSettings, DropReason, Verdict,
+};
 pub use loss::Loss;
 pub use packet::Packet;
 pub use queue::Queue;

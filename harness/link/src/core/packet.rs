@@ -11,13 +11,19 @@ impl Packet {
     /// An empty packet whose buffer holds up to `capacity` bytes.
     #[must_use]
     pub fn with_capacity(capacity: usize) -> Self {
-        Self { buffer: vec![0; capacity].into_boxed_slice(), len: 0 }
+        Self {
+            buffer: vec![0; capacity].into_boxed_slice(),
+            len: 0,
+        }
     }
 
     /// A packet that holds a copy of `bytes`.
     #[must_use]
     pub fn from_bytes(bytes: &[u8]) -> Self {
-        Self { buffer: bytes.into(), len: bytes.len() }
+        Self {
+            buffer: bytes.into(),
+            len: bytes.len(),
+        }
     }
 
     /// The packet's bytes, from the IP header on.

@@ -28,7 +28,11 @@ impl Queue {
     /// An empty queue of at most `limit` packets.
     #[must_use]
     pub fn new(limit: usize) -> Self {
-        Self { limit, heap: BinaryHeap::new(), next_order: 0 }
+        Self {
+            limit,
+            heap: BinaryHeap::new(),
+            next_order: 0,
+        }
     }
 
     /// Whether the next packet would be dropped.
@@ -39,7 +43,11 @@ impl Queue {
 
     /// Adds a packet; the caller has asked [`Queue::is_full`] first.
     pub fn insert(&mut self, departure: Duration, packet: Packet) {
-        self.heap.push(Entry { departure, order: self.next_order, packet });
+        self.heap.push(Entry {
+            departure,
+            order: self.next_order,
+            packet,
+        });
         self.next_order += 1;
     }
 

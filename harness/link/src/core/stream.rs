@@ -18,9 +18,12 @@ pub fn stream(seed: u64, direction: &str, impairment: &str) -> ChaCha8Rng {
 fn fnv1a(parts: &[&str]) -> u64 {
     const OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
     const PRIME: u64 = 0x0000_0100_0000_01b3;
-    parts.iter().flat_map(|part| part.bytes()).fold(OFFSET, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(PRIME)
-    })
+    parts
+        .iter()
+        .flat_map(|part| part.bytes())
+        .fold(OFFSET, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(PRIME)
+        })
 }
 
 #[cfg(test)]

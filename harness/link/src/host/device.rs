@@ -66,10 +66,17 @@ pub(super) fn create_tun(address: Ipv4Addr) -> Result<File, Fault> {
 
 /// Makes the link's veth pair: one end here, the other in `peer_namespace`.
 pub(super) fn create_veth(peer_namespace: &Namespace) -> Result<(), Fault> {
-    let end = VethEnd { name: DEVICE, mac: mac(EDGE_ADDRESS) };
-    let peer = VethEnd { name: DEVICE, mac: mac(CLOUD_ADDRESS) };
-    netlink::create_veth(&end, &peer, peer_namespace.file().as_raw_fd())
-        .map_err(Fault::environment("make a veth pair (is the veth module there?)"))
+    let end = VethEnd {
+        name: DEVICE,
+        mac: mac(EDGE_ADDRESS),
+    };
+    let peer = VethEnd {
+        name: DEVICE,
+        mac: mac(CLOUD_ADDRESS),
+    };
+    netlink::create_veth(&end, &peer, peer_namespace.file().as_raw_fd()).map_err(
+        Fault::environment("make a veth pair (is the veth module there?)"),
+    )
 }
 
 /// Brings one end of the veth pair up, with segmentation off, so that packets are counted as they
@@ -79,9 +86,14 @@ pub(super) fn configure_veth(address: Ipv4Addr, peer: Ipv4Addr) -> Result<(), Fa
     const ETHTOOL_SGSO: u32 = 0x24;
     const ETHTOOL_SGRO: u32 = 0x2c;
     let socket = any_socket()?;
-    for (command, name) in [(ETHTOOL_STSO, "TSO"), (ETHTOOL_SGSO, "GSO"), (ETHTOOL_SGRO, "GRO")] {
-        sys::ethtool_set(&socket, DEVICE, command, 0)
-            .map_err(Fault::failed(format!("switch {name} off on the veth device")))?;
+    for (command, name) in [
+        (ETHTOOL_STSO, "TSO"),
+        (ETHTOOL_SGSO, "GSO"),
+        (ETHTOOL_SGRO, "GRO"),
+    ] {
+        sys::ethtool_set(&socket, DEVICE, command, 0).map_err(Fault::failed(format!(
+            "switch {name} off on the veth device"
+        )))?;
     }
     configure(address)?;
     netlink::add_neighbour(index()?, peer, mac(peer))
@@ -129,9 +141,14 @@ impl DeviceCounters {
     }
 
     fn parse(text: &str, device: &str) -> Option<Self> {
-        let line = text.lines().find_map(|line| line.trim().strip_prefix(device)?.strip_prefix(':'))?;
-        let values: Vec<u64> =
-            line.split_whitespace().map(str::parse).collect::<Result<_, _>>().ok()?;
+        let line = text
+            .lines()
+            .find_map(|line| line.trim().strip_prefix(device)?.strip_prefix(':'))?;
+        let values: Vec<u64> = line
+            .split_whitespace()
+            .map(str::parse)
+            .collect::<Result<_, _>>()
+            .ok()?;
         Some(Self {
             rx_bytes: *values.first()?,
             rx_packets: *values.get(1)?,
@@ -143,12 +160,14 @@ impl DeviceCounters {
 
     /// Received IP bytes of an Ethernet device.
     pub(super) fn ip_rx_bytes(&self) -> u64 {
-        self.rx_bytes.saturating_sub(self.rx_packets * ETHERNET_HEADER_BYTES)
+        self.rx_bytes
+            .saturating_sub(self.rx_packets * ETHERNET_HEADER_BYTES)
     }
 
     /// Sent IP bytes of an Ethernet device.
     pub(super) fn ip_tx_bytes(&self) -> u64 {
-        self.tx_bytes.saturating_sub(self.tx_packets * ETHERNET_HEADER_BYTES)
+        self.tx_bytes
+            .saturating_sub(self.tx_packets * ETHERNET_HEADER_BYTES)
     }
 }
 

@@ -8,7 +8,7 @@ use nix::unistd::{getgid, getuid};
 
 use crate::error::Fault;
 
-/// Bits of the effective capability set that the link needs: CAP_NET_ADMIN and CAP_SYS_ADMIN.
+/// Bits of the effective capability set that the link needs: `CAP_NET_ADMIN` and `CAP_SYS_ADMIN`.
 const NEEDED_CAPABILITIES: u64 = 1 << 12 | 1 << 21;
 
 /// Whether the process may make network namespaces as it is.
@@ -16,7 +16,9 @@ pub(super) fn is_privileged() -> bool {
     fs::read_to_string("/proc/self/status")
         .ok()
         .and_then(|status| {
-            let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
+            let line = status
+                .lines()
+                .find_map(|line| line.strip_prefix("CapEff:"))?;
             u64::from_str_radix(line.trim(), 16).ok()
         })
         .is_some_and(|effective| effective & NEEDED_CAPABILITIES == NEEDED_CAPABILITIES)
@@ -83,9 +85,10 @@ impl Namespace {
 
 fn on_own_thread<T: Send>(work: impl FnOnce() -> Result<T, Fault> + Send) -> Result<T, Fault> {
     thread::scope(|scope| {
-        scope
-            .spawn(work)
-            .join()
-            .unwrap_or_else(|_| Err(Fault::Failed("a thread of the link host panicked".to_owned())))
+        scope.spawn(work).join().unwrap_or_else(|_| {
+            Err(Fault::Failed(
+                "a thread of the link host panicked".to_owned(),
+            ))
+        })
     })
 }

@@ -68,7 +68,8 @@ impl Message {
 
     /// Adds an attribute.
     fn attribute(mut self, kind: u16, payload: &[u8]) -> Self {
-        self.bytes.extend_from_slice(&(4 + payload.len() as u16).to_ne_bytes());
+        self.bytes
+            .extend_from_slice(&(4 + payload.len() as u16).to_ne_bytes());
         self.bytes.extend_from_slice(&kind.to_ne_bytes());
         self.bytes.extend_from_slice(payload);
         self.pad();
@@ -123,12 +124,18 @@ impl Message {
         let malformed = || io::Error::new(io::ErrorKind::InvalidData, "malformed netlink answer");
         let answer = &answer[..length];
         let kind = answer.get(4..6).ok_or_else(malformed)?;
-        let code = answer.get(HEADER_BYTES..HEADER_BYTES + 4).ok_or_else(malformed)?;
+        let code = answer
+            .get(HEADER_BYTES..HEADER_BYTES + 4)
+            .ok_or_else(malformed)?;
         if kind != NLMSG_ERROR.to_ne_bytes() {
             return Err(malformed());
         }
         let code = i32::from_ne_bytes([code[0], code[1], code[2], code[3]]);
-        if code == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(-code)) }
+        if code == 0 {
+            Ok(())
+        } else {
+            Err(io::Error::from_raw_os_error(-code))
+        }
     }
 }
 
@@ -148,11 +155,16 @@ pub(super) struct VethEnd<'a> {
 }
 
 fn veth(end: &VethEnd<'_>, peer: &VethEnd<'_>, peer_namespace: RawFd) -> Message {
-    Message::new(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, &[&link_message(0, 0)])
-        .string(IFLA_IFNAME, end.name)
-        .attribute(IFLA_ADDRESS, &end.mac)
-        .nested(IFLA_LINKINFO, |info| {
-            info.string(IFLA_INFO_KIND, "veth").nested(IFLA_INFO_DATA, |data| {
+    Message::new(
+        RTM_NEWLINK,
+        NLM_F_CREATE | NLM_F_EXCL,
+        &[&link_message(0, 0)],
+    )
+    .string(IFLA_IFNAME, end.name)
+    .attribute(IFLA_ADDRESS, &end.mac)
+    .nested(IFLA_LINKINFO, |info| {
+        info.string(IFLA_INFO_KIND, "veth")
+            .nested(IFLA_INFO_DATA, |data| {
                 data.nested(VETH_INFO_PEER, |message| {
                     message
                         .raw(&link_message(0, 0))
@@ -161,7 +173,7 @@ fn veth(end: &VethEnd<'_>, peer: &VethEnd<'_>, peer_namespace: RawFd) -> Message
                         .attribute(IFLA_NET_NS_FD, &peer_namespace.to_ne_bytes())
                 })
             })
-        })
+    })
 }
 
 /// Makes a veth pair with one end in the calling thread's namespace and the other in
@@ -189,10 +201,14 @@ pub(super) fn bring_up(index: u32, sizes: Option<(u32, u32)>) -> io::Result<()> 
 pub(super) fn add_address(index: u32, address: Ipv4Addr, prefix: u8) -> io::Result<()> {
     // struct ifaddrmsg: family, prefix length, flags, scope, index.
     let fixed = [libc::AF_INET as u8, prefix, 0, 0];
-    Message::new(RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, &[&fixed, &index.to_ne_bytes()])
-        .attribute(IFA_LOCAL, &address.octets())
-        .attribute(IFA_ADDRESS, &address.octets())
-        .send()
+    Message::new(
+        RTM_NEWADDR,
+        NLM_F_CREATE | NLM_F_EXCL,
+        &[&fixed, &index.to_ne_bytes()],
+    )
+    .attribute(IFA_LOCAL, &address.octets())
+    .attribute(IFA_ADDRESS, &address.octets())
+    .send()
 }
 
 /// Tells a device for good where a neighbour is, so that no ARP frame crosses the link.
@@ -224,13 +240,27 @@ pub(super) fn route_congestion_control(
     // struct rtmsg: family, destination and source prefix lengths, tos, table, protocol, scope,
     // type, flags.
     let family = libc::AF_INET as u8;
-    let fixed =
-        [family, prefix, 0, 0, RT_TABLE_MAIN, RTPROT_KERNEL, RT_SCOPE_LINK, RTN_UNICAST, 0, 0, 0, 0];
+    let fixed = [
+        family,
+        prefix,
+        0,
+        0,
+        RT_TABLE_MAIN,
+        RTPROT_KERNEL,
+        RT_SCOPE_LINK,
+        RTN_UNICAST,
+        0,
+        0,
+        0,
+        0,
+    ];
     Message::new(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, &[&fixed])
         .attribute(RTA_DST, &network.octets())
         .attribute(RTA_OIF, &index.to_ne_bytes())
         .attribute(RTA_PREFSRC, &source.octets())
-        .nested(RTA_METRICS, |metrics| metrics.string(RTAX_CC_ALGO, congestion_control))
+        .nested(RTA_METRICS, |metrics| {
+            metrics.string(RTAX_CC_ALGO, congestion_control)
+        })
         .send()
 }
 
@@ -276,6 +306,9 @@ mod tests {
         // No device has this index, in whatever namespace and with whatever rights.
         let error = bring_up(u32::MAX >> 1, None).expect_err("no such device");
         let code = error.raw_os_error();
-        assert!(code == Some(libc::ENODEV) || code == Some(libc::EPERM), "{error}");
+        assert!(
+            code == Some(libc::ENODEV) || code == Some(libc::EPERM),
+            "{error}"
+        );
     }
 }

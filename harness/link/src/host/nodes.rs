@@ -33,7 +33,10 @@ pub(super) struct Nodes {
 
 impl Nodes {
     /// Starts a program at one end, in a process group of its own.
-    #[expect(unsafe_code, reason = "the child must move into its namespace before it executes")]
+    #[expect(
+        unsafe_code,
+        reason = "the child must move into its namespace before it executes"
+    )]
     pub(super) fn spawn(
         &mut self,
         ends: &Ends,
@@ -44,7 +47,11 @@ impl Nodes {
             Node::Edge => &ends.edge,
             Node::Cloud => &ends.cloud,
         };
-        let cpus = node_command.cpus.as_deref().map(scheduling::cpu_set).transpose()?;
+        let cpus = node_command
+            .cpus
+            .as_deref()
+            .map(scheduling::cpu_set)
+            .transpose()?;
         let namespace = end
             .namespace
             .as_ref()
@@ -64,7 +71,9 @@ impl Nodes {
                     .append(true)
                     .open(path)
                     .map_err(Fault::failed(format!("open the log {}", path.display())))?;
-                let copy = log.try_clone().map_err(Fault::failed("copy the log's file"))?;
+                let copy = log
+                    .try_clone()
+                    .map_err(Fault::failed("copy the log's file"))?;
                 command.stdout(log).stderr(copy);
             }
             None => {
@@ -90,7 +99,10 @@ impl Nodes {
         // allocates nor locks anything.
         unsafe { command.pre_exec(prepare) };
         let child = command.spawn().map_err(|error| {
-            Fault::Failed(format!("start the {node} node {}: {error}", node_command.exe.display()))
+            Fault::Failed(format!(
+                "start the {node} node {}: {error}",
+                node_command.exe.display()
+            ))
         })?;
         let process = ProcessId(child.id());
         self.running.insert(process, (node, child));
@@ -100,7 +112,9 @@ impl Nodes {
     /// Sends a signal to a node's process group.
     pub(super) fn signal(&mut self, process: ProcessId, signal: NodeSignal) -> Result<(), Fault> {
         if !self.running.contains_key(&process) {
-            return Err(Fault::Failed(format!("process {process} is no running node")));
+            return Err(Fault::Failed(format!(
+                "process {process} is no running node"
+            )));
         }
         let signal = match signal {
             NodeSignal::Terminate => Signal::SIGTERM,
@@ -115,8 +129,12 @@ impl Nodes {
 
     /// Every node that has ended so far.
     pub(super) fn exits(&mut self) -> &[NodeExit] {
-        let ended: Vec<ProcessId> =
-            self.running.keys().copied().filter(|&process| has_ended(process)).collect();
+        let ended: Vec<ProcessId> = self
+            .running
+            .keys()
+            .copied()
+            .filter(|&process| has_ended(process))
+            .collect();
         for process in ended {
             self.reap(process);
         }
@@ -144,19 +162,29 @@ impl Nodes {
     /// Ends what is left of a node's process group and waits for the node.
     fn reap(&mut self, process: ProcessId) {
         let _ = killpg(pid(process), Signal::SIGKILL);
-        let Some((node, mut child)) = self.running.remove(&process) else { return };
+        let Some((node, mut child)) = self.running.remove(&process) else {
+            return;
+        };
         let (code, signal) = match child.wait() {
             Ok(status) => (status.code(), status.signal()),
             Err(_) => (None, None),
         };
-        self.exits.push(NodeExit { process, node, code, signal });
+        self.exits.push(NodeExit {
+            process,
+            node,
+            code,
+            signal,
+        });
     }
 }
 
 /// Whether a child has ended; it stays waitable.
 fn has_ended(process: ProcessId) -> bool {
     let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
-    !matches!(waitid(Id::Pid(pid(process)), flags), Ok(WaitStatus::StillAlive))
+    !matches!(
+        waitid(Id::Pid(pid(process)), flags),
+        Ok(WaitStatus::StillAlive)
+    )
 }
 
 fn pid(process: ProcessId) -> Pid {

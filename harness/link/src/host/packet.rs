@@ -5,9 +5,9 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
-use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -35,8 +35,15 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// What the packet thread is asked.
 enum Command {
-    Reconfigure { uplink: DirectionSettings, downlink: DirectionSettings, seed: u64, done: Sender<()> },
-    Audit { answer: Sender<Audit> },
+    Reconfigure {
+        uplink: DirectionSettings,
+        downlink: DirectionSettings,
+        seed: u64,
+        done: Sender<()>,
+    },
+    Audit {
+        answer: Sender<Audit>,
+    },
     Stop,
 }
 
@@ -65,11 +72,16 @@ impl SharedCounters {
     fn store(&self, counters: DirectionCounters) {
         self.packets.store(counters.packets, Ordering::Relaxed);
         self.bytes.store(counters.bytes, Ordering::Relaxed);
-        self.delivered_packets.store(counters.delivered_packets, Ordering::Relaxed);
-        self.delivered_bytes.store(counters.delivered_bytes, Ordering::Relaxed);
-        self.dropped_loss.store(counters.dropped_loss, Ordering::Relaxed);
-        self.dropped_queue.store(counters.dropped_queue, Ordering::Relaxed);
-        self.dropped_flush.store(counters.dropped_flush, Ordering::Relaxed);
+        self.delivered_packets
+            .store(counters.delivered_packets, Ordering::Relaxed);
+        self.delivered_bytes
+            .store(counters.delivered_bytes, Ordering::Relaxed);
+        self.dropped_loss
+            .store(counters.dropped_loss, Ordering::Relaxed);
+        self.dropped_queue
+            .store(counters.dropped_queue, Ordering::Relaxed);
+        self.dropped_flush
+            .store(counters.dropped_flush, Ordering::Relaxed);
     }
 
     fn load(&self) -> TrafficCounters {
@@ -96,7 +108,8 @@ impl PacketThread {
         let cpus = cpu.map(|cpu| scheduling::cpu_set(&[cpu])).transpose()?;
         let (wake, woken) = UnixStream::pair().map_err(Fault::failed("make a wake-up socket"))?;
         for end in [&wake, &woken] {
-            end.set_nonblocking(true).map_err(Fault::failed("make a wake-up socket"))?;
+            end.set_nonblocking(true)
+                .map_err(Fault::failed("make a wake-up socket"))?;
         }
         let (commands, requests) = mpsc::channel();
         let (report, reported) = mpsc::channel();
@@ -120,7 +133,13 @@ impl PacketThread {
         let scheduling = reported
             .recv()
             .unwrap_or_else(|_| Err(Fault::Failed("the packet thread ended at once".to_owned())))?;
-        Ok(Self { commands, wake, counters, scheduling, thread: Some(thread) })
+        Ok(Self {
+            commands,
+            wake,
+            counters,
+            scheduling,
+            thread: Some(thread),
+        })
     }
 
     pub(super) fn scheduling(&self) -> &Scheduling {
@@ -129,7 +148,10 @@ impl PacketThread {
 
     pub(super) fn counters(&self) -> Counters {
         let [uplink, downlink] = &*self.counters;
-        Counters { uplink: uplink.load(), downlink: downlink.load() }
+        Counters {
+            uplink: uplink.load(),
+            downlink: downlink.load(),
+        }
     }
 
     /// Changes both directions, once the packets on the link have left it or the time for that
@@ -140,7 +162,12 @@ impl PacketThread {
         seed: u64,
     ) -> Result<(), Fault> {
         let (done, answer) = mpsc::channel();
-        self.send(Command::Reconfigure { uplink, downlink, seed, done })?;
+        self.send(Command::Reconfigure {
+            uplink,
+            downlink,
+            seed,
+            done,
+        })?;
         Self::receive(&answer)
     }
 
@@ -154,7 +181,11 @@ impl PacketThread {
         let sent = self.commands.send(command).is_ok();
         // A full socket wakes the thread as well as one more byte would.
         let _ = (&self.wake).write(&[0]);
-        if sent { Ok(()) } else { Err(Fault::Failed("the packet thread has ended".to_owned())) }
+        if sent {
+            Ok(())
+        } else {
+            Err(Fault::Failed("the packet thread has ended".to_owned()))
+        }
     }
 
     fn receive<T>(answer: &Receiver<T>) -> Result<T, Fault> {
@@ -207,8 +238,16 @@ impl Shuttle {
             clock: Clock::start(),
             devices: [edge, cloud],
             ways: [
-                Way { direction: Direction::new("uplink", &uplink, seed), from: 0, to: 1 },
-                Way { direction: Direction::new("downlink", &downlink, seed), from: 1, to: 0 },
+                Way {
+                    direction: Direction::new("uplink", &uplink, seed),
+                    from: 0,
+                    to: 1,
+                },
+                Way {
+                    direction: Direction::new("downlink", &downlink, seed),
+                    from: 1,
+                    to: 0,
+                },
             ],
             counters,
             pool: Vec::new(),
@@ -221,7 +260,9 @@ impl Shuttle {
 
     fn run(mut self, requests: &Receiver<Command>, mut woken: UnixStream) {
         loop {
-            let Ok([edge, cloud, wake]) = self.wait(&woken) else { return };
+            let Ok([edge, cloud, wake]) = self.wait(&woken) else {
+                return;
+            };
             if wake {
                 let mut bytes = [0; 64];
                 while matches!(woken.read(&mut bytes), Ok(1..)) {}
@@ -253,8 +294,8 @@ impl Shuttle {
             .min();
         let timeout = deadline.map(|due| TimeSpec::from(due.saturating_sub(self.clock.now())));
         let [edge, cloud] = &self.devices;
-        let mut fds =
-            [edge.as_fd(), cloud.as_fd(), woken.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+        let mut fds = [edge.as_fd(), cloud.as_fd(), woken.as_fd()]
+            .map(|fd| PollFd::new(fd, PollFlags::POLLIN));
         match ppoll(&mut fds, timeout, None) {
             Ok(_) => Ok(fds.map(|fd| fd.any().unwrap_or(true))),
             Err(Errno::EINTR) => Ok([false; 3]),
@@ -264,10 +305,14 @@ impl Shuttle {
 
     /// Reads what has come from a device onto the link.
     fn take_in(&mut self, way: usize) {
-        let Way { direction, from, .. } = &mut self.ways[way];
+        let Way {
+            direction, from, ..
+        } = &mut self.ways[way];
         for _ in 0..BATCH {
-            let mut packet =
-                self.pool.pop().unwrap_or_else(|| Packet::with_capacity(BUFFER_BYTES));
+            let mut packet = self
+                .pool
+                .pop()
+                .unwrap_or_else(|| Packet::with_capacity(BUFFER_BYTES));
             match (&self.devices[*from]).read(packet.buffer_mut()) {
                 Ok(len) => {
                     packet.set_len(len);
@@ -293,10 +338,16 @@ impl Shuttle {
         let mut left = false;
         for _ in 0..BATCH {
             let now = self.clock.now();
-            let Some(departure) = direction.pop(now) else { break };
+            let Some(departure) = direction.pop(now) else {
+                break;
+            };
             left = true;
-            self.lateness.record(now.saturating_sub(departure.departure));
-            if (&self.devices[*to]).write(departure.packet.bytes()).is_err() {
+            self.lateness
+                .record(now.saturating_sub(departure.departure));
+            if (&self.devices[*to])
+                .write(departure.packet.bytes())
+                .is_err()
+            {
                 self.write_failures += 1;
             }
             if self.pool.len() < POOL {
@@ -312,9 +363,19 @@ impl Shuttle {
     fn serve(&mut self, requests: &Receiver<Command>) -> bool {
         loop {
             match requests.try_recv() {
-                Ok(Command::Reconfigure { uplink, downlink, seed, done }) => {
+                Ok(Command::Reconfigure {
+                    uplink,
+                    downlink,
+                    seed,
+                    done,
+                }) => {
                     let deadline = self.clock.now() + DRAIN;
-                    self.change = Some(Change { settings: [uplink, downlink], seed, done, deadline });
+                    self.change = Some(Change {
+                        settings: [uplink, downlink],
+                        seed,
+                        done,
+                        deadline,
+                    });
                 }
                 Ok(Command::Audit { answer }) => {
                     let _ = answer.send(self.audit());
@@ -333,7 +394,8 @@ impl Shuttle {
         }
         for (index, way) in self.ways.iter_mut().enumerate() {
             way.direction.flush();
-            way.direction.reconfigure(&change.settings[index], change.seed);
+            way.direction
+                .reconfigure(&change.settings[index], change.seed);
             self.counters[index].store(way.direction.counters());
         }
         self.lateness.clear();

@@ -4,7 +4,7 @@ use nix::net::if_::if_nametoindex;
 use nix::sys::utsname::uname;
 
 use super::device;
-use super::namespace::{self, Namespace};
+use super::namespace::Namespace;
 use super::netlink;
 use super::scheduling::{self, PACKET_PRIORITY};
 use super::sysctl;
@@ -25,24 +25,33 @@ pub(super) fn capabilities(root: bool, privileges: &Result<(), Fault>) -> Capabi
         },
     }];
     items.push(match (root, privileges) {
-        (true, _) => item("user_namespaces", Ok("not needed by root, not tried".to_owned())),
+        (true, _) => item(
+            "user_namespaces",
+            Ok("not needed by root, not tried".to_owned()),
+        ),
         (false, Ok(())) => item("user_namespaces", Ok("made one".to_owned())),
         (false, Err(fault)) => item("user_namespaces", Err(fault.clone())),
     });
     let namespace = Namespace::create();
     items.push(item(
         "network_namespaces",
-        namespace.as_ref().map(|_| "made one".to_owned()).map_err(Clone::clone),
+        namespace
+            .as_ref()
+            .map(|_| "made one".to_owned())
+            .map_err(Clone::clone),
     ));
     let inside = |work: fn() -> Result<String, Fault>| match &namespace {
         Ok(namespace) => namespace.run(work),
         Err(fault) => Err(fault.clone()),
     };
     items.push(item("tun", inside(try_tun)));
-    items.push(item("veth", match &namespace {
-        Ok(namespace) => try_veth(namespace),
-        Err(fault) => Err(fault.clone()),
-    }));
+    items.push(item(
+        "veth",
+        match &namespace {
+            Ok(namespace) => try_veth(namespace),
+            Err(fault) => Err(fault.clone()),
+        },
+    ));
     items.push(item("netem", inside(try_netem)));
     items.push(item("punctual_scheduling", try_scheduling()));
     items.push(item("congestion_control", inside(congestion_control)));
@@ -55,7 +64,10 @@ pub(super) fn capabilities(root: bool, privileges: &Result<(), Fault>) -> Capabi
                 Backend::None => &["network_namespaces", "veth"],
                 Backend::Loopback => &[],
             };
-            let missing = needed.iter().filter_map(|name| available(name)).find(|item| !item.available);
+            let missing = needed
+                .iter()
+                .filter_map(|name| available(name))
+                .find(|item| !item.available);
             Capability {
                 name: info.name.to_owned(),
                 available: missing.is_none(),
@@ -66,7 +78,11 @@ pub(super) fn capabilities(root: bool, privileges: &Result<(), Fault>) -> Capabi
             }
         })
         .collect();
-    Capabilities { kernel: kernel(), items, backends }
+    Capabilities {
+        kernel: kernel(),
+        items,
+        backends,
+    }
 }
 
 /// The kernel's release.
@@ -80,7 +96,11 @@ pub(super) fn kernel() -> String {
 fn item(name: &str, found: Result<String, Fault>) -> Capability {
     let available = found.is_ok();
     let detail = found.unwrap_or_else(|fault| fault.message().to_owned());
-    Capability { name: name.to_owned(), available, detail }
+    Capability {
+        name: name.to_owned(),
+        available,
+        detail,
+    }
 }
 
 fn try_tun() -> Result<String, Fault> {
@@ -110,7 +130,11 @@ fn try_scheduling() -> Result<String, Fault> {
         .map_err(|_| Fault::Failed("a thread panicked".to_owned()))?;
     let description = format!("{}. {}", scheduling.policy, scheduling.note);
     let description = description.trim_end_matches(['.', ' ']).to_owned();
-    if scheduling.policy == "other" { Err(Fault::Environment(description)) } else { Ok(description) }
+    if scheduling.policy == "other" {
+        Err(Fault::Environment(description))
+    } else {
+        Ok(description)
+    }
 }
 
 fn congestion_control() -> Result<String, Fault> {

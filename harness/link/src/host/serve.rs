@@ -33,7 +33,11 @@ pub fn host_main() -> i32 {
         Ok(()) => 0,
         Err(fault) => {
             eprintln!("link host: {}", fault.message());
-            if matches!(fault, Fault::Unsupported(_)) { 2 } else { 1 }
+            if matches!(fault, Fault::Unsupported(_)) {
+                2
+            } else {
+                1
+            }
         }
     }
 }
@@ -51,7 +55,9 @@ fn control_socket() -> Result<UnixStream, Fault> {
         ));
     }
     let null = File::open("/dev/null").map_err(Fault::failed("open /dev/null"))?;
-    dup2_stdin(&null).map_err(Fault::failed("put /dev/null in place of the control socket"))?;
+    dup2_stdin(&null).map_err(Fault::failed(
+        "put /dev/null in place of the control socket",
+    ))?;
     Ok(socket)
 }
 
@@ -64,14 +70,22 @@ fn converse(mut socket: UnixStream) -> Result<(), Fault> {
     // Ctrl-C on the controller's terminal is the controller's to handle.
     setpgid(Pid::from_raw(0), Pid::from_raw(0)).map_err(Fault::failed("make a process group"))?;
     die_with_controller()?;
-    let copy = socket.try_clone().map_err(Fault::failed("copy the control socket"))?;
+    let copy = socket
+        .try_clone()
+        .map_err(Fault::failed("copy the control socket"))?;
     let mut requests = BufReader::new(copy);
-    let Some(first) = next(&mut requests)? else { return Ok(()) };
+    let Some(first) = next(&mut requests)? else {
+        return Ok(());
+    };
     let config = match first {
         Request::Start(config) => config,
         Request::Probe => {
             let root = namespace::is_privileged();
-            let privileges = if root { Ok(()) } else { namespace::enter_user_namespace() };
+            let privileges = if root {
+                Ok(())
+            } else {
+                namespace::enter_user_namespace()
+            };
             let answer = Response::Capabilities(probing::capabilities(root, &privileges));
             return answer_with(&mut socket, &answer);
         }
@@ -82,7 +96,7 @@ fn converse(mut socket: UnixStream) -> Result<(), Fault> {
     };
     let mut host = match LinkHost::build(&config) {
         Ok((host, facts)) => {
-            answer_with(&mut socket, &Response::Started(facts))?;
+            answer_with(&mut socket, &Response::Started(Box::new(facts)))?;
             host
         }
         Err(fault) => return answer_with(&mut socket, &Response::Fault(fault)),
@@ -118,7 +132,9 @@ fn answer_with(socket: &mut UnixStream, answer: &Response) -> Result<(), Fault> 
     let mut line = serde_json::to_string(answer)
         .map_err(|error| Fault::Failed(format!("write an answer: {error}")))?;
     line.push('\n');
-    socket.write_all(line.as_bytes()).map_err(Fault::failed("write to the control socket"))
+    socket
+        .write_all(line.as_bytes())
+        .map_err(Fault::failed("write to the control socket"))
 }
 
 /// The link and what belongs to it.
@@ -141,7 +157,8 @@ impl LinkHost {
             die_with_controller()?;
             entered
         };
-        let user_namespace = !root && config.backend != BackendChoice::Loopback && privileges.is_ok();
+        let user_namespace =
+            !root && config.backend != BackendChoice::Loopback && privileges.is_ok();
         let try_backend = |backend: Backend| {
             if backend != Backend::Loopback {
                 privileges.clone()?;
@@ -154,8 +171,12 @@ impl LinkHost {
             None => automatic(try_backend, &mut attempts)?,
         };
         let facts = facts(config, backend, &*path, attempts, user_namespace)?;
-        let host =
-            Self { backend, path, profile: LinkProfile::unimpaired(), nodes: Nodes::default() };
+        let host = Self {
+            backend,
+            path,
+            profile: LinkProfile::unimpaired(),
+            nodes: Nodes::default(),
+        };
         Ok((host, facts))
     }
 
@@ -177,7 +198,8 @@ impl LinkHost {
                 }
                 let emulated = self.backend.emulates();
                 let ends = self.path.ends();
-                Response::Calibration(calibrate::calibrate(ends, &self.profile, emulated, &options)?)
+                let calibration = calibrate::calibrate(ends, &self.profile, emulated, &options)?;
+                Response::Calibration(Box::new(calibration))
             }
             Request::Spawn { node, command } => {
                 Response::Spawned(self.nodes.spawn(self.path.ends(), node, &command)?)
@@ -215,8 +237,10 @@ fn automatic(
             Ok(path) => return Ok((info.backend, path)),
             // A mistake in the configuration is to be put right, not worked around.
             Err(Fault::Unsupported(message)) => {
-                let before: Vec<String> =
-                    attempts.iter().map(|a| format!("\"{}\" does not work: {}; ", a.backend, a.problem)).collect();
+                let before: Vec<String> = attempts
+                    .iter()
+                    .map(|a| format!("\"{}\" does not work: {}; ", a.backend, a.problem))
+                    .collect();
                 return Err(Fault::Unsupported(format!("{}{message}", before.concat())));
             }
             Err(fault) => attempts.push(BackendAttempt {
@@ -225,9 +249,14 @@ fn automatic(
             }),
         }
     }
-    let problems: Vec<String> =
-        attempts.iter().map(|attempt| format!("{}: {}", attempt.backend, attempt.problem)).collect();
-    Err(Fault::Environment(format!("no link backend works here: {}", problems.join("; "))))
+    let problems: Vec<String> = attempts
+        .iter()
+        .map(|attempt| format!("{}: {}", attempt.backend, attempt.problem))
+        .collect();
+    Err(Fault::Environment(format!(
+        "no link backend works here: {}",
+        problems.join("; ")
+    )))
 }
 
 /// Pins the congestion control and gathers what the link is made of.
@@ -242,7 +271,10 @@ fn facts(
     let congestion_control_note = if backend == Backend::Loopback {
         "the host's own setting, left alone".to_owned()
     } else {
-        match ends.edge.run(|| sysctl::wanted_congestion_control(config))? {
+        match ends
+            .edge
+            .run(|| sysctl::wanted_congestion_control(config))?
+        {
             Some(name) => {
                 let pin = |end: &backend::End| {
                     let address = end.address;
@@ -269,8 +301,10 @@ fn facts(
             format!("auto: \"{backend}\" is the first choice and works here")
         }
         BackendChoice::Auto => {
-            let failed: Vec<String> =
-                attempts.iter().map(|a| format!("\"{}\" does not work: {}", a.backend, a.problem)).collect();
+            let failed: Vec<String> = attempts
+                .iter()
+                .map(|a| format!("\"{}\" does not work: {}", a.backend, a.problem))
+                .collect();
             format!("auto: {}; took \"{backend}\"", failed.join("; "))
         }
         _ => "as configured".to_owned(),
@@ -286,7 +320,11 @@ fn facts(
         kernel: probing::kernel(),
         edge_addr: IpAddr::V4(ends.edge.address),
         cloud_addr: IpAddr::V4(ends.cloud.address),
-        mtu: if on_devices { device::MTU } else { device::LOOPBACK_MTU },
+        mtu: if on_devices {
+            device::MTU
+        } else {
+            device::LOOPBACK_MTU
+        },
         tx_queue_packets: on_devices.then_some(device::TX_QUEUE_PACKETS),
         congestion_control,
         congestion_control_note,

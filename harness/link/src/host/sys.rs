@@ -15,9 +15,15 @@ struct InterfaceRequest {
 
 impl InterfaceRequest {
     fn new(name: &str) -> io::Result<Self> {
-        let mut request = Self { name: [0; libc::IFNAMSIZ], value: [0; 24] };
+        let mut request = Self {
+            name: [0; libc::IFNAMSIZ],
+            value: [0; 24],
+        };
         if name.len() >= libc::IFNAMSIZ {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "interface name too long"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "interface name too long",
+            ));
         }
         request.name[..name.len()].copy_from_slice(name.as_bytes());
         Ok(request)
@@ -47,8 +53,16 @@ struct EthtoolValue {
 const ETHTOOL_IOCTL: libc::Ioctl = 0x8946;
 
 /// Runs one of ethtool's set-a-number commands on a device of the calling thread's namespace.
-#[expect(unsafe_code, reason = "an ioctl with a structure that points to another")]
-pub(super) fn ethtool_set(socket: impl AsFd, name: &str, command: u32, value: u32) -> io::Result<()> {
+#[expect(
+    unsafe_code,
+    reason = "an ioctl with a structure that points to another"
+)]
+pub(super) fn ethtool_set(
+    socket: impl AsFd,
+    name: &str,
+    command: u32,
+    value: u32,
+) -> io::Result<()> {
     let mut setting = EthtoolValue { command, value };
     let mut request = InterfaceRequest::new(name)?;
     let pointer = (&raw mut setting).expose_provenance();
@@ -60,7 +74,7 @@ pub(super) fn ethtool_set(socket: impl AsFd, name: &str, command: u32, value: u3
     check(result.into())
 }
 
-/// Puts the calling thread under SCHED_FIFO.
+/// Puts the calling thread under `SCHED_FIFO`.
 #[expect(unsafe_code, reason = "a system call with a structure")]
 pub(super) fn schedule_fifo(priority: i32) -> io::Result<()> {
     // SAFETY: sched_param is a plain structure for which all zero is a value.
@@ -107,5 +121,9 @@ pub(super) fn schedule_slice(nanos: u64) -> io::Result<()> {
 }
 
 fn check(result: libc::c_long) -> io::Result<()> {
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }

@@ -30,7 +30,10 @@ fn path(name: &str) -> PathBuf {
 }
 
 pub(super) fn read(name: &str) -> io::Result<String> {
-    Ok(fs::read_to_string(path(name))?.split_whitespace().collect::<Vec<_>>().join(" "))
+    Ok(fs::read_to_string(path(name))?
+        .split_whitespace()
+        .collect::<Vec<_>>()
+        .join(" "))
 }
 
 fn write(name: &str, value: &str) -> io::Result<()> {
@@ -39,7 +42,10 @@ fn write(name: &str, value: &str) -> io::Result<()> {
 
 /// The recorded settings that this kernel has.
 pub(super) fn recorded() -> BTreeMap<String, String> {
-    RECORDED.iter().filter_map(|name| Some(((*name).to_owned(), read(name).ok()?))).collect()
+    RECORDED
+        .iter()
+        .filter_map(|name| Some(((*name).to_owned(), read(name).ok()?)))
+        .collect()
 }
 
 /// Switches IPv6 off before any device exists: its own traffic would count as the nodes'.
@@ -58,19 +64,27 @@ pub(super) fn disable_ipv6() -> Result<(), Fault> {
 /// Applies what the configuration asks for, but for the congestion control.
 pub(super) fn apply(config: &HostConfig) -> Result<(), Fault> {
     if let Some(enabled) = config.tcp_slow_start_after_idle {
-        write("net.ipv4.tcp_slow_start_after_idle", if enabled { "1" } else { "0" })
-            .map_err(Fault::failed("set tcp_slow_start_after_idle"))?;
+        write(
+            "net.ipv4.tcp_slow_start_after_idle",
+            if enabled { "1" } else { "0" },
+        )
+        .map_err(Fault::failed("set tcp_slow_start_after_idle"))?;
     }
     if let Some(max) = config.tcp_buffer_max_bytes {
         for name in ["net.ipv4.tcp_rmem", "net.ipv4.tcp_wmem"] {
             let current = read(name).map_err(Fault::failed(format!("read {name}")))?;
             let mut fields = current.split(' ').map(str::parse::<u64>);
             let (Some(Ok(min)), Some(Ok(initial))) = (fields.next(), fields.next()) else {
-                return Err(Fault::Failed(format!("{name} is not three numbers: {current}")));
+                return Err(Fault::Failed(format!(
+                    "{name} is not three numbers: {current}"
+                )));
             };
             // The kernel keeps three numbers in ascending order.
-            write(name, &format!("{} {} {max}", min.min(max), initial.min(max)))
-                .map_err(Fault::failed(format!("set {name}")))?;
+            write(
+                name,
+                &format!("{} {} {max}", min.min(max), initial.min(max)),
+            )
+            .map_err(Fault::failed(format!("set {name}")))?;
         }
     }
     Ok(())
@@ -87,8 +101,10 @@ pub(super) fn wanted_congestion_control(config: &HostConfig) -> Result<Option<St
             "congestion control \"{name}\" is not available; this kernel has: {available} (load \
              the tcp_{name} module, or choose another)"
         ))),
-        None => Ok(is_available(DEFAULT_CONGESTION_CONTROL)
-            .then(|| DEFAULT_CONGESTION_CONTROL.to_owned())),
+        None => {
+            Ok(is_available(DEFAULT_CONGESTION_CONTROL)
+                .then(|| DEFAULT_CONGESTION_CONTROL.to_owned()))
+        }
     }
 }
 
@@ -104,9 +120,13 @@ pub(super) fn pin_congestion_control(
         Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
             let index = device::index()?;
             netlink::route_congestion_control(index, device::NETWORK, device::PREFIX, source, name)
-                .map_err(Fault::environment(format!("pin the congestion control {name}")))?;
+                .map_err(Fault::environment(format!(
+                    "pin the congestion control {name}"
+                )))?;
             Ok("set on the path's routes, since this kernel restricts it as a default".to_owned())
         }
-        Err(error) => Err(Fault::environment(format!("pin the congestion control {name}"))(error)),
+        Err(error) => Err(Fault::environment(format!(
+            "pin the congestion control {name}"
+        ))(error)),
     }
 }

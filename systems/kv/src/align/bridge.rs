@@ -65,20 +65,8 @@ pub enum BridgeError {
         reason: String,
     },
     /// A bridge for other models.
-    #[error(
-        "the bridge maps {bridge_source} to {bridge_target}, but the cloud's model is \
-         {source_model} and the edge's is {target_model}; fit one for this pair"
-    )]
-    OtherModels {
-        /// Source fingerprint of the bridge.
-        bridge_source: ModelFingerprint,
-        /// Target fingerprint of the bridge.
-        bridge_target: ModelFingerprint,
-        /// Fingerprint of the cloud's model.
-        source_model: ModelFingerprint,
-        /// Fingerprint of the edge's model.
-        target_model: ModelFingerprint,
-    },
+    #[error(transparent)]
+    OtherModels(Box<OtherModels>),
     /// A bridge whose shapes are not those of the models.
     #[error("the bridge expects {expected} at the {end}, the model there has {found}")]
     OtherShape {
@@ -91,6 +79,23 @@ pub enum BridgeError {
     },
 }
 
+/// A bridge was to be used between models that it was not fitted for.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the bridge maps {bridge_source} to {bridge_target}, but the cloud's model is \
+     {source_model} and the edge's is {target_model}; fit one for this pair"
+)]
+pub struct OtherModels {
+    /// Source fingerprint of the bridge.
+    pub bridge_source: ModelFingerprint,
+    /// Target fingerprint of the bridge.
+    pub bridge_target: ModelFingerprint,
+    /// Fingerprint of the cloud's model.
+    pub source_model: ModelFingerprint,
+    /// Fingerprint of the edge's model.
+    pub target_model: ModelFingerprint,
+}
+
 /// One end of a bridge: a model and the shape of its whole cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -101,18 +106,18 @@ pub struct BridgeEnd {
     pub shape: KvShape,
 }
 
-/// How one target layer was fitted.
+/// How one target layer was fitted. In f32, which survives being written as JSON exactly.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LayerFit {
     /// Lambda of the keys, relative to the mean diagonal.
-    pub k_lambda: f64,
+    pub k_lambda: f32,
     /// Held-out R² of the keys.
-    pub k_r2: f64,
+    pub k_r2: f32,
     /// Lambda of the values, relative to the mean diagonal.
-    pub v_lambda: f64,
+    pub v_lambda: f32,
     /// Held-out R² of the values.
-    pub v_r2: f64,
+    pub v_r2: f32,
 }
 
 /// What a bridge was fitted on, and how well.
@@ -141,8 +146,8 @@ impl BridgeManifest {
     #[must_use]
     pub fn mean_r2(&self) -> (f64, f64) {
         let n = self.layers.len().max(1) as f64;
-        let k: f64 = self.layers.iter().map(|layer| layer.k_r2).sum();
-        let v: f64 = self.layers.iter().map(|layer| layer.v_r2).sum();
+        let k: f64 = self.layers.iter().map(|layer| f64::from(layer.k_r2)).sum();
+        let v: f64 = self.layers.iter().map(|layer| f64::from(layer.v_r2)).sum();
         (k / n, v / n)
     }
 }
@@ -262,7 +267,11 @@ impl Bridge {
         for (name, gain) in [("k_gain", k_gain), ("v_gain", v_gain)] {
             if !valid_gain(gain) {
                 let allowed = "a positive number up to 16";
-                return Err(AlignError::Parameter { name, value: f64::from(gain), allowed });
+                return Err(AlignError::Parameter {
+                    name,
+                    value: f64::from(gain),
+                    allowed,
+                });
             }
         }
         (self.header.k_gain, self.header.v_gain) = (k_gain, v_gain);
@@ -275,21 +284,32 @@ impl Bridge {
     /// [`BridgeError::OtherModels`], which names all four fingerprints, or
     /// [`BridgeError::OtherShape`].
     pub fn check_models(&self, source: &BridgeEnd, target: &BridgeEnd) -> Result<(), BridgeError> {
-        let Header { source: own_source, target: own_target, .. } = &self.header;
+        let Header {
+            source: own_source,
+            target: own_target,
+            ..
+        } = &self.header;
         if (own_source.fingerprint, own_target.fingerprint)
             != (source.fingerprint, target.fingerprint)
         {
-            return Err(BridgeError::OtherModels {
+            return Err(BridgeError::OtherModels(Box::new(OtherModels {
                 bridge_source: own_source.fingerprint,
                 bridge_target: own_target.fingerprint,
                 source_model: source.fingerprint,
                 target_model: target.fingerprint,
-            });
+            })));
         }
-        for (end, own, other) in [("source", own_source, source), ("target", own_target, target)] {
+        for (end, own, other) in [
+            ("source", own_source, source),
+            ("target", own_target, target),
+        ] {
             if own.shape != other.shape {
                 let (expected, found) = (own.shape, other.shape);
-                return Err(BridgeError::OtherShape { end, expected, found });
+                return Err(BridgeError::OtherShape {
+                    end,
+                    expected,
+                    found,
+                });
             }
         }
         Ok(())
@@ -311,10 +331,20 @@ impl Bridge {
     /// # Errors
     /// As for [`Self::map`], and [`AlignError::LayerMap`] for layers that do not exist.
     pub fn map_layers(&self, block: &KvBlock, layers: Range<usize>) -> Result<KvBlock, AlignError> {
-        let Header { source, target, layer_map, k_gain, v_gain, .. } = &self.header;
+        let Header {
+            source,
+            target,
+            layer_map,
+            k_gain,
+            v_gain,
+            ..
+        } = &self.header;
         check_end("source", source, block)?;
         if layers.is_empty() || layers.end > target.shape.num_layers {
-            let reason = format!("layers {layers:?} of {} target layers", target.shape.num_layers);
+            let reason = format!(
+                "layers {layers:?} of {} target layers",
+                target.shape.num_layers
+            );
             return Err(AlignError::LayerMap { reason });
         }
         let mapped = layers.clone().map(|layer| {
@@ -331,7 +361,10 @@ impl Bridge {
         let mapped = mapped.collect::<Result<Vec<_>, AlignError>>()?;
         let spec = BlockSpec {
             fingerprint: target.fingerprint,
-            shape: KvShape { num_layers: layers.len(), ..target.shape },
+            shape: KvShape {
+                num_layers: layers.len(),
+                ..target.shape
+            },
             first_layer: layers.start,
             positions: block.positions(),
             rope: KeyRope::Pre,
@@ -344,8 +377,9 @@ impl Bridge {
     /// # Errors
     /// [`BridgeError::Header`] or [`BridgeError::Container`].
     pub fn to_bytes(&self) -> Result<Vec<u8>, BridgeError> {
-        let header = serde_json::to_string(&self.header)
-            .map_err(|error| BridgeError::Header { reason: error.to_string() })?;
+        let header = serde_json::to_string(&self.header).map_err(|error| BridgeError::Header {
+            reason: error.to_string(),
+        })?;
         let mut tensors: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = Vec::new();
         for (layer, weights) in self.layers.iter().enumerate() {
             for (side, affine) in [("k", &weights.k), ("v", &weights.v)] {
@@ -354,7 +388,12 @@ impl Bridge {
                 halves.convert_from_f32_slice(&affine.weight);
                 let mut bytes = vec![0; halves.len() * 2];
                 write_f16_le(&halves, &mut bytes);
-                tensors.push((tensor_name(layer, side, "weight"), Dtype::F16, vec![p, q], bytes));
+                tensors.push((
+                    tensor_name(layer, side, "weight"),
+                    Dtype::F16,
+                    vec![p, q],
+                    bytes,
+                ));
                 for (part, numbers) in [("bias", &affine.bias), ("mean", &affine.mean)] {
                     let bytes = numbers.iter().flat_map(|x| x.to_le_bytes()).collect();
                     tensors.push((tensor_name(layer, side, part), Dtype::F32, vec![q], bytes));
@@ -391,13 +430,19 @@ impl Bridge {
         for (layer, sources) in header.layer_map.iter().enumerate() {
             let source_width = sources.len() * header.source.shape.width();
             let read = |side| read_affine(&tensors, layer, side, source_width, width);
-            layers.push(LayerWeights { k: read("k")?, v: read("v")? });
+            layers.push(LayerWeights {
+                k: read("k")?,
+                v: read("v")?,
+            });
         }
         // All expected tensors are there, so a larger number means superfluous ones.
         let expected = layers.len() * 6;
         if tensors.len() != expected {
             let reason = format!("{} tensors, {expected} are expected", tensors.len());
-            return Err(BridgeError::Tensor { name: "*".to_owned(), reason });
+            return Err(BridgeError::Tensor {
+                name: "*".to_owned(),
+                reason,
+            });
         }
         Ok(Self { header, layers })
     }
@@ -412,7 +457,10 @@ impl Bridge {
         partial.push(".partial");
         std::fs::write(&partial, bytes)
             .and_then(|()| std::fs::rename(&partial, path))
-            .map_err(|source| BridgeError::Io { path: path.to_owned(), source })
+            .map_err(|source| BridgeError::Io {
+                path: path.to_owned(),
+                source,
+            })
     }
 
     /// Reads a file whatever models it is for, for example to list it.
@@ -420,10 +468,16 @@ impl Bridge {
     /// # Errors
     /// [`BridgeError`], see its variants.
     pub fn read(path: &Path) -> Result<Self, BridgeError> {
-        let failed = |source| BridgeError::Io { path: path.to_owned(), source };
+        let failed = |source| BridgeError::Io {
+            path: path.to_owned(),
+            source,
+        };
         let bytes = std::fs::metadata(path).map_err(failed)?.len();
         if bytes > MAX_BRIDGE_BYTES {
-            return Err(BridgeError::TooLarge { path: path.to_owned(), bytes });
+            return Err(BridgeError::TooLarge {
+                path: path.to_owned(),
+                bytes,
+            });
         }
         Self::from_bytes(&std::fs::read(path).map_err(failed)?)
     }
@@ -445,7 +499,13 @@ pub(super) fn check_end(
     model: &BridgeEnd,
     block: &KvBlock,
 ) -> Result<(), AlignError> {
-    let differ = |expected: String, found: String| Err(AlignError::Block { end, expected, found });
+    let differ = |expected: String, found: String| {
+        Err(AlignError::Block {
+            end,
+            expected,
+            found,
+        })
+    };
     if *block.fingerprint() != model.fingerprint {
         return differ(
             format!("model {}", model.fingerprint),
@@ -453,7 +513,10 @@ pub(super) fn check_end(
         );
     }
     if block.rope() != KeyRope::Pre {
-        return differ(format!("{} keys", KeyRope::Pre), format!("{} keys", block.rope()));
+        return differ(
+            format!("{} keys", KeyRope::Pre),
+            format!("{} keys", block.rope()),
+        );
     }
     let (shape, found) = (model.shape, block.shape());
     if (shape.num_kv_heads, shape.head_dim) != (found.num_kv_heads, found.head_dim) {
@@ -486,8 +549,10 @@ pub(super) fn gather_rows(
     tokens: Range<usize>,
     rows: &mut Vec<f32>,
 ) {
-    let heads: Vec<&[f16]> =
-        sides.iter().flat_map(|side| side.chunks_exact(seq_len * head_dim)).collect();
+    let heads: Vec<&[f16]> = sides
+        .iter()
+        .flat_map(|side| side.chunks_exact(seq_len * head_dim))
+        .collect();
     rows.clear();
     rows.resize(tokens.len() * heads.len() * head_dim, 0.0);
     let mut slots = rows.chunks_exact_mut(head_dim);
@@ -517,9 +582,12 @@ fn map_side(
         // A saturated number is an outlier that the target model can still use; a NaN, which
         // comes from one in the source, is not.
         if y.iter().any(|number| number.is_nan()) {
-            return Err(AlignError::NotFinite { what: "mapped rows".to_owned() });
+            return Err(AlignError::NotFinite {
+                what: "mapped rows".to_owned(),
+            });
         }
-        y.iter_mut().for_each(|number| *number = number.clamp(-65504.0, 65504.0));
+        y.iter_mut()
+            .for_each(|number| *number = number.clamp(-65504.0, 65504.0));
         for (token, row) in tokens.zip(y.chunks_exact(target.width())) {
             let heads = mapped.chunks_exact_mut(seq_len * head_dim);
             for (head, row) in heads.zip(row.chunks_exact(head_dim)) {
@@ -535,9 +603,19 @@ fn valid_gain(gain: f32) -> bool {
 }
 
 fn check_header(header: &Header) -> Result<(), String> {
-    let Header { schema_version, source, target, mapping, layer_map, manifest, .. } = header;
+    let Header {
+        schema_version,
+        source,
+        target,
+        mapping,
+        layer_map,
+        manifest,
+        ..
+    } = header;
     if *schema_version != SCHEMA_VERSION {
-        return Err(format!("schema version {schema_version}, known is {SCHEMA_VERSION}"));
+        return Err(format!(
+            "schema version {schema_version}, known is {SCHEMA_VERSION}"
+        ));
     }
     if mapping != ridge::NAME {
         return Err(format!("mapping {mapping:?}, known is {}", ridge::NAME));
@@ -548,7 +626,10 @@ fn check_header(header: &Header) -> Result<(), String> {
     let (num_source, num_target) = (source.shape.num_layers, target.shape.num_layers);
     check_layer_map(layer_map, num_source, num_target).map_err(|error| error.to_string())?;
     if manifest.layers.len() != num_target {
-        return Err(format!("scores of {} layers of {num_target}", manifest.layers.len()));
+        return Err(format!(
+            "scores of {} layers of {num_target}",
+            manifest.layers.len()
+        ));
     }
     if !valid_gain(header.k_gain) || !valid_gain(header.v_gain) {
         return Err(format!("gains {} and {}", header.k_gain, header.v_gain));
@@ -581,7 +662,12 @@ fn read_affine(
             read_f16_le(view.data(), &mut halves);
             halves.to_f32_vec()
         } else {
-            view.data().as_chunks::<4>().0.iter().map(|x| f32::from_le_bytes(*x)).collect()
+            view.data()
+                .as_chunks::<4>()
+                .0
+                .iter()
+                .map(|x| f32::from_le_bytes(*x))
+                .collect()
         };
         if !numbers.iter().all(|number| number.is_finite()) {
             let reason = "holds a NaN or an infinity".to_owned();
@@ -596,4 +682,214 @@ fn read_affine(
         bias: read("bias", Dtype::F32, &[target_width])?,
         mean: read("mean", Dtype::F32, &[target_width])?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fitter::tests::{ends, fitted, source_block, target_block};
+    use super::*;
+    use proptest::prelude::*;
+
+    fn other(byte: u8, end: BridgeEnd) -> BridgeEnd {
+        BridgeEnd {
+            fingerprint: ModelFingerprint::from_bytes([byte; 32]),
+            ..end
+        }
+    }
+
+    #[test]
+    fn files_hold_what_was_fitted() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pair.safetensors");
+        let mut bridge = fitted();
+        bridge.set_gains(1.15, 1.25).unwrap();
+        bridge.save(&path).unwrap();
+        let (source, target) = ends();
+        let loaded = Bridge::load(&path, &source, &target).unwrap();
+        assert_eq!(loaded, bridge);
+        assert_eq!(loaded.gains(), (1.15, 1.25));
+        assert_eq!(loaded.to_bytes().unwrap(), std::fs::read(&path).unwrap());
+        assert_eq!(
+            std::fs::read_dir(dir.path()).unwrap().count(),
+            1,
+            "nothing partial is left"
+        );
+        assert!(matches!(
+            Bridge::read(&dir.path().join("absent")),
+            Err(BridgeError::Io { .. })
+        ));
+    }
+
+    #[test]
+    fn other_models_are_refused_with_both_fingerprints() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pair.safetensors");
+        fitted().save(&path).unwrap();
+        let (source, target) = ends();
+        for (cloud, edge) in [
+            (other(1, source), target),
+            (source, other(2, target)),
+            (target, source),
+        ] {
+            let error = Bridge::load(&path, &cloud, &edge).unwrap_err().to_string();
+            for end in [source, target, cloud, edge] {
+                assert!(error.contains(&end.fingerprint.to_string()), "{error}");
+            }
+        }
+        let taller = BridgeEnd {
+            shape: KvShape {
+                num_layers: 4,
+                ..source.shape
+            },
+            ..source
+        };
+        assert!(matches!(
+            Bridge::load(&path, &taller, &target),
+            Err(BridgeError::OtherShape { end: "source", .. })
+        ));
+    }
+
+    #[test]
+    fn blocks_that_do_not_suit_are_refused() {
+        let bridge = fitted();
+        let block = source_block(6, 1);
+        assert!(bridge.map(&block).is_ok());
+        let no_last = block.slice_layers(0..2).unwrap();
+        assert!(matches!(
+            bridge.map(&no_last),
+            Err(AlignError::Block { .. })
+        ));
+        // The first target layer needs the first source layer only.
+        let first = bridge.map_layers(&no_last, 0..1).unwrap();
+        assert_eq!(
+            first,
+            bridge.map(&block).unwrap().slice_layers(0..1).unwrap()
+        );
+        assert!(bridge.map_layers(&block, 1..3).is_err());
+        assert!(bridge.map_layers(&block, 1..1).is_err());
+        assert!(matches!(
+            bridge.map(&target_block(&block)),
+            Err(AlignError::Block { .. })
+        ));
+        let rebuild = |rope, layers| {
+            KvBlock::new(*block.fingerprint(), block.shape(), 0, 0..6, rope, layers).unwrap()
+        };
+        let rotated = rebuild(KeyRope::Post, block.layers().to_vec());
+        assert!(matches!(
+            bridge.map(&rotated),
+            Err(AlignError::Block { .. })
+        ));
+        let mut layers = block.layers().to_vec();
+        layers[2].v[5] = f16::NAN;
+        let poisoned = rebuild(KeyRope::Pre, layers);
+        assert!(matches!(
+            bridge.map(&poisoned),
+            Err(AlignError::NotFinite { .. })
+        ));
+    }
+
+    #[test]
+    fn gains_act_and_are_bounded() {
+        let mut bridge = fitted();
+        let block = source_block(6, 1);
+        let plain = bridge.map(&block).unwrap();
+        bridge.set_gains(2.0, 1.0).unwrap();
+        let stretched = bridge.map(&block).unwrap();
+        assert_eq!(plain.layers()[0].v, stretched.layers()[0].v);
+        let mean = bridge.layers()[0].k.mean[0];
+        let (before, after) = (plain.layers()[0].k[0], stretched.layers()[0].k[0]);
+        let expected = mean + 2.0 * (before.to_f32() - mean);
+        assert!(
+            (after.to_f32() - expected).abs() < 0.02,
+            "{after} {expected}"
+        );
+        for bad in [0.0, -1.0, f32::NAN, f32::INFINITY, 17.0] {
+            assert!(bridge.set_gains(bad, 1.0).is_err());
+            assert!(bridge.set_gains(1.0, bad).is_err());
+        }
+    }
+
+    /// A file with another header and the same tensors.
+    fn with_header(change: impl Fn(&mut serde_json::Value)) -> Vec<u8> {
+        let bytes = fitted().to_bytes().unwrap();
+        let (_, metadata) = SafeTensors::read_metadata(&bytes).unwrap();
+        let text = &metadata.metadata().as_ref().unwrap()[METADATA_KEY];
+        let mut header: serde_json::Value = serde_json::from_str(text).unwrap();
+        change(&mut header);
+        let entries = HashMap::from([(METADATA_KEY.to_owned(), header.to_string())]);
+        let tensors = SafeTensors::deserialize(&bytes).unwrap();
+        safetensors::serialize(tensors.tensors(), Some(entries)).unwrap()
+    }
+
+    #[test]
+    fn headers_that_do_not_match_the_tensors_are_refused() {
+        use serde_json::json;
+
+        assert!(Bridge::from_bytes(&with_header(|_| ())).is_ok());
+        let refused = |change: &dyn Fn(&mut serde_json::Value)| {
+            Bridge::from_bytes(&with_header(change)).unwrap_err()
+        };
+        for (pointer, value) in [
+            ("/schema_version", json!(2)),
+            ("/mapping", json!("magic")),
+            ("/layer_map", json!([[0]])),
+            ("/layer_map/1", json!([3])),
+            ("/layer_map/1", json!([])),
+            ("/k_gain", json!(-1.0)),
+            ("/manifest/layers", json!([])),
+            ("/source/shape/head_dim", json!(0)),
+            ("/source/shape/num_kv_heads", json!(u64::MAX)),
+            ("/target/shape/num_layers", json!(1_u64 << 40)),
+            ("/source/fingerprint", json!("beef")),
+        ] {
+            let error = refused(&|header| *header.pointer_mut(pointer).unwrap() = value.clone());
+            assert!(
+                matches!(error, BridgeError::Header { .. }),
+                "{pointer}: {error:?}"
+            );
+        }
+        let error = refused(&|header| header["surprise"] = json!(1));
+        assert!(matches!(error, BridgeError::Header { .. }), "{error:?}");
+        for (pointer, value) in [
+            ("/source/shape/head_dim", json!(16)),
+            ("/layer_map/1", json!([1, 2])),
+        ] {
+            let error = refused(&|header| *header.pointer_mut(pointer).unwrap() = value.clone());
+            assert!(
+                matches!(error, BridgeError::Tensor { .. }),
+                "{pointer}: {error:?}"
+            );
+        }
+        let plain = safetensors::serialize(Vec::<(String, TensorView<'_>)>::new(), None).unwrap();
+        assert!(matches!(
+            Bridge::from_bytes(&plain),
+            Err(BridgeError::Header { .. })
+        ));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..512)) {
+            prop_assert!(Bridge::from_bytes(&bytes).is_err());
+        }
+
+        #[test]
+        fn damaged_files_never_panic(
+            cut in any::<prop::sample::Index>(),
+            at in any::<prop::sample::Index>(),
+            byte: u8,
+        ) {
+            static FILE: std::sync::LazyLock<Vec<u8>> =
+                std::sync::LazyLock::new(|| fitted().to_bytes().unwrap());
+            let mut bytes = FILE.clone();
+            let cut = cut.index(bytes.len());
+            prop_assert!(Bridge::from_bytes(&bytes[..cut]).is_err());
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+            // A changed weight cannot be told from another one; all else is for the checks.
+            let _accepted_or_not = Bridge::from_bytes(&bytes);
+        }
+    }
 }

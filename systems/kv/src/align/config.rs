@@ -78,7 +78,10 @@ impl FromStr for AlignmentConfig {
         match name {
             Identity::NAME => Ok(Self::Identity),
             Depth::NAME => Ok(Self::Depth(Depth::default())),
-            _ => Err(AlignError::Unknown { name: name.chars().take(80).collect(), known: names() }),
+            _ => Err(AlignError::Unknown {
+                name: name.chars().take(80).collect(),
+                known: names(),
+            }),
         }
     }
 }
@@ -107,10 +110,12 @@ impl<'de> Deserialize<'de> for AlignmentConfig {
             }
 
             fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<AlignmentConfig, A::Error> {
-                Ok(match Tagged::deserialize(MapAccessDeserializer::new(map))? {
-                    Tagged::Identity => AlignmentConfig::Identity,
-                    Tagged::Depth(depth) => AlignmentConfig::Depth(depth),
-                })
+                Ok(
+                    match Tagged::deserialize(MapAccessDeserializer::new(map))? {
+                        Tagged::Identity => AlignmentConfig::Identity,
+                        Tagged::Depth(depth) => AlignmentConfig::Depth(depth),
+                    },
+                )
             }
         }
 
@@ -129,7 +134,9 @@ mod tests {
     #[test]
     fn configs_are_externally_tagged() {
         let depth = |bridge: Option<&str>| {
-            AlignmentConfig::Depth(Depth { bridge: bridge.map(Into::into) })
+            AlignmentConfig::Depth(Depth {
+                bridge: bridge.map(Into::into),
+            })
         };
         assert_eq!(json(r#""identity""#), Ok(AlignmentConfig::Identity));
         assert_eq!(json(r#""depth""#), Ok(depth(None)));
@@ -139,6 +146,25 @@ mod tests {
         assert_eq!(config.bridge(), Some(Path::new("a.safetensors")));
         assert_eq!((config.id(), config.mapping()), ("depth", "ridge"));
         assert!(config.needs_bridge() && !AlignmentConfig::Identity.needs_bridge());
+    }
+
+    #[test]
+    fn experiment_files_keep_the_place_of_an_error() {
+        #[derive(Debug, Deserialize)]
+        struct File {
+            alignment: Vec<AlignmentConfig>,
+        }
+
+        let file = |text: &str| toml::from_str::<File>(text);
+        let read = file("alignment = ['identity', 'depth', { depth = { bridge = 'b' } }]").unwrap();
+        assert_eq!(read.alignment[2].bridge(), Some(Path::new("b")));
+        let error = file("alignment = [\n  'identity',\n  { depth = { bridg = 'b' } },\n]");
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("line 3"), "{error}");
+        assert!(
+            error.contains("unknown field `bridg`, expected `bridge`"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -43,18 +43,29 @@ impl Alignment for Depth {
         num_source_layers: usize,
         num_target_layers: usize,
     ) -> Result<Vec<Vec<usize>>, AlignError> {
-        let (Some(last_source), Some(last_target)) =
-            (num_source_layers.checked_sub(1), num_target_layers.checked_sub(1))
-        else {
+        let (Some(last_source), Some(last_target)) = (
+            num_source_layers.checked_sub(1),
+            num_target_layers.checked_sub(1),
+        ) else {
             let alignment = Self::NAME;
-            return Err(AlignError::LayerCounts { alignment, num_source_layers, num_target_layers });
+            return Err(AlignError::LayerCounts {
+                alignment,
+                num_source_layers,
+                num_target_layers,
+            });
         };
         // Multiplied out to integers, so that ties are exact. A model of one layer is at depth 0.
         let distance = |i: usize, j: usize| {
             (i as u128 * last_source as u128).abs_diff(j as u128 * last_target as u128)
         };
-        let nearest = |i| (0..num_source_layers).min_by_key(|j| distance(i, *j)).into_iter();
-        Ok((0..num_target_layers).map(|i| nearest(i).collect()).collect())
+        let nearest = |i| {
+            (0..num_source_layers)
+                .min_by_key(|j| distance(i, *j))
+                .into_iter()
+        };
+        Ok((0..num_target_layers)
+            .map(|i| nearest(i).collect())
+            .collect())
     }
 }
 

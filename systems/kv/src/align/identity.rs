@@ -28,7 +28,10 @@ impl Alignment for Identity {
         if source == target {
             return Ok(());
         }
-        Err(AlignError::DifferentModels { source_model: *source, target_model: *target })
+        Err(AlignError::DifferentModels {
+            source_model: *source,
+            target_model: *target,
+        })
     }
 
     fn layer_map(
@@ -38,7 +41,11 @@ impl Alignment for Identity {
     ) -> Result<Vec<Vec<usize>>, AlignError> {
         if num_source_layers != num_target_layers || num_target_layers == 0 {
             let alignment = Self::NAME;
-            return Err(AlignError::LayerCounts { alignment, num_source_layers, num_target_layers });
+            return Err(AlignError::LayerCounts {
+                alignment,
+                num_source_layers,
+                num_target_layers,
+            });
         }
         Ok((0..num_target_layers).map(|layer| vec![layer]).collect())
     }
@@ -50,9 +57,18 @@ mod tests {
 
     #[test]
     fn other_models_are_refused_by_name() {
-        let (a, b) = (ModelFingerprint::from_bytes([1; 32]), ModelFingerprint::from_bytes([2; 32]));
+        let (a, b) = (
+            ModelFingerprint::from_bytes([1; 32]),
+            ModelFingerprint::from_bytes([2; 32]),
+        );
         let error = Identity.check_models(&a, &b).unwrap_err().to_string();
-        assert!(error.contains(&a.to_string()) && error.contains(&b.to_string()), "{error}");
-        assert!(matches!(Identity.layer_map(28, 24), Err(AlignError::LayerCounts { .. })));
+        assert!(
+            error.contains(&a.to_string()) && error.contains(&b.to_string()),
+            "{error}"
+        );
+        assert!(matches!(
+            Identity.layer_map(28, 24),
+            Err(AlignError::LayerCounts { .. })
+        ));
     }
 }

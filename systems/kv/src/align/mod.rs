@@ -17,6 +17,7 @@ pub mod ridge;
 
 pub use bridge::{
     Bridge, BridgeEnd, BridgeError, BridgeManifest, LayerFit, LayerWeights, MAX_BRIDGE_BYTES,
+    OtherModels,
 };
 pub use config::AlignmentConfig;
 pub use depth::Depth;
@@ -161,7 +162,10 @@ fn check_layer_map(
 ) -> Result<(), AlignError> {
     let malformed = |reason| Err(AlignError::LayerMap { reason });
     if map.len() != num_target_layers {
-        return malformed(format!("{} entries for {num_target_layers} target layers", map.len()));
+        return malformed(format!(
+            "{} entries for {num_target_layers} target layers",
+            map.len()
+        ));
     }
     for (layer, sources) in map.iter().enumerate() {
         if sources.is_empty() {
@@ -194,7 +198,10 @@ mod conformance {
             let by_name: AlignmentConfig = entry.name.parse().unwrap();
             assert_eq!(by_name.to_string(), entry.name);
             let json = serde_json::to_string(&config).unwrap();
-            assert_eq!(serde_json::from_str::<AlignmentConfig>(&json).unwrap(), config);
+            assert_eq!(
+                serde_json::from_str::<AlignmentConfig>(&json).unwrap(),
+                config
+            );
         }
         names.sort_unstable();
         names.dedup();
@@ -228,7 +235,12 @@ mod conformance {
     fn equal_models_suit_every_alignment() {
         let model = ModelFingerprint::from_bytes([1; 32]);
         for entry in registry() {
-            assert!((entry.example)().method().check_models(&model, &model).is_ok());
+            assert!(
+                (entry.example)()
+                    .method()
+                    .check_models(&model, &model)
+                    .is_ok()
+            );
         }
     }
 

@@ -72,22 +72,32 @@ impl Moments {
     /// a NaN or an infinity. Nothing is added then.
     pub fn add(&mut self, x: &[f64], y: &[f64]) -> Result<(), AlignError> {
         let (p, q) = (self.source_width(), self.target_width());
-        let rows = y.len() / q.max(1);
+        // Rows of no numbers cannot be counted, so they are no rows.
+        let rows = if p == 0 || q == 0 { 0 } else { y.len() / q };
         for (found, expected) in [(x.len(), p), (y.len(), q)] {
             if found != rows * expected {
-                return Err(AlignError::Rows { expected, rows, found });
+                return Err(AlignError::Rows {
+                    expected,
+                    rows,
+                    found,
+                });
             }
         }
         for (what, side) in [("source rows", x), ("target rows", y)] {
             if !side.iter().all(|number| number.is_finite()) {
-                return Err(AlignError::NotFinite { what: what.to_owned() });
+                return Err(AlignError::NotFinite {
+                    what: what.to_owned(),
+                });
             }
         }
         if rows == 0 {
             return Ok(());
         }
         for row in x.chunks_exact(p) {
-            self.sum_x.iter_mut().zip(row).for_each(|(sum, x)| *sum += x);
+            self.sum_x
+                .iter_mut()
+                .zip(row)
+                .for_each(|(sum, x)| *sum += x);
         }
         for row in y.chunks_exact(q) {
             let sums = self.sum_y.iter_mut().zip(&mut self.yty);
@@ -124,7 +134,11 @@ impl Moments {
             (self.target_width(), other.target_width()),
         ] {
             if expected != found {
-                return Err(AlignError::Rows { expected, rows: 1, found });
+                return Err(AlignError::Rows {
+                    expected,
+                    rows: 1,
+                    found,
+                });
             }
         }
         self.count += other.count;
@@ -133,7 +147,9 @@ impl Moments {
             (&mut self.sum_y, &other.sum_y),
             (&mut self.yty, &other.yty),
         ] {
-            sum.iter_mut().zip(other).for_each(|(sum, other)| *sum += other);
+            sum.iter_mut()
+                .zip(other)
+                .for_each(|(sum, other)| *sum += other);
         }
         self.xtx += &other.xtx;
         self.xty += &other.xty;
@@ -154,7 +170,13 @@ impl Moments {
         // A difference of nearly equal sums may come out just below zero.
         let square = |(sum, mean): (&f64, &f64)| (sum - n * mean * mean).max(0.0);
         let yty = self.yty.iter().zip(&mean_y).map(square).collect();
-        Centred { mean_x, mean_y, xtx, xty, yty }
+        Centred {
+            mean_x,
+            mean_y,
+            xtx,
+            xty,
+            yty,
+        }
     }
 }
 
@@ -181,14 +203,16 @@ mod tests {
                 assert!((centred.mean_x[i] - mean).abs() < 1e-12);
                 for j in 0..3 {
                     let other = centred.mean_x[j];
-                    let sum: f64 =
-                        (0..4).map(|t| (x[t * 3 + i] - mean) * (x[t * 3 + j] - other)).sum();
+                    let sum: f64 = (0..4)
+                        .map(|t| (x[t * 3 + i] - mean) * (x[t * 3 + j] - other))
+                        .sum();
                     assert!((centred.xtx[(i, j)] - sum).abs() < 1e-9);
                 }
                 for j in 0..2 {
                     let other = centred.mean_y[j];
-                    let sum: f64 =
-                        (0..4).map(|t| (x[t * 3 + i] - mean) * (y[t * 2 + j] - other)).sum();
+                    let sum: f64 = (0..4)
+                        .map(|t| (x[t * 3 + i] - mean) * (y[t * 2 + j] - other))
+                        .sum();
                     assert!((centred.xty[(i, j)] - sum).abs() < 1e-9);
                 }
             }
@@ -198,12 +222,20 @@ mod tests {
     #[test]
     fn bad_rows_are_refused_and_change_nothing() {
         let mut moments = Moments::new(2, 1);
-        assert!(matches!(moments.add(&[1.0], &[1.0]), Err(AlignError::Rows { .. })));
-        assert!(matches!(moments.add(&[1.0; 3], &[1.0; 2]), Err(AlignError::Rows { .. })));
+        assert!(matches!(
+            moments.add(&[1.0], &[1.0]),
+            Err(AlignError::Rows { .. })
+        ));
+        assert!(matches!(
+            moments.add(&[1.0; 3], &[1.0; 2]),
+            Err(AlignError::Rows { .. })
+        ));
         let poison = moments.add(&[1.0, f64::NAN], &[1.0]);
         assert!(matches!(poison, Err(AlignError::NotFinite { .. })));
         assert_eq!(moments.count(), 0);
         assert!(moments.add(&[], &[]).is_ok());
         assert!(moments.merge(&Moments::new(2, 2)).is_err());
+        assert!(Moments::new(0, 1).add(&[], &[1.0]).is_err());
+        assert!(Moments::new(1, 0).add(&[1.0], &[]).is_err());
     }
 }

@@ -55,7 +55,11 @@ impl Affine {
         let rows = x.len() / p;
         for (found, expected) in [(x.len(), p), (y.len(), q)] {
             if found != rows * expected {
-                return Err(AlignError::Rows { expected, rows, found });
+                return Err(AlignError::Rows {
+                    expected,
+                    rows,
+                    found,
+                });
             }
         }
         matmul(
@@ -69,7 +73,9 @@ impl Affine {
         let offset = |(bias, mean): (&f32, &f32)| mean + gain * (bias - mean);
         let offsets: Vec<f32> = self.bias.iter().zip(&self.mean).map(offset).collect();
         for row in y.chunks_exact_mut(q) {
-            row.iter_mut().zip(&offsets).for_each(|(y, offset)| *y += offset);
+            row.iter_mut()
+                .zip(&offsets)
+                .for_each(|(y, offset)| *y += offset);
         }
         Ok(())
     }
@@ -87,7 +93,14 @@ impl Affine {
         let moments = held_out.centred();
         let weight = Mat::from_fn(p, q, |i, j| f64::from(self.weight[i * q + j]));
         let mut spread = Mat::<f64>::zeros(p, q);
-        matmul(&mut spread, Accum::Replace, &moments.xtx, &weight, 1.0, Par::Seq);
+        matmul(
+            &mut spread,
+            Accum::Replace,
+            &moments.xtx,
+            &weight,
+            1.0,
+            Par::Seq,
+        );
         let mut residual = 0.0;
         for j in 0..q {
             let mut predicted_mean = f64::from(self.bias[j]);
@@ -102,7 +115,11 @@ impl Affine {
             residual += (moments.yty[j] - 2.0 * cross + explained).max(0.0) + n * drift * drift;
         }
         let total: f64 = moments.yty.iter().sum();
-        if total > 0.0 { 1.0 - residual / total } else { 0.0 }
+        if total > 0.0 {
+            1.0 - residual / total
+        } else {
+            0.0
+        }
     }
 }
 
@@ -118,11 +135,19 @@ impl Affine {
 pub fn fit(moments: &Moments, lambda: f64) -> Result<Affine, AlignError> {
     if moments.count() == 0 {
         let what = "tokens to fit on";
-        return Err(AlignError::TooLittleData { what, found: 0, needed: 1 });
+        return Err(AlignError::TooLittleData {
+            what,
+            found: 0,
+            needed: 1,
+        });
     }
     if !(lambda > 0.0 && lambda.is_finite()) {
         let allowed = "a positive number";
-        return Err(AlignError::Parameter { name: "lambda", value: lambda, allowed });
+        return Err(AlignError::Parameter {
+            name: "lambda",
+            value: lambda,
+            allowed,
+        });
     }
     let (p, q) = (moments.source_width(), moments.target_width());
     let centred = moments.centred();
@@ -133,7 +158,10 @@ pub fn fit(moments: &Moments, lambda: f64) -> Result<Affine, AlignError> {
             regularised[(i, i)] += lambda * mean_diagonal;
         }
         let singular = |_| AlignError::Singular { lambda };
-        regularised.llt(Side::Lower).map_err(singular)?.solve(&centred.xty)
+        regularised
+            .llt(Side::Lower)
+            .map_err(singular)?
+            .solve(&centred.xty)
     } else {
         // A source that never varies explains nothing: predict the mean.
         Mat::zeros(p, q)
@@ -144,7 +172,9 @@ pub fn fit(moments: &Moments, lambda: f64) -> Result<Affine, AlignError> {
         for (j, bias) in bias.iter_mut().enumerate() {
             let rounded = f16::from_f64(solution[(i, j)]);
             if !rounded.is_finite() {
-                return Err(AlignError::NotFinite { what: "fitted weights".to_owned() });
+                return Err(AlignError::NotFinite {
+                    what: "fitted weights".to_owned(),
+                });
             }
             *bias -= centred.mean_x[i] * rounded.to_f64();
             weight.push(rounded.to_f32());
@@ -153,9 +183,17 @@ pub fn fit(moments: &Moments, lambda: f64) -> Result<Affine, AlignError> {
     let narrow = |numbers: Vec<f64>| numbers.into_iter().map(|x| x as f32).collect::<Vec<f32>>();
     let (bias, mean) = (narrow(bias), narrow(centred.mean_y));
     if !bias.iter().chain(&mean).all(|x| x.is_finite()) {
-        return Err(AlignError::NotFinite { what: "fitted biases".to_owned() });
+        return Err(AlignError::NotFinite {
+            what: "fitted biases".to_owned(),
+        });
     }
-    Ok(Affine { source_width: p, target_width: q, weight, bias, mean })
+    Ok(Affine {
+        source_width: p,
+        target_width: q,
+        weight,
+        bias,
+        mean,
+    })
 }
 
 /// The lambda of `grid` whose map, fitted on `fit_on`, explains most of `validation`; the
@@ -170,10 +208,18 @@ pub fn select_lambda(
 ) -> Result<f64, AlignError> {
     if validation.count() == 0 {
         let what = "tokens to choose lambda on";
-        return Err(AlignError::TooLittleData { what, found: 0, needed: 1 });
+        return Err(AlignError::TooLittleData {
+            what,
+            found: 0,
+            needed: 1,
+        });
     }
     let mut best: Option<(f64, f64)> = None;
-    let mut failure = AlignError::TooLittleData { what: "values of lambda", found: 0, needed: 1 };
+    let mut failure = AlignError::TooLittleData {
+        what: "values of lambda",
+        found: 0,
+        needed: 1,
+    };
     for lambda in grid.iter().copied() {
         match fit(fit_on, lambda) {
             Ok(affine) => {
@@ -199,7 +245,9 @@ mod tests {
     fn noise(count: usize, seed: u64) -> Vec<f64> {
         let mut state = seed;
         let mut next = || {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(99_991);
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(99_991);
             (state >> 33) as f64 / (1_u64 << 31) as f64 - 0.5
         };
         (0..count).map(|_| next()).collect()
@@ -219,7 +267,10 @@ mod tests {
     }
 
     fn moments(rows: usize, seed: u64, p: usize, q: usize) -> Moments {
-        let x: Vec<f64> = noise(rows * p, seed).iter().map(|x| x * 4.0 + 7.0).collect();
+        let x: Vec<f64> = noise(rows * p, seed)
+            .iter()
+            .map(|x| x * 4.0 + 7.0)
+            .collect();
         let mut moments = Moments::new(p, q);
         for (x, y) in x.chunks(p * 10).zip(linear(&x, p, q).chunks(q * 10)) {
             moments.add(x, y).unwrap();
@@ -243,7 +294,10 @@ mod tests {
         let mut y = vec![0.0; 3 * q];
         affine.apply(&narrow, 1.0, &mut y).unwrap();
         for (found, truth) in y.iter().zip(linear(&x, p, q)) {
-            assert!((f64::from(*found) - truth).abs() < 1e-3, "{found} against {truth}");
+            assert!(
+                (f64::from(*found) - truth).abs() < 1e-3,
+                "{found} against {truth}"
+            );
         }
     }
 
@@ -257,10 +311,10 @@ mod tests {
         let affine = fit(&moments(50, 5, p, q), 1e-2).unwrap();
         let (mut error, mut total) = (0.0, 0.0);
         for (x, y) in x.chunks(p).zip(y.chunks(q)) {
-            for j in 0..q {
+            for (j, y) in y.iter().enumerate() {
                 let weights = (0..p).map(|i| x[i] * f64::from(affine.weight[i * q + j]));
                 let predicted = f64::from(affine.bias[j]) + weights.sum::<f64>();
-                error += (y[j] - predicted).powi(2);
+                error += (y - predicted).powi(2);
             }
         }
         for j in 0..q {
@@ -268,7 +322,10 @@ mod tests {
             total += y.chunks(q).map(|y| (y[j] - mean).powi(2)).sum::<f64>();
         }
         let direct = 1.0 - error / total;
-        assert!((affine.r2(&data) - direct).abs() < 1e-6 * direct.abs(), "{direct}");
+        assert!(
+            (affine.r2(&data) - direct).abs() < 1e-6 * direct.abs(),
+            "{direct}"
+        );
     }
 
     #[test]
@@ -296,20 +353,29 @@ mod tests {
         assert_eq!(select_lambda(&few, &other, LAMBDA_GRID).unwrap(), 1.0);
         // An exact relation needs none.
         let exact = moments(400, 1, p, q);
-        assert_eq!(select_lambda(&exact, &moments(90, 2, p, q), &[1e-9, 1.0]).unwrap(), 1e-9);
+        assert_eq!(
+            select_lambda(&exact, &moments(90, 2, p, q), &[1e-9, 1.0]).unwrap(),
+            1e-9
+        );
         assert!(select_lambda(&exact, &Moments::new(p, q), LAMBDA_GRID).is_err());
         assert!(select_lambda(&exact, &exact, &[]).is_err());
     }
 
     #[test]
     fn degenerate_data_gives_the_mean_or_an_error() {
-        assert!(matches!(fit(&Moments::new(2, 1), 1e-3), Err(AlignError::TooLittleData { .. })));
+        assert!(matches!(
+            fit(&Moments::new(2, 1), 1e-3),
+            Err(AlignError::TooLittleData { .. })
+        ));
         let mut constant = Moments::new(2, 1);
         constant.add(&[0.0, 0.0, 0.0, 0.0], &[4.0, 6.0]).unwrap();
         let affine = fit(&constant, 1e-3).unwrap();
         assert_eq!((affine.bias[0], affine.r2(&constant)), (5.0, 0.0));
         for bad in [0.0, -1.0, f64::NAN, f64::INFINITY] {
-            assert!(matches!(fit(&constant, bad), Err(AlignError::Parameter { .. })));
+            assert!(matches!(
+                fit(&constant, bad),
+                Err(AlignError::Parameter { .. })
+            ));
         }
     }
 }

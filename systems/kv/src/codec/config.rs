@@ -104,7 +104,10 @@ impl CodecConfig {
         let kinds: Vec<_> = stages.iter().map(StageConfig::kind).collect();
         match check_order(&kinds) {
             Ok(()) => Ok(Self { stages }),
-            Err(reason) => Err(CodecError::Order { id: join(&stages), reason }),
+            Err(reason) => Err(CodecError::Order {
+                id: join(&stages),
+                reason,
+            }),
         }
     }
 
@@ -135,7 +138,9 @@ impl Default for CodecConfig {
 
 impl From<StageConfig> for CodecConfig {
     fn from(stage: StageConfig) -> Self {
-        Self { stages: vec![stage] }
+        Self {
+            stages: vec![stage],
+        }
     }
 }
 
@@ -202,15 +207,26 @@ impl<'de> Deserialize<'de> for CodecConfig {
 }
 
 fn join(stages: &[StageConfig]) -> String {
-    stages.iter().map(ToString::to_string).collect::<Vec<_>>().join("+")
+    stages
+        .iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join("+")
 }
 
 fn unreadable(id: &str, reason: &str) -> CodecError {
-    CodecError::Id { id: id.chars().take(80).collect(), reason: reason.to_owned() }
+    CodecError::Id {
+        id: id.chars().take(80).collect(),
+        reason: reason.to_owned(),
+    }
 }
 
 fn check_order(kinds: &[StageKind]) -> Result<(), &'static str> {
-    match kinds.iter().filter(|kind| **kind == StageKind::Quantise).count() {
+    match kinds
+        .iter()
+        .filter(|kind| **kind == StageKind::Quantise)
+        .count()
+    {
         0 => return Err("one stage must quantise, for example group_quant or identity"),
         1 => {}
         _ => return Err("only one stage may quantise"),
@@ -235,7 +251,10 @@ mod tests {
         let four: CodecConfig = StageConfig::GroupQuant(GroupQuant::BITS_4).into();
         assert_eq!(json(r#""identity""#), Ok(CodecConfig::default()));
         assert_eq!(json(r#"{"group_quant": {"bits": 4}}"#), Ok(four.clone()));
-        assert_eq!(json(r#"{"group_quant": {"bits": 4, "group": 32}}"#), Ok(four.clone()));
+        assert_eq!(
+            json(r#"{"group_quant": {"bits": 4, "group": 32}}"#),
+            Ok(four.clone())
+        );
         assert_eq!(json(r#"[{"group_quant": {"bits": 4}}]"#), Ok(four.clone()));
         let text = serde_json::to_string(&four).unwrap();
         assert_eq!(text, r#"{"group_quant":{"bits":4,"group":32}}"#);
@@ -246,10 +265,22 @@ mod tests {
     fn config_errors_name_what_exists() {
         for (text, part) in [
             (r#""identical""#, "expected `identity` or `group_quant`"),
-            (r#"{"group_quont": {"bits": 4}}"#, "expected `identity` or `group_quant`"),
-            (r#"{"group_quant": {"bits": 4, "size": 32}}"#, "expected `bits` or `group`"),
-            (r#"{"group_quant": {"bits": 5}}"#, "bits = 5 is not possible, use 8 or 4"),
-            (r#"{"group_quant": {"bits": 4, "group": 12}}"#, "multiple of 8"),
+            (
+                r#"{"group_quont": {"bits": 4}}"#,
+                "expected `identity` or `group_quant`",
+            ),
+            (
+                r#"{"group_quant": {"bits": 4, "size": 32}}"#,
+                "expected `bits` or `group`",
+            ),
+            (
+                r#"{"group_quant": {"bits": 5}}"#,
+                "bits = 5 is not possible, use 8 or 4",
+            ),
+            (
+                r#"{"group_quant": {"bits": 4, "group": 12}}"#,
+                "multiple of 8",
+            ),
             (r#"["identity", "identity"]"#, "only one stage may quantise"),
             ("[]", "one stage must quantise"),
             ("7", "a codec stage"),
@@ -260,14 +291,44 @@ mod tests {
     }
 
     #[test]
+    fn experiment_files_keep_the_place_of_an_error() {
+        #[derive(Debug, Deserialize)]
+        struct File {
+            codec: Vec<CodecConfig>,
+        }
+
+        let file = |text: &str| toml::from_str::<File>(text);
+        let read = file("codec = ['identity', { group_quant = { bits = 4 } }]").unwrap();
+        let ids: Vec<_> = read.codec.iter().map(ToString::to_string).collect();
+        assert_eq!(ids, ["identity", "group_quant-4b-g32"]);
+        let error = file("codec = [\n  { group_quant = { bits = 4, size = 8 } },\n]").unwrap_err();
+        let error = error.to_string();
+        assert!(error.contains("line 2"), "{error}");
+        assert!(
+            error.contains("unknown field `size`, expected `bits` or `group`"),
+            "{error}"
+        );
+    }
+
+    #[test]
     fn ids_round_trip() {
         for id in ["identity", "group_quant-4b-g32", "group_quant-8b-g64"] {
             assert_eq!(id.parse::<CodecConfig>().unwrap().to_string(), id);
         }
         for bad in [
-            "", "+", "identity-1", "identity+", "identity+identity", "group_quant",
-            "group_quant-4b", "group_quant-3b-g32", "group_quant-4b-g0", "group_quant-4b-g32-x",
-            "group_quant-04b-g32", "group_quant-4b-g+32", "kivi",
+            "",
+            "+",
+            "identity-1",
+            "identity+",
+            "identity+identity",
+            "group_quant",
+            "group_quant-4b",
+            "group_quant-3b-g32",
+            "group_quant-4b-g0",
+            "group_quant-4b-g32-x",
+            "group_quant-04b-g32",
+            "group_quant-4b-g+32",
+            "kivi",
         ] {
             assert!(bad.parse::<CodecConfig>().is_err(), "{bad:?}");
         }

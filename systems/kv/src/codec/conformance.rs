@@ -6,7 +6,11 @@ use proptest::prelude::*;
 use super::{Chain, Codec, CodecConfig, Tile, TileMut, TileShape, TileSpec, registry};
 
 fn chains() -> Vec<Chain> {
-    registry().iter().flat_map(|entry| (entry.examples)()).map(|config| config.build()).collect()
+    registry()
+        .iter()
+        .flat_map(|entry| (entry.examples)())
+        .map(|config| config.build())
+        .collect()
 }
 
 /// Finite numbers with an offset per channel, as keys have them.
@@ -14,7 +18,9 @@ fn numbers(shape: TileShape, seed: u64) -> Vec<f16> {
     let mut state = seed;
     (0..shape.elements())
         .map(|index| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             let noise = (state >> 40) as f32 / (1 << 24) as f32 - 0.5;
             let offset = ((index % shape.head_dim()) as f32 * 0.7).sin() * 40.0;
             f16::from_f32(offset + noise * 3.0)
@@ -25,7 +31,12 @@ fn numbers(shape: TileShape, seed: u64) -> Vec<f16> {
 fn encode(codec: &Chain, shape: TileShape, seed: u64) -> (Vec<f16>, Vec<f16>, Vec<u8>) {
     let (k, v) = (numbers(shape, seed), numbers(shape, !seed));
     let mut bytes = Vec::new();
-    codec.encode(&Tile::new(TileSpec::alone(shape), &k, &v).unwrap(), &mut bytes).unwrap();
+    codec
+        .encode(
+            &Tile::new(TileSpec::alone(shape), &k, &v).unwrap(),
+            &mut bytes,
+        )
+        .unwrap();
     (k, v, bytes)
 }
 
@@ -39,7 +50,10 @@ fn decode(codec: &Chain, shape: TileShape, bytes: &[u8]) -> Option<(Vec<f16>, Ve
 
 fn range(side: &[f16]) -> (f32, f32) {
     let numbers = side.iter().map(|x| x.to_f32());
-    (numbers.clone().fold(f32::INFINITY, f32::min), numbers.fold(f32::NEG_INFINITY, f32::max))
+    (
+        numbers.clone().fold(f32::INFINITY, f32::min),
+        numbers.fold(f32::NEG_INFINITY, f32::max),
+    )
 }
 
 #[test]
@@ -48,8 +62,18 @@ fn entries_are_complete_and_ids_round_trip() {
     for entry in registry() {
         assert!(!entry.summary.is_empty() && !entry.source.is_empty());
         let config = entry.example();
-        assert!(config.stages().iter().any(|stage| stage.to_string().starts_with(entry.name)));
-        assert!(config.stages().iter().any(|stage| stage.kind() == entry.kind));
+        assert!(
+            config
+                .stages()
+                .iter()
+                .any(|stage| stage.to_string().starts_with(entry.name))
+        );
+        assert!(
+            config
+                .stages()
+                .iter()
+                .any(|stage| stage.kind() == entry.kind)
+        );
         for config in (entry.examples)() {
             assert_eq!(config.id().parse(), Ok(config.clone()));
             assert_eq!(config.build().id(), config.to_string());
@@ -68,7 +92,12 @@ fn encode_appends() {
     for codec in chains() {
         let (k, v, bytes) = encode(&codec, shape, 3);
         let mut out = vec![9, 9];
-        codec.encode(&Tile::new(TileSpec::alone(shape), &k, &v).unwrap(), &mut out).unwrap();
+        codec
+            .encode(
+                &Tile::new(TileSpec::alone(shape), &k, &v).unwrap(),
+                &mut out,
+            )
+            .unwrap();
         assert_eq!(out[..2], [9, 9]);
         assert_eq!(out[2..], bytes);
     }
@@ -80,8 +109,16 @@ fn large_tiles_cost_the_nominal_bits() {
     for codec in chains() {
         let (_, _, bytes) = encode(&codec, shape, 11);
         let bits = bytes.len() as f64 * 8.0 / (2 * shape.elements()) as f64;
-        assert!(bits <= codec.nominal_bits() + 0.01, "{}: {bits} bits", codec.id());
-        assert_eq!(256 % codec.token_group(), 0, "chunks of 256 tokens cut a group");
+        assert!(
+            bits <= codec.nominal_bits() + 0.01,
+            "{}: {bits} bits",
+            codec.id()
+        );
+        assert_eq!(
+            256 % codec.token_group(),
+            0,
+            "chunks of 256 tokens cut a group"
+        );
     }
 }
 
@@ -147,7 +184,10 @@ fn constant_tiles_are_exact_where_a_bound_is_declared() {
             let mut bytes = Vec::new();
             let tile = Tile::new(TileSpec::alone(shape), &side, &side).unwrap();
             codec.encode(&tile, &mut bytes).unwrap();
-            assert_eq!(decode(&codec, shape, &bytes), Some((side.clone(), side.clone())));
+            assert_eq!(
+                decode(&codec, shape, &bytes),
+                Some((side.clone(), side.clone()))
+            );
         }
     }
 }

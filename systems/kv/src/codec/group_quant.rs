@@ -64,7 +64,10 @@ impl TryFrom<GroupQuantFields> for GroupQuant {
 
 impl From<GroupQuant> for GroupQuantFields {
     fn from(stage: GroupQuant) -> Self {
-        Self { bits: stage.bits, group: stage.group }
+        Self {
+            bits: stage.bits,
+            group: stage.group,
+        }
     }
 }
 
@@ -95,7 +98,12 @@ impl GroupQuant {
     /// multiple of 8 up to 1024.
     pub fn new(bits: usize, group: usize) -> Result<Self, CodecError> {
         let refuse = |parameter, value, allowed| {
-            Err(CodecError::Parameter { stage: Self::NAME, parameter, value, allowed })
+            Err(CodecError::Parameter {
+                stage: Self::NAME,
+                parameter,
+                value,
+                allowed,
+            })
         };
         if !matches!(bits, 4 | 8) {
             return refuse("bits", bits, "8 or 4");
@@ -145,7 +153,11 @@ impl GroupQuant {
         let group = group.parse().map_err(|_| expected())?;
         let stage = Self::new(bits, group).map_err(|error| error.to_string())?;
         // One codec has one id: refuses forms like 04b-g+32.
-        if stage.parameters() == text { Ok(stage) } else { Err(expected()) }
+        if stage.parameters() == text {
+            Ok(stage)
+        } else {
+            Err(expected())
+        }
     }
 
     fn parameters(&self) -> String {
@@ -162,12 +174,18 @@ impl GroupQuant {
     }
 
     fn not_finite(&self, side: &'static str) -> CodecError {
-        CodecError::NotFinite { codec: self.id(), side }
+        CodecError::NotFinite {
+            codec: self.id(),
+            side,
+        }
     }
 
     fn corrupt(&self, side: &str) -> CodecError {
         let reason = format!("a group of {side} has a scale or minimum that no encoder writes");
-        CodecError::Corrupt { codec: self.id(), reason }
+        CodecError::Corrupt {
+            codec: self.id(),
+            reason,
+        }
     }
 
     /// Encodes the keys; `false` if one is not finite.
@@ -383,7 +401,11 @@ impl Codec for GroupQuant {
         self.check_shape(shape)?;
         let expected = self.encoded_len(shape);
         if bytes.len() != expected {
-            return Err(CodecError::Length { codec: self.id(), expected, found: bytes.len() });
+            return Err(CodecError::Length {
+                codec: self.id(),
+                expected,
+                found: bytes.len(),
+            });
         }
         let layout = self.layout(shape);
         let (params, codes) = (&bytes[layout.key_params], &bytes[layout.key_codes]);
@@ -440,7 +462,12 @@ struct KeyRange {
 impl KeyRange {
     fn new(head_dim: usize) -> Self {
         let (min, max) = (vec![0; head_dim], vec![0; head_dim]);
-        Self { min, max, low: vec![0.0; head_dim], step: vec![0.0; head_dim] }
+        Self {
+            min,
+            max,
+            low: vec![0.0; head_dim],
+            step: vec![0.0; head_dim],
+        }
     }
 
     /// Takes the extremes of a run of rows.
@@ -461,7 +488,11 @@ impl KeyRange {
     /// number that is not finite.
     fn write(&mut self, params: &mut [u8], max_code: f32) -> bool {
         let (lows, scales) = params.split_at_mut(self.min.len() * 2);
-        let params = lows.as_chunks_mut::<2>().0.iter_mut().zip(scales.as_chunks_mut::<2>().0);
+        let params = lows
+            .as_chunks_mut::<2>()
+            .0
+            .iter_mut()
+            .zip(scales.as_chunks_mut::<2>().0);
         let steps = self.low.iter_mut().zip(&mut self.step);
         let mut finite = true;
         for (((min, max), (low_bytes, scale_bytes)), (low, step)) in
@@ -480,13 +511,19 @@ impl KeyRange {
     /// Reads minima and scales; `false` if one is not what an encoder writes.
     fn read(&mut self, params: &[u8]) -> bool {
         let (lows, scales) = params.split_at(self.min.len() * 2);
-        let params = lows.as_chunks::<2>().0.iter().zip(scales.as_chunks::<2>().0);
+        let params = lows
+            .as_chunks::<2>()
+            .0
+            .iter()
+            .zip(scales.as_chunks::<2>().0);
         let mut all_valid = true;
         for ((low, step), (low_bytes, scale_bytes)) in
             self.low.iter_mut().zip(&mut self.step).zip(params)
         {
-            let (low_bits, scale) =
-                (u16::from_le_bytes(*low_bytes), u16::from_le_bytes(*scale_bytes));
+            let (low_bits, scale) = (
+                u16::from_le_bytes(*low_bytes),
+                u16::from_le_bytes(*scale_bytes),
+            );
             all_valid &= valid(low_bits, scale);
             *low = f16::from_bits(low_bits).to_f32();
             *step = f16::from_bits(scale).to_f32();
@@ -514,7 +551,11 @@ fn quantiser(min: i16, max: i16, max_code: f32) -> (f16, f16) {
 }
 
 fn inverse(scale: f16) -> f32 {
-    if scale.to_bits() == 0 { 0.0 } else { scale.to_f32().recip() }
+    if scale.to_bits() == 0 {
+        0.0
+    } else {
+        scale.to_f32().recip()
+    }
 }
 
 /// Finite minimum and finite, non-negative scale.
@@ -543,11 +584,15 @@ mod tests {
     fn round_trip(stage: GroupQuant, shape: TileShape, k: &[f16], v: &[f16]) -> [Vec<f16>; 2] {
         let spec = TileSpec::alone(shape);
         let mut bytes = Vec::new();
-        stage.encode(&Tile::new(spec, k, v).unwrap(), &mut bytes).unwrap();
+        stage
+            .encode(&Tile::new(spec, k, v).unwrap(), &mut bytes)
+            .unwrap();
         assert_eq!(bytes.len(), stage.encoded_len(shape));
         let mut out = [vec![f16::ZERO; k.len()], vec![f16::ZERO; v.len()]];
         let [k, v] = &mut out;
-        stage.decode(&bytes, &mut TileMut::new(spec, k, v).unwrap()).unwrap();
+        stage
+            .decode(&bytes, &mut TileMut::new(spec, k, v).unwrap())
+            .unwrap();
         out
     }
 
@@ -562,20 +607,28 @@ mod tests {
         assert_eq!(layout.value_params, 5120..6144);
         assert_eq!(layout.value_codes, 6144..10_240);
         let bits = GroupQuant::BITS_4.encoded_len(shape) * 8;
-        assert_eq!(bits as f64 / (2 * shape.elements()) as f64, GroupQuant::BITS_4.nominal_bits());
+        assert_eq!(
+            bits as f64 / (2 * shape.elements()) as f64,
+            GroupQuant::BITS_4.nominal_bits()
+        );
         // One token more starts a new group of keys and half fills a row of bytes.
         let ragged = TileShape::new(2, 65, 64).unwrap();
-        assert_eq!(GroupQuant::BITS_4.layout(ragged).key_codes.len(), 4096 + 2 * 64);
+        assert_eq!(
+            GroupQuant::BITS_4.layout(ragged).key_codes.len(),
+            4096 + 2 * 64
+        );
     }
 
     #[test]
     fn keys_are_grouped_along_tokens_and_values_along_channels() {
         // Channel offsets far apart, constant over tokens: exact as keys, coarse as values.
         let shape = TileShape::new(1, 32, 32).unwrap();
-        let by_channel: Vec<f16> =
-            (0..1024).map(|i| f16::from_f32(((i % 32) * 37 % 101) as f32)).collect();
-        let by_token: Vec<f16> =
-            (0..1024).map(|i| f16::from_f32(((i / 32) * 37 % 101) as f32)).collect();
+        let by_channel: Vec<f16> = (0..1024)
+            .map(|i| f16::from_f32(((i % 32) * 37 % 101) as f32))
+            .collect();
+        let by_token: Vec<f16> = (0..1024)
+            .map(|i| f16::from_f32(((i / 32) * 37 % 101) as f32))
+            .collect();
         let [k, v] = round_trip(GroupQuant::BITS_4, shape, &by_channel, &by_token);
         assert_eq!(k, by_channel);
         assert_eq!(v, by_token);
@@ -606,8 +659,9 @@ mod tests {
     #[test]
     fn extremes_stay_finite_and_keep_their_ends() {
         let shape = TileShape::new(1, 3, 32).unwrap();
-        let side: Vec<f16> =
-            (0..96).map(|i| if i % 2 == 0 { f16::MIN } else { f16::MAX }).collect();
+        let side: Vec<f16> = (0..96)
+            .map(|i| if i % 2 == 0 { f16::MIN } else { f16::MAX })
+            .collect();
         for stage in [GroupQuant::BITS_4, GroupQuant::BITS_8] {
             let [k, v] = round_trip(stage, shape, &side, &side);
             let bound = stage.error_bound(-65504.0, 65504.0).unwrap();
@@ -623,15 +677,27 @@ mod tests {
         let shape = TileShape::new(1, 3, 32).unwrap();
         let spec = TileSpec::alone(shape);
         let clean = vec![f16::ONE; 96];
-        for bad in [f16::NAN, f16::from_bits(0xfe01), f16::INFINITY, f16::NEG_INFINITY] {
+        for bad in [
+            f16::NAN,
+            f16::from_bits(0xfe01),
+            f16::INFINITY,
+            f16::NEG_INFINITY,
+        ] {
             let mut dirty = clean.clone();
             dirty[77] = bad;
             let mut out = vec![1, 2, 3];
-            let keys = GroupQuant::BITS_4.encode(&Tile::new(spec, &dirty, &clean).unwrap(), &mut out);
-            assert!(matches!(keys, Err(CodecError::NotFinite { side: "keys", .. })));
+            let keys =
+                GroupQuant::BITS_4.encode(&Tile::new(spec, &dirty, &clean).unwrap(), &mut out);
+            assert!(matches!(
+                keys,
+                Err(CodecError::NotFinite { side: "keys", .. })
+            ));
             let values =
                 GroupQuant::BITS_8.encode(&Tile::new(spec, &clean, &dirty).unwrap(), &mut out);
-            assert!(matches!(values, Err(CodecError::NotFinite { side: "values", .. })));
+            assert!(matches!(
+                values,
+                Err(CodecError::NotFinite { side: "values", .. })
+            ));
             assert_eq!(out, [1, 2, 3]);
         }
     }
@@ -655,7 +721,10 @@ mod tests {
     #[test]
     fn shapes_that_do_not_fit_are_refused() {
         let shape = TileShape::new(1, 1, 48).unwrap();
-        let error = GroupQuant::BITS_4.check_shape(shape).unwrap_err().to_string();
+        let error = GroupQuant::BITS_4
+            .check_shape(shape)
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("head_dim 48"), "{error}");
         assert!(GroupQuant::new(8, 24).unwrap().check_shape(shape).is_ok());
     }

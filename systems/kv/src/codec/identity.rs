@@ -37,7 +37,11 @@ impl Codec for Identity {
     fn decode(&self, bytes: &[u8], tile: &mut TileMut<'_>) -> Result<(), CodecError> {
         let expected = self.encoded_len(tile.shape());
         if bytes.len() != expected {
-            return Err(CodecError::Length { codec: self.id(), expected, found: bytes.len() });
+            return Err(CodecError::Length {
+                codec: self.id(),
+                expected,
+                found: bytes.len(),
+            });
         }
         let (k, v) = bytes.split_at(expected / 2);
         read_f16_le(k, tile.k());

@@ -21,10 +21,20 @@ impl TileShape {
     /// # Errors
     /// [`CodecError::TileShape`].
     pub fn new(num_kv_heads: usize, tokens: usize, head_dim: usize) -> Result<Self, CodecError> {
-        let elements = num_kv_heads.checked_mul(tokens).and_then(|n| n.checked_mul(head_dim));
+        let elements = num_kv_heads
+            .checked_mul(tokens)
+            .and_then(|n| n.checked_mul(head_dim));
         match elements {
-            Some(1..=MAX_TILE_ELEMENTS) => Ok(Self { num_kv_heads, tokens, head_dim }),
-            _ => Err(CodecError::TileShape { num_kv_heads, tokens, head_dim }),
+            Some(1..=MAX_TILE_ELEMENTS) => Ok(Self {
+                num_kv_heads,
+                tokens,
+                head_dim,
+            }),
+            _ => Err(CodecError::TileShape {
+                num_kv_heads,
+                tokens,
+                head_dim,
+            }),
         }
     }
 
@@ -84,7 +94,12 @@ impl TileSpec {
     /// The spec of a tile that stands alone: layer 0 of 1, starting at token 0.
     #[must_use]
     pub const fn alone(shape: TileShape) -> Self {
-        Self { shape, layer: 0, num_layers: 1, first_token: 0 }
+        Self {
+            shape,
+            layer: 0,
+            num_layers: 1,
+            first_token: 0,
+        }
     }
 }
 
@@ -178,7 +193,11 @@ fn check_lengths(shape: TileShape, k: usize, v: usize) -> Result<(), CodecError>
     let expected = shape.elements();
     for (side, found) in [("keys", k), ("values", v)] {
         if found != expected {
-            return Err(CodecError::TileLength { side, expected, found });
+            return Err(CodecError::TileLength {
+                side,
+                expected,
+                found,
+            });
         }
     }
     Ok(())

@@ -24,8 +24,16 @@ impl Loopback {
                     .to_owned(),
             ));
         }
-        let end = || End { address: Ipv4Addr::LOCALHOST, namespace: None };
-        Ok(Self { ends: Ends { edge: end(), cloud: end() } })
+        let end = || End {
+            address: Ipv4Addr::LOCALHOST,
+            namespace: None,
+        };
+        Ok(Self {
+            ends: Ends {
+                edge: end(),
+                cloud: end(),
+            },
+        })
     }
 }
 

@@ -69,9 +69,15 @@ impl Ends {
                 sysctl::apply(config)?;
                 device::loopback_up()
             })?;
-            Ok(End { address, namespace: Some(namespace) })
+            Ok(End {
+                address,
+                namespace: Some(namespace),
+            })
         };
-        Ok(Self { edge: end(device::EDGE_ADDRESS)?, cloud: end(device::CLOUD_ADDRESS)? })
+        Ok(Self {
+            edge: end(device::EDGE_ADDRESS)?,
+            cloud: end(device::CLOUD_ADDRESS)?,
+        })
     }
 }
 

@@ -27,7 +27,8 @@ impl Veth {
             device::create_veth(cloud)?;
             device::configure_veth(edge_address, cloud_address)
         })?;
-        ends.cloud.run(|| device::configure_veth(cloud_address, edge_address))?;
+        ends.cloud
+            .run(|| device::configure_veth(cloud_address, edge_address))?;
         Ok(Self { ends })
     }
 }
@@ -47,7 +48,10 @@ impl Path for Veth {
             delivered_bytes: receiver.ip_rx_bytes(),
             ..TrafficCounters::default()
         };
-        Ok(Some(Counters { uplink: traffic(edge, cloud), downlink: traffic(cloud, edge) }))
+        Ok(Some(Counters {
+            uplink: traffic(edge, cloud),
+            downlink: traffic(cloud, edge),
+        }))
     }
 
     fn audit(&mut self) -> Result<Option<Audit>, Fault> {

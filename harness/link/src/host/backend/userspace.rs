@@ -25,7 +25,11 @@ impl Userspace {
         let edge = ends.edge.run(|| device::create_tun(ends.edge.address))?;
         let cloud = ends.cloud.run(|| device::create_tun(ends.cloud.address))?;
         let packets = PacketThread::start(edge, cloud, config.packet_cpu, config.seed)?;
-        Ok(Self { ends, packets, device_drops: 0 })
+        Ok(Self {
+            ends,
+            packets,
+            device_drops: 0,
+        })
     }
 
     /// Packets that the senders' devices dropped before the packet thread could read them.
@@ -49,7 +53,10 @@ impl Path for Userspace {
 
     fn audit(&mut self) -> Result<Option<Audit>, Fault> {
         let device_drops = self.device_drops()?.saturating_sub(self.device_drops);
-        Ok(Some(Audit { device_drops, ..self.packets.audit()? }))
+        Ok(Some(Audit {
+            device_drops,
+            ..self.packets.audit()?
+        }))
     }
 
     fn scheduling(&self) -> Option<Scheduling> {

@@ -33,12 +33,17 @@ pub(super) fn rate_mbit(
         from,
         to,
         |mut stream| {
-            let mtu = if from.namespace.is_some() { MTU } else { LOOPBACK_MTU };
+            let mtu = if from.namespace.is_some() {
+                MTU
+            } else {
+                LOOPBACK_MTU
+            };
             let segment = getsockopt(&stream, sockopt::TcpMaxSeg)
                 .map_err(Fault::failed("read the segment size"))?;
             let block = vec![0; BLOCK_BYTES];
             let clock = Clock::start();
-            while !stop.load(Ordering::Relaxed) && clock.now() < warm_up + window + CONNECT_TIMEOUT {
+            while !stop.load(Ordering::Relaxed) && clock.now() < warm_up + window + CONNECT_TIMEOUT
+            {
                 match stream.write(&block) {
                     Ok(_) => {}
                     Err(error) if is_timeout(&error) => {}
@@ -59,12 +64,29 @@ pub(super) fn rate_mbit(
 
 /// The congestion controls at both ends of a connection.
 pub(super) fn congestion_controls(from: &End, to: &End) -> Result<(String, String), Fault> {
-    let read = |stream: TcpStream| {
-        let name = getsockopt(&stream, sockopt::TcpCongestion)
+    let read = |stream: &TcpStream| {
+        let name = getsockopt(stream, sockopt::TcpCongestion)
             .map_err(Fault::failed("read a connection's congestion control"))?;
         Ok(name.to_string_lossy().trim_end_matches('\0').to_owned())
     };
-    connected(from, to, read, read)
+    connected(
+        from,
+        to,
+        |stream| read(&stream),
+        |mut stream| {
+            let name = read(&stream)?;
+            // Closing before the client has seen the connection would fail its connecting.
+            let clock = Clock::start();
+            let mut byte = [0];
+            while clock.now() < CONNECT_TIMEOUT {
+                match stream.read(&mut byte) {
+                    Err(error) if is_timeout(&error) => {}
+                    _ => break,
+                }
+            }
+            Ok(name)
+        },
+    )
 }
 
 /// Makes a connection and runs `client` and `server` at its ends.
@@ -79,7 +101,9 @@ fn connected<C: Send, S: Send>(
         let server = at(scope, to, move || {
             let listener =
                 TcpListener::bind((to.address, 0)).map_err(Fault::failed("listen on the path"))?;
-            let address = listener.local_addr().map_err(Fault::failed("name the listener"))?;
+            let address = listener
+                .local_addr()
+                .map_err(Fault::failed("name the listener"))?;
             // Nobody waits for it if the client has failed.
             let _ = sender.send(address);
             server(prepare(accept(&listener)?)?)

@@ -38,8 +38,12 @@ pub(super) fn round_trips(
         let server = at(scope, &ends.cloud, move || {
             let socket = UdpSocket::bind((ends.cloud.address, 0))
                 .map_err(Fault::failed("open the echo server's socket"))?;
-            let address = socket.local_addr().map_err(Fault::failed("name the echo server"))?;
-            socket.set_read_timeout(Some(STOP_POLL)).map_err(Fault::failed("set a timeout"))?;
+            let address = socket
+                .local_addr()
+                .map_err(Fault::failed("name the echo server"))?;
+            socket
+                .set_read_timeout(Some(STOP_POLL))
+                .map_err(Fault::failed("set a timeout"))?;
             // Nobody waits for it if the client has failed.
             let _ = sender.send(address);
             scheduling::be_punctual(PROBE_PRIORITY);

@@ -1,4 +1,4 @@
-//! Rate by datagrams offered above it: what a lossy path carries.
+//! Rate by datagrams offered above it: what a path carries that TCP does not fill.
 
 use std::net::UdpSocket;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -36,7 +36,9 @@ pub(super) fn rate_mbit(
             socket
                 .set_read_timeout(Some(RECEIVE_TIMEOUT))
                 .map_err(Fault::failed("set a timeout"))?;
-            let address = socket.local_addr().map_err(Fault::failed("name the flood's sink"))?;
+            let address = socket
+                .local_addr()
+                .map_err(Fault::failed("name the flood's sink"))?;
             // Nobody waits for it if the sender has failed.
             let _ = sender.send(address);
             let rate = receive(&socket, warm_up, window);
@@ -61,7 +63,9 @@ pub(super) fn rate_mbit(
                     thread::sleep((due - now).max(Duration::from_micros(200)));
                     continue;
                 }
-                socket.send(&payload).map_err(Fault::failed("send a flood's datagram"))?;
+                socket
+                    .send(&payload)
+                    .map_err(Fault::failed("send a flood's datagram"))?;
                 due += gap;
             }
             Ok(())
@@ -79,7 +83,9 @@ fn receive(socket: &UdpSocket, warm_up: Duration, window: Duration) -> Option<f6
     let mut last = Duration::ZERO;
     let mut bytes = 0_u64;
     while clock.now() < warm_up + window {
-        let Ok(len) = socket.recv(&mut buffer) else { continue };
+        let Ok(len) = socket.recv(&mut buffer) else {
+            continue;
+        };
         let now = clock.now();
         if now < warm_up {
             continue;

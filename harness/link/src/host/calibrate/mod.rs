@@ -1,5 +1,5 @@
 //! Measuring the path over the path: RTT by echoed datagrams, loss by numbered ones, rate by a
-//! TCP bulk transfer or, where the profile has loss, by a flood of datagrams.
+//! TCP bulk transfer and, where that does not fill the path, by a flood of datagrams.
 
 mod bulk;
 mod echo;
@@ -15,8 +15,11 @@ use nix::sys::socket::{setsockopt, sockopt};
 
 use super::backend::{End, Ends};
 use super::device;
-use crate::calibration::{CalibrateOptions, Calibration, Measured, RateMethod, judge, rate_method};
+use crate::calibration::{
+    CalibrateOptions, Calibration, Measured, MeasuredRate, RateMethod, judge, rate_target,
+};
 use crate::clock::Clock;
+use crate::core::{DirectionSettings, Rate};
 use crate::error::Fault;
 use crate::profile::{Impairments, LinkProfile};
 
@@ -28,6 +31,8 @@ const PROBE_PAYLOAD_BYTES: usize = 32;
 const LOSS_PACKETS_PER_SECOND: f64 = 5_000.0;
 /// How long connecting may take beyond the path's RTT.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// The longest wait between two measurements.
+const GREATEST_SETTLING: Duration = Duration::from_millis(500);
 /// Receive buffer asked for, so that a loss counted is the link's.
 const RECEIVE_BUFFER_BYTES: usize = 4 << 20;
 
@@ -52,36 +57,19 @@ pub(super) fn calibrate(
     } else {
         thread::scope(|scope| {
             let count = options.loss_datagrams;
+            let (uplink_settings, downlink_settings) = profile.settings();
             let uplink = scope.spawn(move || {
-                let pace = loss_pace(&profile.uplink);
+                let pace = loss_pace(&uplink_settings);
                 sequence::lost(&ends.edge, &ends.cloud, count, pace, patience)
             });
-            let pace = loss_pace(&profile.downlink);
+            let pace = loss_pace(&downlink_settings);
             let downlink = sequence::lost(&ends.cloud, &ends.edge, count, pace, patience);
             Ok((join(uplink)?, downlink?))
         })?
     };
 
-    let method = rate_method(profile);
-    let window = Duration::from_millis(options.rate_window_ms);
-    let rate = |from: &End, to: &End, of: &Impairments| {
-        let rate = match method {
-            // Slow start doubles the rate every RTT; twelve of them reach a gigabit at 60 ms.
-            RateMethod::Tcp => {
-                let warm_up = (12 * rtt).clamp(Duration::from_millis(400), Duration::from_secs(2));
-                bulk::rate_mbit(from, to, warm_up, window)?
-            }
-            RateMethod::Udp => {
-                let warm_up = rtt + Duration::from_millis(200);
-                flood::rate_mbit(from, to, offered_mbit(of), warm_up, window)?
-            }
-        };
-        // What is still on its way must not fall into the next measurement.
-        thread::sleep((2 * rtt + Duration::from_millis(50)).min(Duration::from_millis(500)));
-        Ok(rate)
-    };
-    let uplink_rate_mbit = rate(&ends.edge, &ends.cloud, &profile.uplink)?;
-    let downlink_rate_mbit = rate(&ends.cloud, &ends.edge, &profile.downlink)?;
+    let uplink_rate = rate(&ends.edge, &ends.cloud, &profile.uplink, rtt, options)?;
+    let downlink_rate = rate(&ends.cloud, &ends.edge, &profile.downlink, rtt, options)?;
 
     let measured = Measured {
         rtts,
@@ -89,26 +77,71 @@ pub(super) fn calibrate(
         uplink_lost,
         downlink_lost,
         loss_datagrams: options.loss_datagrams,
-        uplink_rate_mbit,
-        downlink_rate_mbit,
-        rate_method: method,
+        uplink_rate,
+        downlink_rate,
         wall: clock.now(),
     };
     let ping_bytes = (PROBE_PAYLOAD_BYTES + DATAGRAM_HEADER_BYTES) as f64;
-    Ok(judge(profile, emulated, measured, options.tolerances, ping_bytes, f64::from(device::MTU)))
+    Ok(judge(
+        profile,
+        emulated,
+        measured,
+        options.tolerances,
+        ping_bytes,
+        f64::from(device::MTU),
+    ))
 }
 
-/// Numbered datagrams per second: at most half of the rate, so that the queue drops none.
-fn loss_pace(of: &Impairments) -> f64 {
-    let bytes = (PROBE_PAYLOAD_BYTES + DATAGRAM_HEADER_BYTES) as f64 + f64::from(of.overhead_bytes);
-    of.rate_mbit.map_or(LOSS_PACKETS_PER_SECOND, |mbit| {
-        (0.5 * mbit * 1e6 / 8.0 / bytes.max(1.0)).min(LOSS_PACKETS_PER_SECOND)
-    })
+/// The rate of one direction: by TCP and, if that falls short of the profile, by a flood.
+fn rate(
+    from: &End,
+    to: &End,
+    of: &Impairments,
+    rtt: Duration,
+    options: &CalibrateOptions,
+) -> Result<MeasuredRate, Fault> {
+    // What is still on its way must not fall into the next measurement.
+    let settle = || thread::sleep((2 * rtt + Duration::from_millis(50)).min(GREATEST_SETTLING));
+    let window = Duration::from_millis(options.rate_window_ms);
+    // Slow start doubles the rate every RTT; twelve of them reach a gigabit at 60 ms.
+    let warm_up = (12 * rtt).clamp(Duration::from_millis(400), Duration::from_secs(2));
+    let tcp_mbit = bulk::rate_mbit(from, to, warm_up, window)?;
+    settle();
+    let by_tcp = MeasuredRate {
+        mbit: tcp_mbit,
+        method: RateMethod::Tcp,
+        tcp_mbit,
+    };
+    let enough = rate_target(of, f64::from(device::MTU))
+        .map(|target| target * (1.0 - options.tolerances.rate_fraction));
+    let (Some(enough), Some(limit)) = (enough, of.rate_mbit) else {
+        return Ok(by_tcp);
+    };
+    if tcp_mbit.is_some_and(|mbit| mbit >= enough) {
+        return Ok(by_tcp);
+    }
+    // Offered above the rate, so that after losses the path is still full.
+    let offered = 1.25 * limit / (1.0 - of.loss).max(0.05);
+    let flood_mbit = flood::rate_mbit(from, to, offered, rtt + Duration::from_millis(200), window)?;
+    settle();
+    if flood_mbit > tcp_mbit {
+        return Ok(MeasuredRate {
+            mbit: flood_mbit,
+            method: RateMethod::Udp,
+            tcp_mbit,
+        });
+    }
+    Ok(by_tcp)
 }
 
-/// The rate at which a flood is offered, so that after losses the link is still full.
-fn offered_mbit(of: &Impairments) -> f64 {
-    1.25 * of.rate_mbit.unwrap_or(1.0) / (1.0 - of.loss).max(0.05)
+/// Numbered datagrams per second: at most half of what the rate carries and half of what fits
+/// into the queue, which holds those in propagation too, so that what is lost is the loss model's.
+fn loss_pace(settings: &DirectionSettings) -> f64 {
+    let rate = Rate::new(settings.rate_bits_per_second, settings.overhead_bytes);
+    let tx = rate.transmission(PROBE_PAYLOAD_BYTES + DATAGRAM_HEADER_BYTES);
+    let in_propagation = (settings.delay + settings.jitter) / settings.limit_packets.max(1) as u32;
+    let gap = 2 * tx.max(in_propagation);
+    LOSS_PACKETS_PER_SECOND.min(1.0 / gap.as_secs_f64().max(1e-9))
 }
 
 /// The congestion control that a connection over the path really has, at both ends.
@@ -117,7 +150,9 @@ pub(super) fn congestion_control(ends: &Ends) -> Result<String, Fault> {
     if edge == cloud {
         return Ok(edge);
     }
-    Err(Fault::Failed(format!("the edge's connections use {edge}, the cloud's {cloud}")))
+    Err(Fault::Failed(format!(
+        "the edge's connections use {edge}, the cloud's {cloud}"
+    )))
 }
 
 /// Runs `work` on a thread of its own at an end of the path.
@@ -148,6 +183,9 @@ fn enlarge_receive_buffer(socket: &impl AsFd) {
 
 /// Makes closing a socket discard what it has not sent, so that it does not linger on the link.
 fn discard_on_close(socket: &impl AsFd) -> Result<(), Fault> {
-    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+    let linger = libc::linger {
+        l_onoff: 1,
+        l_linger: 0,
+    };
     setsockopt(socket, sockopt::Linger, &linger).map_err(Fault::failed("set a socket's linger"))
 }

@@ -31,16 +31,24 @@ pub(super) fn lost(
             let socket = UdpSocket::bind((to.address, 0))
                 .map_err(Fault::failed("open the counting socket"))?;
             enlarge_receive_buffer(&socket);
-            socket.set_read_timeout(Some(STOP_POLL)).map_err(Fault::failed("set a timeout"))?;
-            let address = socket.local_addr().map_err(Fault::failed("name the counting socket"))?;
+            socket
+                .set_read_timeout(Some(STOP_POLL))
+                .map_err(Fault::failed("set a timeout"))?;
+            let address = socket
+                .local_addr()
+                .map_err(Fault::failed("name the counting socket"))?;
             // Nobody waits for it if the sender has failed.
             let _ = sender.send(address);
             let mut seen = vec![false; count as usize];
             let mut arrived = 0;
             let mut buffer = [0; 2048];
             while arrived < count && !stop.load(Ordering::Relaxed) {
-                let Ok(len) = socket.recv(&mut buffer) else { continue };
-                let number = buffer[..len].first_chunk().map(|&n| u32::from_le_bytes(n) as usize);
+                let Ok(len) = socket.recv(&mut buffer) else {
+                    continue;
+                };
+                let number = buffer[..len]
+                    .first_chunk()
+                    .map(|&n| u32::from_le_bytes(n) as usize);
                 if let Some(seen) = number.and_then(|number| seen.get_mut(number))
                     && !*seen
                 {
@@ -64,7 +72,9 @@ pub(super) fn lost(
                 let due = Duration::from_secs_f64(f64::from(number) / packets_per_second);
                 thread::sleep(due.saturating_sub(clock.now()));
                 payload[..4].copy_from_slice(&number.to_le_bytes());
-                socket.send(&payload).map_err(Fault::failed("send a numbered datagram"))?;
+                socket
+                    .send(&payload)
+                    .map_err(Fault::failed("send a numbered datagram"))?;
             }
             Ok(())
         }));

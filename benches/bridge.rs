@@ -1,0 +1,75 @@
+//! Time to map one context through a bridge of the default pair's shape, on one core: 1,024
+//! tokens, 28 layers x 2 KV heads x 128 to 24 x 2 x 64 along `depth`. The weights come from
+//! seeded noise; the time does not depend on them.
+
+use std::hint::black_box;
+use std::time::Duration;
+
+use celslm_kv::align::{Alignment, BridgeEnd, BridgeFitter, Depth, FitOptions, Split};
+use celslm_kv::{KeyRope, KvBlock, KvShape, LayerKv, ModelFingerprint};
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use half::f16;
+
+const TOKENS: usize = 1024;
+
+fn block(end: &BridgeEnd, tokens: usize, seed: u64) -> KvBlock {
+    let mut state = seed;
+    let mut side = || -> Vec<f16> {
+        let next = || {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(99_991);
+            f16::from_f32((state >> 40) as f32 / (1_u32 << 24) as f32 - 0.5)
+        };
+        std::iter::repeat_with(next)
+            .take(end.shape.width() * tokens)
+            .collect()
+    };
+    let layers = (0..end.shape.num_layers)
+        .map(|_| LayerKv {
+            k: side(),
+            v: side(),
+        })
+        .collect();
+    KvBlock::new(
+        end.fingerprint,
+        end.shape,
+        0,
+        0..tokens,
+        KeyRope::Pre,
+        layers,
+    )
+    .expect("the layers follow from the shape")
+}
+
+fn map(criterion: &mut Criterion) {
+    let end = |byte, num_layers, head_dim| BridgeEnd {
+        fingerprint: ModelFingerprint::from_bytes([byte; 32]),
+        shape: KvShape::new(num_layers, 2, head_dim).expect("constants form a shape"),
+    };
+    let (source, target) = (end(1, 28, 128), end(2, 24, 64));
+    let layer_map = Depth::default()
+        .layer_map(28, 24)
+        .expect("both have layers");
+    let mut options = FitOptions::new("depth", "seeded noise", 1, "bench");
+    options.lambdas = vec![1.0];
+    let mut fitter = BridgeFitter::new(source, target, layer_map, options).expect("covers");
+    for (seed, split) in [(1, Split::Fit), (2, Split::Validation), (3, Split::HeldOut)] {
+        let (from, to) = (block(&source, 256, seed), block(&target, 256, !seed));
+        fitter.add_to(split, &from, &to).expect("blocks pair");
+    }
+    let bridge = fitter.finish().expect("noise is not singular");
+    let context = block(&source, TOKENS, 4);
+    let mut group = criterion.benchmark_group("bridge");
+    group
+        .measurement_time(Duration::from_secs(10))
+        .sample_size(20);
+    group.throughput(Throughput::Elements(TOKENS as u64));
+    group.bench_function("ridge/map", |bencher| {
+        bencher.iter(|| bridge.map(black_box(&context)).expect("the block suits"));
+    });
+    group.finish();
+}
+
+criterion_group!(benches, map);
+criterion_main!(benches);

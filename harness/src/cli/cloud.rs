@@ -1,0 +1,61 @@
+//! `celslm cloud`: the cloud node.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use celslm::exit::ExitCode;
+use celslm_systems::WireLimits;
+use celslm_systems::cloud::{CloudNode, CloudOptions};
+use clap::Args;
+
+/// Be the cloud node: hold the large model and serve edges over the network
+///
+/// `celslm run` starts it by itself. By hand it serves a run on real machines; see `celslm edge
+/// --help`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  celslm cloud --model cloud.gguf --edge-model edge.gguf --listen 0.0.0.0:7070 --control /tmp/cloud.sock")]
+pub(crate) struct CloudArgs {
+    /// GGUF file of the cloud's model
+    #[arg(long, value_name = "FILE")]
+    model: PathBuf,
+    /// GGUF file of the edge's model, for hand-offs of its KV and for bridges
+    #[arg(long, value_name = "FILE")]
+    edge_model: Option<PathBuf>,
+    /// Fitted bridge to map KV through; may be given more than once
+    #[arg(long = "bridge", value_name = "FILE")]
+    bridges: Vec<PathBuf>,
+    /// Address to serve edges on; port 0 takes a free one
+    #[arg(long, value_name = "ADDR:PORT")]
+    listen: SocketAddr,
+    /// Unix socket on which it listens for its controller
+    #[arg(long, value_name = "SOCKET")]
+    control: PathBuf,
+    /// Most bytes of context KV that it keeps
+    #[arg(long, value_name = "N", default_value_t = 2 << 30)]
+    store_bytes: u64,
+    /// Largest message on the wire, in bytes
+    #[arg(long, value_name = "N", default_value_t = 8 << 20)]
+    message_bytes: usize,
+    /// Compute threads; 0 means every CPU it may use
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    threads: usize,
+}
+
+/// Runs the command.
+pub(crate) fn run(args: &CloudArgs) -> anyhow::Result<ExitCode> {
+    let listener = super::edge::bind(&args.control)?;
+    let node = CloudNode::start(&CloudOptions {
+        model: args.model.clone(),
+        edge_model: args.edge_model.clone(),
+        bridges: args.bridges.clone(),
+        listen: args.listen,
+        store_bytes: args.store_bytes,
+        limits: WireLimits { max_message_bytes: args.message_bytes, ..WireLimits::default() },
+        threads: super::edge::threads(args.threads),
+    })?;
+    eprintln!("cloud: serving edges at {}, controlled at {}", node.addr(), args.control.display());
+    node.serve(&listener)?;
+    Ok(ExitCode::Ok)
+}

@@ -1,0 +1,65 @@
+//! `celslm edge`: the edge node.
+
+use std::path::PathBuf;
+
+use celslm::exit::{ExitCode, Verdict};
+use celslm_systems::control::ControlListener;
+use celslm_systems::edge::{EdgeNode, EdgeOptions};
+use celslm_systems::WireLimits;
+use clap::Args;
+
+/// Be the edge node: hold the small model and answer a controller's requests
+///
+/// `celslm run` starts it by itself. By hand it serves a run on real machines: start
+/// `celslm cloud` there, this here, forward the cloud's control socket (`ssh -L
+/// /tmp/cloud.sock:/tmp/cloud.sock HOST`), and name both sockets in `deployment.external`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  celslm edge --model edge.gguf --control /tmp/edge.sock")]
+pub(crate) struct EdgeArgs {
+    /// GGUF file of the edge's model
+    #[arg(long, value_name = "FILE")]
+    model: PathBuf,
+    /// Unix socket on which it listens for its controller
+    #[arg(long, value_name = "SOCKET")]
+    control: PathBuf,
+    /// Most bytes of context KV that it keeps
+    #[arg(long, value_name = "N", default_value_t = 256 << 20)]
+    cache_bytes: u64,
+    /// Largest message on the wire, in bytes
+    #[arg(long, value_name = "N", default_value_t = 8 << 20)]
+    message_bytes: usize,
+    /// Compute threads; 0 means every CPU it may use
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    threads: usize,
+}
+
+/// Runs the command.
+pub(crate) fn run(args: &EdgeArgs) -> anyhow::Result<ExitCode> {
+    let listener = bind(&args.control)?;
+    let node = EdgeNode::start(&EdgeOptions {
+        model: args.model.clone(),
+        cache_bytes: usize::try_from(args.cache_bytes).unwrap_or(usize::MAX),
+        limits: WireLimits { max_message_bytes: args.message_bytes, ..WireLimits::default() },
+        threads: threads(args.threads),
+    })?;
+    eprintln!("edge: ready at {}", args.control.display());
+    node.serve(&listener)?;
+    Ok(ExitCode::Ok)
+}
+
+/// Listens at a control socket.
+pub(super) fn bind(path: &std::path::Path) -> Result<ControlListener, Verdict> {
+    ControlListener::bind(path).map_err(|error| {
+        Verdict::Environment(format!("cannot listen at {}: {error}", path.display()))
+    })
+}
+
+/// The number of compute threads that a setting means.
+pub(super) fn threads(setting: usize) -> usize {
+    match setting {
+        0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+        n => n,
+    }
+}

@@ -1,0 +1,264 @@
+//! `celslm run`: the main job.
+
+use std::collections::BTreeMap;
+use std::io::IsTerminal as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use celslm::claims::{self, Claim};
+use celslm::deployment::{Deployment, Materials};
+use celslm::exit::{ExitCode, Verdict};
+use celslm::manifest::{BridgeRecord, Manifest, RunState};
+use celslm::plan::{Cell, Seeds};
+use celslm::campaign::Campaign;
+use celslm::session::{Observer, Outcome, Session};
+use celslm::store::{Opened, Store};
+use celslm::{clock, reporting};
+use celslm_link::{Calibration, LinkProfile};
+use celslm_model::store::{BarProgress, ModelStore};
+use celslm_reports::Sample;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::prepare::{Prepared, RunArgs, dry_run, prepare};
+
+/// How often progress is printed where there is no terminal.
+const PLAIN_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Runs the command.
+pub(crate) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
+    let prepared = prepare(args)?;
+    if args.dry_run {
+        dry_run(args, &prepared);
+        return Ok(ExitCode::Ok);
+    }
+    let stop = Arc::new(AtomicBool::new(false));
+    watch_for_interrupts(&stop)?;
+    let (mut store, opened) = open_store(args, &prepared)?;
+    announce(&opened, &store);
+
+    let Prepared { config, resolved, inputs, plan, .. } = &prepared;
+    let mut manifest = Manifest::new(config, inputs, plan, args.shard);
+    if matches!(opened, Opened::Resumed { .. }) {
+        manifest.continue_from(&store.manifest()?);
+    }
+    for (alignment, bridge) in &inputs.bridges {
+        let record = BridgeRecord {
+            path: bridge.path.display().to_string(),
+            blake3: bridge.blake3.clone(),
+        };
+        manifest.bridges.insert(alignment.to_string(), record);
+    }
+    store.write_manifest(&manifest)?;
+    store.write_config(resolved)?;
+    store.write_environment(&manifest.environment)?;
+
+    let mut outcome = Outcome::default();
+    let measured = measure(args, &prepared, &stop, &mut store, &mut manifest, &mut outcome);
+    manifest.end(match &measured {
+        Err(_) => RunState::Failed,
+        Ok(()) if outcome.interrupted => RunState::Interrupted,
+        Ok(()) => RunState::Complete,
+    });
+    store.write_manifest(&manifest)?;
+    // An error during the run outranks everything that could be said about its samples.
+    measured?;
+    conclude(args, &prepared, &store, &manifest, &outcome)
+}
+
+/// Everything between the plan and the last sample.
+fn measure(
+    args: &RunArgs,
+    prepared: &Prepared,
+    stop: &Arc<AtomicBool>,
+    store: &mut Store,
+    manifest: &mut Manifest,
+    outcome: &mut Outcome,
+) -> anyhow::Result<()> {
+    let Prepared { config, inputs, plan, .. } = prepared;
+    let models = ModelStore::open_default()?;
+    let mut progress = BarProgress::new().cancel_on(Arc::clone(stop));
+    let cloud_model = models.fetch(&inputs.cloud_model, &mut progress)?;
+    let edge_model = models.fetch(&inputs.edge_model, &mut progress)?;
+
+    let seeds = Seeds::new(config.experiment.seed);
+    eprintln!("starting link and nodes (loading {} and {})", inputs.cloud_model.name, inputs.edge_model.name);
+    let materials = Materials {
+        exe: std::env::current_exe().context("find this program")?,
+        cloud_model,
+        edge_model,
+        bridges: inputs.bridges.iter().map(|(_, bridge)| bridge.path.clone()).collect(),
+        logs: store.dir().join("logs"),
+        link_seed: seeds.derive("link"),
+    };
+    let mut deployment = Deployment::start(config, &materials)?;
+    let facts = deployment.facts();
+    for (role, fingerprint) in
+        [("cloud", &facts.cloud_fingerprint), ("edge", &facts.edge_fingerprint)]
+    {
+        if let Some(model) = manifest.models.get_mut(role) {
+            model.fingerprint = Some(fingerprint.clone());
+        }
+    }
+    manifest.link = deployment.link_facts().cloned();
+    if let Some(link) = &manifest.link {
+        eprintln!("link: {} ({})", link.backend.name(), link.reason);
+        if !link.emulates {
+            eprintln!("link: this backend emulates nothing; rates and delays are this machine's own");
+        }
+    }
+    store.write_manifest(manifest)?;
+
+    let session = Session { config, inputs, plan, shard: args.shard, stop };
+    let mut screen = Screen::new(plan.requests_of(args.shard) as u64);
+    let ran = session.run(&mut deployment, store, &mut screen, outcome);
+    screen.bar.finish_and_clear();
+    drop(deployment);
+    manifest.measured_links = measured_links(&outcome.campaigns)?;
+    store.write_calibration(&BTreeMap::from([("campaigns", &outcome.campaigns)]))?;
+    ran?;
+    Ok(())
+}
+
+/// The report, the claims, and the exit code that follows from them.
+fn conclude(
+    args: &RunArgs,
+    prepared: &Prepared,
+    store: &Store,
+    manifest: &Manifest,
+    outcome: &Outcome,
+) -> anyhow::Result<ExitCode> {
+    let Prepared { config, plan, .. } = prepared;
+    let samples = store.read_samples(plan)?;
+    let claims = claims::check(&samples);
+    let mut input = reporting::report_input(store.dir(), config, plan, manifest);
+    input.calibration = outcome.campaigns.iter().flat_map(Campaign::rows).collect();
+    input.notes.extend(claims.iter().map(Claim::note));
+    let built = celslm_reports::build(&input)?;
+    println!("{}", built.terminal());
+    for claim in &claims {
+        println!("{}", claim.note());
+    }
+    println!("\nreport: {}", store.dir().join("report.md").display());
+    println!("        {}", store.dir().join("report.html").display());
+    for campaign in outcome.campaigns.iter().filter(|campaign| campaign.degraded()) {
+        println!("warning: link {} missed its profile; its cells are marked degraded", campaign.link);
+    }
+    if outcome.interrupted {
+        let again = format!("celslm run {} --resume", args.config.display());
+        return Err(Verdict::Measurement(format!("interrupted; `{again}` goes on")).into());
+    }
+    let broken: Vec<&Claim> = claims.iter().filter(|claim| !claim.holds()).collect();
+    if let Some(claim) = broken.first() {
+        return Err(Verdict::Claim(format!("a claim does not hold: {}", claim.text)).into());
+    }
+    let failed = samples.iter().filter(|sample| !sample.ok()).count();
+    if failed > 0 {
+        let message = format!("{failed} of {} requests failed; the report lists them", samples.len());
+        return Err(Verdict::Measurement(message).into());
+    }
+    Ok(ExitCode::Ok)
+}
+
+/// Ctrl-C ends the run after the current request; a second one at once.
+fn watch_for_interrupts(stop: &Arc<AtomicBool>) -> anyhow::Result<()> {
+    let flag = Arc::clone(stop);
+    ctrlc::set_handler(move || {
+        if flag.swap(true, Ordering::Relaxed) {
+            std::process::exit(ExitCode::Measurement as i32);
+        }
+        eprintln!("stopping after this request; press Ctrl-C again to stop at once");
+    })
+    .context("watch for Ctrl-C")
+}
+
+fn open_store(args: &RunArgs, prepared: &Prepared) -> anyhow::Result<(Store, Opened)> {
+    let dir: &Path = &prepared.results_dir;
+    Ok(match args.resume {
+        true => Store::resume(dir, &prepared.resolved, &prepared.plan)?,
+        false => Store::create(dir)?,
+    })
+}
+
+fn announce(opened: &Opened, store: &Store) {
+    match opened {
+        Opened::New => {}
+        Opened::MovedAside(aside) => {
+            eprintln!("an earlier run was moved to {}", aside.display());
+        }
+        Opened::Resumed { samples, repaired } => {
+            eprintln!("going on with {}: {samples} requests are done", store.dir().display());
+            for cell in repaired {
+                eprintln!("cell {cell}: the last, unfinished sample was cut off");
+            }
+        }
+    }
+}
+
+fn measured_links(campaigns: &[Campaign]) -> anyhow::Result<BTreeMap<String, serde_json::Value>> {
+    let mut measured = BTreeMap::new();
+    for campaign in campaigns {
+        measured.insert(campaign.link.clone(), serde_json::to_value(campaign)?);
+    }
+    Ok(measured)
+}
+
+/// What the user sees meanwhile: a bar on a terminal, lines elsewhere.
+struct Screen {
+    bar: ProgressBar,
+    plain: Option<Instant>,
+}
+
+impl Screen {
+    fn new(requests: u64) -> Self {
+        let bar = ProgressBar::new(requests);
+        let style = ProgressStyle::with_template("{bar:30} {pos}/{len} requests, {eta} left  {wide_msg}")
+            .unwrap_or_else(|_| ProgressStyle::default_bar());
+        bar.set_style(style);
+        let plain = (!std::io::stderr().is_terminal()).then(clock::now);
+        Self { bar, plain }
+    }
+
+    fn line(&self, text: &str) {
+        match self.plain {
+            Some(_) => eprintln!("{text}"),
+            None => self.bar.println(text),
+        }
+    }
+}
+
+impl Observer for Screen {
+    fn link(&mut self, profile: &LinkProfile) {
+        self.line(&format!("link {}: measuring", profile.name));
+    }
+
+    fn calibrated(&mut self, profile: &LinkProfile, calibration: &Calibration) {
+        let show = |value: Option<f64>| value.map_or_else(|| "–".to_owned(), |v| format!("{v:.1}"));
+        self.line(&format!(
+            "link {}: RTT {} ms, up {} Mbit/s, down {} Mbit/s: {:?}",
+            profile.name,
+            show(calibration.rtt_p50_ms.measured),
+            show(calibration.uplink_rate_mbit.measured),
+            show(calibration.downlink_rate_mbit.measured),
+            calibration.verdict,
+        ));
+    }
+
+    fn sample(&mut self, cell: &Cell, sample: &Sample) {
+        self.bar.inc(1);
+        self.bar.set_message(cell.label());
+        if let Some(error) = &sample.error {
+            self.line(&format!("{}: request {} failed: {error}", cell.label(), sample.order));
+        }
+        if self.plain.is_some_and(|last| last.elapsed() >= PLAIN_INTERVAL) {
+            self.plain = Some(clock::now());
+            eprintln!("{} of {} requests", self.bar.position(), self.bar.length().unwrap_or(0));
+        }
+    }
+
+    fn skipped(&mut self, _cell: &Cell) {
+        self.bar.inc(1);
+    }
+}
