@@ -100,6 +100,14 @@ impl ExitCode {
                 _ => Self::Config,
             });
         }
+        if let Some(error) = error.downcast_ref::<celslm_systems::WireError>() {
+            use celslm_systems::WireError as E;
+            return Some(match error {
+                E::AddressInUse { .. } | E::Bind { .. } => Self::Environment,
+                E::InvalidLimits { .. } => Self::Config,
+                _ => Self::Measurement,
+            });
+        }
         if error.is::<celslm_model::ModelError>() {
             return Some(Self::Environment);
         }

@@ -13,6 +13,7 @@ pub mod config;
 pub mod deployment;
 pub mod environment;
 pub mod exit;
+pub mod fit;
 pub mod manifest;
 pub mod plan;
 pub mod reporting;

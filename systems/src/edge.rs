@@ -231,6 +231,11 @@ impl EdgeNode {
             }
             true
         })?;
+        if answer.token_ns.is_empty() {
+            // An answer without visible text still has an end that its parts lead to.
+            timeline.lap(Part::FirstStep);
+            answer.parts = timeline.parts();
+        }
         answer.token_ns.extend(std::iter::repeat_n(now_ns(), invisible));
         answer.edge_kv_bytes = cache.bytes() as u64;
         Ok(answer)

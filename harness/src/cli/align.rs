@@ -78,6 +78,7 @@ pub(crate) fn run(args: &AlignArgs) -> anyhow::Result<ExitCode> {
 }
 
 fn fit(args: &FitArgs) -> anyhow::Result<ExitCode> {
+    celslm_model::set_threads(super::edge::threads(0))?;
     let alignment = alignment(&args.alignment)?;
     let catalogue = Catalogue::find();
     let specs = catalogue.models()?;
@@ -92,7 +93,7 @@ fn fit(args: &FitArgs) -> anyhow::Result<ExitCode> {
     };
     let (cloud, edge) = (load(&args.cloud)?, load(&args.edge)?);
     let out = args.out.clone().unwrap_or_else(|| {
-        bridges::default_path(catalogue.configs(), &args.cloud, &args.edge, &alignment)
+        bridges::default_path(catalogue.root(), &args.cloud, &args.edge, &alignment)
     });
     if let Some(folder) = out.parent() {
         std::fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
@@ -125,7 +126,7 @@ fn fit(args: &FitArgs) -> anyhow::Result<ExitCode> {
 fn alignment(name: &str) -> Result<AlignmentConfig, Verdict> {
     let known = celslm_kv::align::names();
     let entry = celslm_kv::align::registry().iter().find(|entry| entry.name == name);
-    let alignment = entry.map(|entry| entry.example()).filter(AlignmentConfig::needs_bridge);
+    let alignment = entry.map(|entry| (entry.example)()).filter(AlignmentConfig::needs_bridge);
     alignment.ok_or_else(|| {
         Verdict::Config(format!(
             "no alignment {name:?} that maps through a bridge; known alignments: {}",
@@ -135,7 +136,7 @@ fn alignment(name: &str) -> Result<AlignmentConfig, Verdict> {
 }
 
 fn ls() -> anyhow::Result<ExitCode> {
-    let folder = Catalogue::find().configs().join("bridges");
+    let folder = Catalogue::find().root().join("bridges");
     let mut paths: Vec<PathBuf> = std::fs::read_dir(&folder)
         .map(|entries| entries.filter_map(Result::ok).map(|entry| entry.path()).collect())
         .unwrap_or_default();

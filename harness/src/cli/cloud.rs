@@ -15,7 +15,8 @@ use clap::Args;
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Example:
-  celslm cloud --model cloud.gguf --edge-model edge.gguf --listen 0.0.0.0:7070 --control /tmp/cloud.sock")]
+  celslm cloud --model cloud.gguf --edge-model edge.gguf --listen 0.0.0.0:7070 \\
+               --advertise 192.0.2.7:7070 --control /tmp/cloud.sock")]
 pub(crate) struct CloudArgs {
     /// GGUF file of the cloud's model
     #[arg(long, value_name = "FILE")]
@@ -29,6 +30,9 @@ pub(crate) struct CloudArgs {
     /// Address to serve edges on; port 0 takes a free one
     #[arg(long, value_name = "ADDR:PORT")]
     listen: SocketAddr,
+    /// Address at which edges reach it, if not the one it listens on (0.0.0.0, a forwarded port)
+    #[arg(long, value_name = "ADDR:PORT")]
+    advertise: Option<SocketAddr>,
     /// Unix socket on which it listens for its controller
     #[arg(long, value_name = "SOCKET")]
     control: PathBuf,
@@ -51,6 +55,7 @@ pub(crate) fn run(args: &CloudArgs) -> anyhow::Result<ExitCode> {
         edge_model: args.edge_model.clone(),
         bridges: args.bridges.clone(),
         listen: args.listen,
+        advertise: args.advertise,
         store_bytes: args.store_bytes,
         limits: WireLimits { max_message_bytes: args.message_bytes, ..WireLimits::default() },
         threads: super::edge::threads(args.threads),

@@ -1,6 +1,9 @@
 //! The command line: one file per command, each a thin shell around the library.
 
+mod align;
+mod cloud;
 mod doctor;
+mod edge;
 mod link;
 mod listing;
 mod ls;
@@ -53,6 +56,12 @@ enum Command {
     Report(report::ReportArgs),
     Doctor(doctor::DoctorArgs),
     Ls(ls::LsArgs),
+    Align(align::AlignArgs),
+    Edge(edge::EdgeArgs),
+    Cloud(cloud::CloudArgs),
+    /// The link process, which `run` starts; it speaks to its controller only
+    #[command(hide = true)]
+    LinkHost,
 }
 
 /// Parses the command line, runs the command, and turns the outcome into an exit code.
@@ -66,6 +75,11 @@ pub(crate) fn main() -> ExitCode {
         Command::Report(args) => report::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Ls(args) => ls::run(&args),
+        Command::Align(args) => align::run(&args),
+        Command::Edge(args) => edge::run(&args),
+        Command::Cloud(args) => cloud::run(&args),
+        // The link host is one thread until here, which its namespaces need.
+        Command::LinkHost => std::process::exit(celslm_link::host_main()),
     };
     match outcome {
         Ok(code) => code,

@@ -8,7 +8,7 @@ use celslm::config::{Config, ConfigSource, Override};
 use celslm::plan::{Inputs, KvEstimator, Plan, Shard, describe};
 use celslm::store::resolved_config;
 use celslm_model::store::ModelStore;
-use celslm_model::{Decoder, GgufFile, Tokenizer};
+use celslm_model::{GgufFile, Tokenizer};
 use clap::Args;
 
 use super::listing;
@@ -122,9 +122,9 @@ pub(crate) fn dry_run(args: &RunArgs, prepared: &Prepared) {
 /// for the run to complain about: here it only means that bytes are not estimated.
 fn kv_estimator(inputs: &Inputs) -> Option<KvEstimator> {
     let path = ModelStore::open_default().ok()?.path(&inputs.edge_model)?;
-    let mut file = GgufFile::open(&path).ok()?;
+    let file = GgufFile::open(&path).ok()?;
     let tokenizer = Tokenizer::load(&file).ok()?;
-    let shape = Decoder::load(&mut file).ok()?.config().kv_shape();
+    let shape = celslm_model::Config::read(&file).ok()?.kv_shape();
     let mut context_tokens = Vec::new();
     for draw in &inputs.draws {
         let mut tokens = 0;

@@ -32,14 +32,21 @@ pub use rope::{RopeStyle, RotaryEmbedding};
 pub use sampling::{Sampler, Sampling};
 pub use tokenizer::{TextStream, Tokenizer};
 
-/// Sets the number of compute threads of this process. Call it once, before anything computes:
+/// Sets the number of compute threads of this process. Call it once, first thing in `main`:
 /// threads that spin on shared cores disturb what is measured beside them.
 ///
 /// # Errors
 /// [`ModelError::Threads`] when the threads were started already.
 pub fn set_threads(threads: usize) -> Result<(), ModelError> {
+    let threads = threads.max(1);
+    // The quantised kernels run on a pool of their own, which reads its size from here.
+    #[expect(unsafe_code, reason = "the kernels' pool has no other setting")]
+    // SAFETY: called before this process starts threads, so nobody reads the environment now.
+    unsafe {
+        std::env::set_var("RAYON_NUM_THREADS", threads.to_string());
+    }
     rayon::ThreadPoolBuilder::new()
-        .num_threads(threads.max(1))
+        .num_threads(threads)
         .thread_name(|index| format!("compute-{index}"))
         .build_global()
         .map_err(|error| ModelError::Threads(error.to_string()))

@@ -30,6 +30,8 @@ pub struct CloudOptions {
     pub bridges: Vec<PathBuf>,
     /// Where it serves the edges.
     pub listen: SocketAddr,
+    /// Where edges reach it, if that is another address.
+    pub advertise: Option<SocketAddr>,
     /// Bytes of KV that it may keep.
     pub store_bytes: u64,
     /// Bounds of the protocol.
@@ -62,7 +64,8 @@ impl CloudNode {
             .build()?;
         // A taken address is known before gigabytes are loaded.
         let listener = runtime.block_on(celslm_wire::bind(options.listen))?;
-        let addr = listener.local_addr()?;
+        let local = listener.local_addr()?;
+        let addr = options.advertise.unwrap_or(local);
         let model = LoadedModel::load(&options.model)?;
         let edge_model = options.edge_model.as_deref().map(LoadedModel::load).transpose()?;
         let shared = Arc::new(Shared::new(model, edge_model, &options.bridges, options.store_bytes)?);
@@ -81,7 +84,7 @@ impl CloudNode {
         Ok(Self { shared, addr, threads: options.threads, runtime, _shutdown: shutdown })
     }
 
-    /// Where it serves the edges.
+    /// Where edges reach it.
     pub fn addr(&self) -> SocketAddr {
         self.addr
     }

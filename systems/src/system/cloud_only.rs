@@ -82,8 +82,12 @@ impl System for CloudOnly {
                     GenerateEvent::Finished(_) => {}
                 }
             }
-            let now = now_ns();
-            answer.token_ns.extend(std::iter::repeat_n(now, invisible));
+            if answer.token_ns.is_empty() {
+                // An answer without visible text still has an end that its parts lead to.
+                timeline.lap_split(&reported_parts(started.as_ref(), 0), Part::Request);
+                answer.parts = timeline.parts();
+            }
+            answer.token_ns.extend(std::iter::repeat_n(now_ns(), invisible));
             answer.uplink_payload_bytes = stream.uplink_payload_bytes();
             answer.downlink_payload_bytes = stream.downlink_payload_bytes();
             if let Some(started) = started {

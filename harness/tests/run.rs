@@ -1,0 +1,465 @@
+//! `celslm run` over real processes and a real link, with random-weight models: every path of the
+//! main job in seconds. The real pair is for the smoke run.
+
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+use celslm_model::synthetic::SyntheticModel;
+use celslm_reports::{Sample, read_samples};
+use sha2::{Digest as _, Sha256};
+
+const BIN: &str = env!("CARGO_BIN_EXE_celslm");
+
+/// A folder with everything that a run needs: models, their descriptions, links, data.
+struct Lab {
+    dir: tempfile::TempDir,
+}
+
+const CLOUD: SyntheticModel = SyntheticModel {
+    architecture: "qwen2",
+    num_layers: 7,
+    num_heads: 4,
+    num_kv_heads: 2,
+    head_dim: 32,
+    quantised: false,
+    seed: 11,
+};
+const EDGE: SyntheticModel =
+    SyntheticModel { num_layers: 5, num_heads: 4, num_kv_heads: 4, head_dim: 32, seed: 12, ..CLOUD };
+
+impl Lab {
+    fn new() -> Self {
+        let lab = Self { dir: tempfile::tempdir().unwrap() };
+        for folder in ["configs/models", "configs/links", "configs/experiments", "data", "store"] {
+            std::fs::create_dir_all(lab.path(folder)).unwrap();
+        }
+        for (name, model) in [("tiny-cloud", CLOUD), ("tiny-edge", EDGE)] {
+            let file = lab.path(&format!("store/{name}.gguf"));
+            model.write(&file).unwrap();
+            let bytes = std::fs::read(&file).unwrap();
+            let digest: String = Sha256::digest(&bytes).iter().map(|b| format!("{b:02x}")).collect();
+            let spec = format!(
+                "name = \"{name}\"\ndescription = \"random weights\"\narchitecture = \"qwen2\"\n\
+                 file = \"{name}.gguf\"\nsha256 = \"{digest}\"\nbytes = {}\nlicence = \"none\"\n",
+                bytes.len()
+            );
+            std::fs::write(lab.path(&format!("configs/models/{name}.toml")), spec).unwrap();
+        }
+        let question = |id: &str, text: &str| {
+            serde_json::json!({"id": id, "question": text,
+                "answers": [{"text": "amber", "answer_start": 0}]})
+        };
+        let article = |title: &str| {
+            let text: String = (0..220).map(|i| format!("{title} {} amber. ", i * i % 97)).collect();
+            serde_json::json!({"title": title, "paragraphs": [{"context": text, "qas": [
+                question(&format!("{title}-1"), "Which lamp?"),
+                question(&format!("{title}-2"), "What does it mean when it blinks?"),
+            ]}]})
+        };
+        let data = serde_json::json!({"version": "1.1", "data": [article("lamps"), article("horns")]});
+        std::fs::write(lab.path("data/squad.json"), data.to_string()).unwrap();
+        lab
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Writes an experiment over the tiny models.
+    fn experiment(&self, name: &str, rest: &str) {
+        let text = format!(
+            "data_dir = \"{data}\"\n[experiment]\nname = \"{name}\"\nseed = 3\n\
+             [models]\ncloud = \"tiny-cloud\"\nedge = \"tiny-edge\"\n\
+             [generation]\nmax_tokens = 6\n{rest}\n\
+             [links.brisk]\nname = \"brisk\"\ndescription = \"for tests\"\nsource = \"made up\"\n\
+             uplink = {{ rate_mbit = 40.0, delay_ms = 2.0 }}\n\
+             downlink = {{ rate_mbit = 40.0, delay_ms = 2.0 }}\n",
+            data = self.path("data").display()
+        );
+        std::fs::write(self.path(&format!("configs/experiments/{name}.toml")), text).unwrap();
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(BIN);
+        command
+            .args(args)
+            .current_dir(self.dir.path())
+            .env("CELSLM_MODELS", self.path("store"))
+            .env("CELSLM_OFFLINE", "1")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        command
+    }
+
+    fn run(&self, args: &[&str]) -> Output {
+        self.command(args).output().unwrap()
+    }
+
+    fn samples(&self, experiment: &str) -> Vec<Sample> {
+        let cells = self.path(&format!("results/{experiment}/cells"));
+        let mut samples = Vec::new();
+        for cell in std::fs::read_dir(cells).unwrap() {
+            let file = cell.unwrap().path().join("samples.jsonl");
+            if file.exists() {
+                samples.extend(read_samples(&file).unwrap().samples);
+            }
+        }
+        samples.sort_by_key(|sample| sample.order);
+        samples
+    }
+}
+
+/// Exit code with both outputs at hand when it is another.
+#[track_caller]
+fn assert_code(output: &Output, code: i32) -> String {
+    let text = format!(
+        "{}\n{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert_eq!(output.status.code(), Some(code), "{text}");
+    text
+}
+
+/// The emulating backend needs root or user namespaces, and TUN or veth.
+fn can_emulate() -> bool {
+    let output = Command::new(BIN).arg("doctor").output().unwrap();
+    let able = Command::new("test").args(["-w", "/dev/net/tun"]).status().is_ok_and(|s| s.success());
+    if !able {
+        println!("skipped: /dev/net/tun cannot be opened here\n{}", String::from_utf8_lossy(&output.stdout));
+    }
+    able
+}
+
+const GRID: &str = "
+[workload]
+warmup = 1
+block_requests = 1
+[grid]
+links = [\"brisk\"]
+datasets = [{ squad = { path = \"squad.json\" } }]
+codecs = [\"identity\", { group_quant = { bits = 4 } }]
+alignments = [\"identity\", \"depth\"]
+schedules = [\"sequential\", \"layerwise\"]
+";
+
+#[test]
+fn the_whole_job_and_its_contracts() {
+    if !can_emulate() {
+        return;
+    }
+    let lab = Lab::new();
+    lab.experiment(
+        "job",
+        &format!(
+            "{GRID}[[scenario]]\nname = \"cold\"\ncontracts = [\"cold\"]\ncodecs = [\"identity\"]\n\
+             schedules = [\"layerwise\"]\n[[scenario]]\nname = \"warm\"\ncontracts = [\"warm\"]\n\
+             codecs = [\"identity\"]\nschedules = [\"layerwise\"]\n"
+        ),
+    );
+    // Without a bridge the error says how to fit one, and a fit makes it run.
+    let missing = assert_code(&lab.run(&["run", "job"]), 2);
+    assert!(missing.contains("celslm align fit"), "{missing}");
+    let text: String = (0..6000).map(|i| format!("word{} ", i * 7919 % 977)).collect();
+    std::fs::write(lab.path("text.txt"), text).unwrap();
+    let fit = lab.run(&[
+        "align", "fit", "--text", "text.txt", "--cloud", "tiny-cloud", "--edge", "tiny-edge",
+        "--tokens", "6000", "--context-words", "60",
+    ]);
+    assert!(assert_code(&fit, 0).contains("held-out R²"));
+
+    let text = assert_code(&lab.run(&["run", "job"]), 0);
+    let samples = lab.samples("job");
+    // Per group: 2 systems without KV and the KV paths, each with 1 warm-up and 4 questions.
+    assert_eq!(samples.len(), (2 + 8) * 5 + 2 * (2 + 2) * 5, "{text}");
+    assert!(samples.iter().all(Sample::ok));
+    for sample in &samples {
+        let sum: u64 = sample.parts.iter().map(|part| part.exposed_ns).sum();
+        let ttft = sample.token_ns.first().map(|first| first - sample.scheduled_ns);
+        if let Some(ttft) = ttft {
+            assert!(sum.abs_diff(ttft) * 50 <= ttft, "{sum} against {ttft} in {}", sample.cell_id);
+        }
+        let private = sample.system == "cloud_only";
+        assert_eq!(sample.private_uplink_bytes > 0, private);
+        let warm = sample.contract == "warm" && sample.system != "cloud_only";
+        assert_eq!(sample.edge_cache_hit, warm, "{}", sample.cell_id);
+        let asks = sample.system != "edge_only" && !warm;
+        assert_eq!(sample.cloud_store_hit, asks && sample.contract != "cold", "{}", sample.cell_id);
+        let fetched = sample.system == "ce_lslm" && !warm;
+        assert_eq!(sample.kv_payload_bytes > 0, fetched);
+        if fetched {
+            // What the link counted holds the messages, and these hold the chunks.
+            assert!(sample.downlink_bytes > sample.downlink_payload_bytes);
+            assert!(sample.downlink_payload_bytes > sample.kv_payload_bytes);
+            let ratio = sample.kv_fp16_bytes as f64 / sample.kv_payload_bytes as f64;
+            assert!(if sample.codec == "identity" { ratio == 1.0 } else { ratio > 2.5 }, "{ratio}");
+        }
+        if sample.system == "edge_only" {
+            assert!(sample.downlink_bytes < 2000, "the edge alone needs no link");
+        }
+        let exact = sample.codec == "identity" && sample.alignment == "identity";
+        assert_eq!(sample.token_exact, exact.then_some(true), "{}", sample.cell_id);
+    }
+    for file in ["manifest.json", "config.resolved.toml", "environment.json", "calibration.json",
+        "summary.parquet", "summary.csv", "report.md", "report.html"]
+    {
+        assert!(lab.path("results/job").join(file).exists(), "{file}");
+    }
+    let manifest = std::fs::read_to_string(lab.path("results/job/manifest.json")).unwrap();
+    for fact in ["\"state\": \"complete\"", "fingerprint", "cargo_lock_blake3", "congestion_control"] {
+        assert!(manifest.contains(fact), "{fact}");
+    }
+    // A finished run that goes on makes no request again.
+    assert_code(&lab.run(&["run", "job", "--resume"]), 0);
+    assert_eq!(lab.samples("job"), samples);
+    let changed = lab.run(&["run", "job", "--resume", "--set", "generation.max_tokens=7"]);
+    assert!(assert_code(&changed, 2).contains("max_tokens"));
+}
+
+/// A run in the background; killed when the test ends early.
+struct Background(Child);
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The process whose command line holds all of these.
+fn find_process(parts: &[&str]) -> Option<u32> {
+    std::fs::read_dir("/proc").unwrap().filter_map(Result::ok).find_map(|entry| {
+        let id: u32 = entry.file_name().to_str()?.parse().ok()?;
+        let line = std::fs::read(entry.path().join("cmdline")).ok()?;
+        let line = String::from_utf8_lossy(&line).replace('\0', " ");
+        parts.iter().all(|part| line.contains(part)).then_some(id)
+    })
+}
+
+fn wait_until<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
+    for _ in 0..600 {
+        if let Some(value) = found() {
+            return value;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    panic!("waited in vain for {what}");
+}
+
+#[test]
+fn a_cloud_killed_mid_stream_is_a_failed_row_and_code_5() {
+    if !can_emulate() {
+        return;
+    }
+    let lab = Lab::new();
+    // A context takes many seconds to cross this link, so the kill falls into a transfer.
+    lab.experiment(
+        "killed",
+        "[workload]\nwarmup = 0\n[grid]\nsystems = [\"ce_lslm\"]\nlinks = [\"crawl\"]\n\
+         datasets = [{ squad = { path = \"squad.json\" } }]\n\
+         [links.crawl]\nname = \"crawl\"\ndescription = \"slow\"\nsource = \"made up\"\n\
+         uplink = { rate_mbit = 3.0, delay_ms = 1.0 }\ndownlink = { rate_mbit = 3.0, delay_ms = 1.0 }\n",
+    );
+    let store = lab.path("store").display().to_string();
+    let mut child = Background(lab.command(&["run", "killed"]).spawn().unwrap());
+    let cloud = wait_until("the cloud node", || find_process(&["cloud", "--listen", &store]));
+    let cells = lab.path("results/killed/cells");
+    // The link is measured first; the first request follows at once.
+    wait_until("the first request", || {
+        let stream = std::fs::read_to_string(format!("/proc/{cloud}/net/tcp")).ok()?;
+        // A queue to the edge that is not empty: `tx_queue:rx_queue` of an established socket.
+        stream.lines().any(|line| {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            let queued = fields.get(4).and_then(|q| q.split(':').next()).unwrap_or("0");
+            fields.get(3) == Some(&"01")
+                && fields.get(1).is_some_and(|local| !local.ends_with(":0000"))
+                && u64::from_str_radix(queued, 16).unwrap_or(0) > 20_000
+                && cells_started(&cells)
+        }).then_some(())
+    });
+    std::thread::sleep(Duration::from_millis(300));
+    Command::new("kill").args(["-9", &cloud.to_string()]).status().unwrap();
+    let mut text = String::new();
+    child.0.stderr.take().unwrap().read_to_string(&mut text).unwrap();
+    let status = child.0.wait().unwrap();
+    assert_eq!(status.code(), Some(5), "{text}");
+    assert!(text.contains("the cloud node ended (signal 9)"), "{text}");
+    let samples = lab.samples("killed");
+    let last = samples.last().expect("the interrupted request has its row");
+    assert_eq!(last.outcome, "failed", "{last:?}");
+    assert_eq!(last.error_kind.as_deref(), Some("interrupted"), "{last:?}");
+    let manifest = std::fs::read_to_string(lab.path("results/killed/manifest.json")).unwrap();
+    assert!(manifest.contains("\"state\": \"failed\""), "{manifest}");
+    // Nothing stays behind.
+    wait_until("the nodes to end", || find_process(&["edge", &store]).is_none().then_some(()));
+    // The report of what was measured is there to be made.
+    assert_code(&lab.run(&["report", "results/killed"]), 0);
+}
+
+/// Whether calibration is over: the edge has connected once the plan's folder holds a cell, or
+/// the log says so. The queue test above does the rest.
+fn cells_started(cells: &Path) -> bool {
+    cells.exists()
+}
+
+#[test]
+fn ctrl_c_leaves_a_run_that_resumes() {
+    if !can_emulate() {
+        return;
+    }
+    let lab = Lab::new();
+    lab.experiment(
+        "stopped",
+        "[workload]\nwarmup = 0\nblock_requests = 1\narrivals = { closed_loop = { repetitions = 3 } }\n\
+         [grid]\nlinks = [\"brisk\"]\ndatasets = [{ squad = { path = \"squad.json\" } }]\n",
+    );
+    let mut child = Background(lab.command(&["run", "stopped"]).spawn().unwrap());
+    let cells = lab.path("results/stopped/cells");
+    wait_until("the first sample", || {
+        let mut cells = std::fs::read_dir(&cells).ok()?;
+        cells.any(|cell| cell.is_ok_and(|cell| cell.path().join("samples.jsonl").exists())).then_some(())
+    });
+    Command::new("kill").args(["-INT", &child.0.id().to_string()]).status().unwrap();
+    let status = child.0.wait().unwrap();
+    assert_eq!(status.code(), Some(5));
+    let before = lab.samples("stopped");
+    assert!(!before.is_empty() && before.len() < 36, "{}", before.len());
+    assert_code(&lab.run(&["run", "stopped", "--resume"]), 0);
+    let after = lab.samples("stopped");
+    assert_eq!(after.len(), 36);
+    assert!(before.iter().all(|sample| after.contains(sample)), "samples were lost or changed");
+}
+
+#[test]
+fn a_damaged_model_is_code_4_and_names_the_file() {
+    let lab = Lab::new();
+    let file = lab.path("store/tiny-edge.gguf");
+    let bytes = std::fs::read(&file).unwrap();
+    // A node that is given a truncated file.
+    let cut = lab.path("cut.gguf");
+    std::fs::write(&cut, &bytes[..bytes.len() / 2]).unwrap();
+    let socket = lab.path("edge.sock");
+    let node = lab.run(&["edge", "--model", cut.to_str().unwrap(), "--control", socket.to_str().unwrap()]);
+    let text = assert_code(&node, 4);
+    assert!(text.contains("cut.gguf") && text.contains("past the end"), "{text}");
+    // A run whose model has another content than its description says.
+    let mut flipped = bytes;
+    let middle = flipped.len() / 2;
+    flipped[middle] ^= 1;
+    std::fs::write(&file, flipped).unwrap();
+    lab.experiment("damaged", "[grid]\nlinks = [\"brisk\"]\ndatasets = [{ squad = { path = \"squad.json\" } }]\n");
+    let text = assert_code(&lab.run(&["run", "damaged"]), 4);
+    assert!(text.contains("tiny-edge") && text.contains("sha256"), "{text}");
+}
+
+#[test]
+fn a_taken_port_is_code_4() {
+    let lab = Lab::new();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = taken.local_addr().unwrap().to_string();
+    let (model, socket) = (lab.path("store/tiny-cloud.gguf"), lab.path("cloud.sock"));
+    let node = lab.run(&[
+        "cloud", "--model", model.to_str().unwrap(), "--listen", &addr,
+        "--control", socket.to_str().unwrap(),
+    ]);
+    let text = assert_code(&node, 4);
+    assert!(text.contains(&addr) && text.contains("in use"), "{text}");
+}
+
+/// Without /dev/net/tun the run says what is missing and what still runs.
+#[test]
+fn no_tun_is_code_4_with_a_way_out() {
+    let lab = Lab::new();
+    lab.experiment(
+        "no-tun",
+        "[deployment]\nbackend = \"userspace\"\n[grid]\nlinks = [\"brisk\"]\n\
+         datasets = [{ squad = { path = \"squad.json\" } }]\n",
+    );
+    // A mount namespace of its own in which the device is another file.
+    let script = format!("mount --bind /dev/null /dev/net/tun && exec {BIN} run no-tun");
+    let output = Command::new("unshare")
+        .args(["--mount", "sh", "-c", &script])
+        .current_dir(lab.dir.path())
+        .env("CELSLM_MODELS", lab.path("store"))
+        .env("CELSLM_OFFLINE", "1")
+        .output()
+        .unwrap();
+    if output.status.code() == Some(1) {
+        println!("skipped: no mount namespace here: {}", String::from_utf8_lossy(&output.stderr));
+        return;
+    }
+    let text = assert_code(&output, 4);
+    assert!(text.contains("/dev/net/tun") && text.contains("none"), "{text}");
+}
+
+/// Two nodes started by hand, with a proxy between them that flips one bit of a chunk: a failed
+/// row of kind `corrupt_chunk`, code 5, and the next requests are answered.
+#[test]
+fn a_corrupted_chunk_is_a_failed_row() {
+    let lab = Lab::new();
+    let model = |name: &str| lab.path(&format!("store/{name}.gguf")).display().to_string();
+    let (edge_socket, cloud_socket) = (lab.path("e.sock"), lab.path("c.sock"));
+    let proxy = TcpListener::bind("127.0.0.1:0").unwrap();
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let _cloud = Background(
+        lab.command(&[
+            "cloud", "--model", &model("tiny-cloud"), "--edge-model", &model("tiny-edge"),
+            "--listen", &free.to_string(), "--control", cloud_socket.to_str().unwrap(),
+            "--advertise", &proxy.local_addr().unwrap().to_string(),
+        ])
+        .spawn()
+        .unwrap(),
+    );
+    let _edge = Background(
+        lab.command(&[
+            "edge", "--model", &model("tiny-edge"), "--control", edge_socket.to_str().unwrap(),
+        ])
+        .spawn()
+        .unwrap(),
+    );
+    std::thread::spawn(move || flip_one_bit(&proxy, free));
+    wait_until("both nodes", || (edge_socket.exists() && cloud_socket.exists()).then_some(()));
+    lab.experiment(
+        "corrupt",
+        &format!(
+            "[deployment]\nexternal = {{ edge_control = \"{}\", cloud_control = \"{}\" }}\n\
+             [workload]\nwarmup = 0\n[grid]\nsystems = [\"ce_lslm\"]\nlinks = [\"none\"]\n\
+             datasets = [{{ squad = {{ path = \"squad.json\" }} }}]\n",
+            edge_socket.display(),
+            cloud_socket.display()
+        ),
+    );
+    std::fs::copy("../configs/links/none.toml", lab.path("configs/links/none.toml")).unwrap();
+    let text = assert_code(&lab.run(&["run", "corrupt"]), 5);
+    let samples = lab.samples("corrupt");
+    assert_eq!(samples.len(), 4, "{text}");
+    assert_eq!(samples[0].error_kind.as_deref(), Some("corrupt_chunk"), "{:?}", samples[0]);
+    assert!(samples[1..].iter().all(|sample| sample.ok() && sample.token_exact == Some(true)));
+}
+
+/// Forwards connections, and inverts one bit deep in the first large transfer from the server.
+fn flip_one_bit(proxy: &TcpListener, server: std::net::SocketAddr) {
+    let mut spoilt = false;
+    for client in proxy.incoming().filter_map(Result::ok) {
+        let Ok(upstream) = TcpStream::connect(server) else { return };
+        let (mut from_client, mut to_server) =
+            (client.try_clone().unwrap(), upstream.try_clone().unwrap());
+        std::thread::spawn(move || std::io::copy(&mut from_client, &mut to_server));
+        let (mut upstream, mut client) = (upstream, client);
+        let (mut buffer, mut passed) = (vec![0u8; 1 << 16], 0usize);
+        while let Ok(n @ 1..) = upstream.read(&mut buffer) {
+            passed += n;
+            if !spoilt && passed > 100_000 && n > 2000 {
+                buffer[n / 2] ^= 0x10;
+                spoilt = true;
+            }
+            if client.write_all(&buffer[..n]).is_err() {
+                break;
+            }
+        }
+    }
+}
