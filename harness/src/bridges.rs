@@ -10,8 +10,17 @@ use crate::plan::BridgeFile;
 
 /// The file of a pair's default bridge: `<configs>/bridges/<cloud>.to.<edge>.<alignment>-<mapping>.safetensors`.
 #[must_use]
-pub fn default_path(configs: &Path, cloud: &str, edge: &str, alignment: &AlignmentConfig) -> PathBuf {
-    let name = format!("{cloud}.to.{edge}.{}-{}.safetensors", alignment.id(), alignment.mapping());
+pub fn default_path(
+    configs: &Path,
+    cloud: &str,
+    edge: &str,
+    alignment: &AlignmentConfig,
+) -> PathBuf {
+    let name = format!(
+        "{cloud}.to.{edge}.{}-{}.safetensors",
+        alignment.id(),
+        alignment.mapping()
+    );
     configs.join("bridges").join(name)
 }
 
@@ -30,7 +39,14 @@ pub fn resolve(
                 continue;
             }
             let path = alignment.bridge().map_or_else(
-                || default_path(configs, &config.models.cloud, &config.models.edge, alignment),
+                || {
+                    default_path(
+                        configs,
+                        &config.models.cloud,
+                        &config.models.edge,
+                        alignment,
+                    )
+                },
                 Path::to_owned,
             );
             let bytes = std::fs::read(&path).map_err(|error| {

@@ -18,14 +18,20 @@ impl Campaign {
     /// Whether the link missed its profile.
     #[must_use]
     pub fn degraded(&self) -> bool {
-        [&self.before, &self.after].into_iter().flatten().any(|calibration| calibration.verdict == Verdict::Degraded)
+        [&self.before, &self.after]
+            .into_iter()
+            .flatten()
+            .any(|calibration| calibration.verdict == Verdict::Degraded)
     }
 
     /// The figures of both calibrations, for the report.
     #[must_use]
     pub fn rows(&self) -> Vec<CalibrationRow> {
         let figures = |calibration: &Option<Calibration>| {
-            calibration.as_ref().map(|calibration| calibration.figures().to_vec()).unwrap_or_default()
+            calibration
+                .as_ref()
+                .map(|calibration| calibration.figures().to_vec())
+                .unwrap_or_default()
         };
         let (before, after) = (figures(&self.before), figures(&self.after));
         before

@@ -48,18 +48,27 @@ pub fn check(samples: &[Sample]) -> Vec<Claim> {
         against: verdicts
             .iter()
             .filter(|(_, holds)| !holds)
-            .map(|(sample, _)| format!("{}/{} in {}", sample.document_id, sample.question_id, sample.cell_id))
+            .map(|(sample, _)| {
+                format!(
+                    "{}/{} in {}",
+                    sample.document_id, sample.question_id, sample.cell_id
+                )
+            })
             .take(5)
             .collect(),
     };
     vec![
         claim(
             "An uncompressed hand-off of the edge model's own KV gives the greedy tokens of the edge alone.",
-            answered().filter_map(|s| Some((s, s.token_exact?))).collect(),
+            answered()
+                .filter_map(|s| Some((s, s.token_exact?)))
+                .collect(),
         ),
         claim(
             "The parts of TTFT add up to TTFT within 2%.",
-            answered().filter_map(|s| Some((s, parts_gap(s)? <= PARTS_TOLERANCE))).collect(),
+            answered()
+                .filter_map(|s| Some((s, parts_gap(s)? <= PARTS_TOLERANCE)))
+                .collect(),
         ),
         claim(
             "No private byte leaves the edge, except in systems that send the prompt.",
@@ -87,7 +96,11 @@ mod tests {
     fn a_contradiction_is_found_and_named() {
         let mut sample = fixture::sample("cell", 0);
         sample.token_exact = Some(true);
-        assert!(check(std::slice::from_ref(&sample)).iter().all(Claim::holds));
+        assert!(
+            check(std::slice::from_ref(&sample))
+                .iter()
+                .all(Claim::holds)
+        );
         sample.token_exact = Some(false);
         sample.private_uplink_bytes = 1;
         sample.parts.clear();
@@ -103,6 +116,10 @@ mod tests {
         let mut sample = fixture::sample("cell", 0);
         sample.outcome = "failed".to_owned();
         sample.token_exact = Some(false);
-        assert!(check(&[sample]).iter().all(|claim| claim.holds() && claim.checked == 0));
+        assert!(
+            check(&[sample])
+                .iter()
+                .all(|claim| claim.holds() && claim.checked == 0)
+        );
     }
 }

@@ -47,7 +47,9 @@ pub enum DeploymentError {
         log: String,
     },
     /// A node did not become ready in time.
-    #[error("the {node} node was not ready after {seconds} s: raise deployment.startup_timeout_s{log}")]
+    #[error(
+        "the {node} node was not ready after {seconds} s: raise deployment.startup_timeout_s{log}"
+    )]
     NotReady {
         /// Which one.
         node: Node,
@@ -136,9 +138,14 @@ impl Deployment {
     /// [`DeploymentError`]; everything that was started is taken down.
     pub fn start(config: &Config, materials: &Materials) -> Result<Self, DeploymentError> {
         match &config.deployment.external {
-            Some(external) => {
-                Self::finish(None, &external.cloud_control, &external.edge_control, config, materials, None)
-            }
+            Some(external) => Self::finish(
+                None,
+                &external.cloud_control,
+                &external.edge_control,
+                config,
+                materials,
+                None,
+            ),
             None => Self::spawn(config, materials),
         }
     }
@@ -157,8 +164,10 @@ impl Deployment {
             .tempdir()
             .map_err(DeploymentError::Folder)?;
         std::fs::create_dir_all(&materials.logs).map_err(DeploymentError::Folder)?;
-        let (edge_control, cloud_control) =
-            (sockets.path().join("edge.sock"), sockets.path().join("cloud.sock"));
+        let (edge_control, cloud_control) = (
+            sockets.path().join("edge.sock"),
+            sockets.path().join("cloud.sock"),
+        );
         let message_bytes = config.limits.message_bytes.to_string();
         let mut cloud = vec![
             "cloud".to_owned(),
@@ -208,7 +217,14 @@ impl Deployment {
             processes.push((node, link.spawn(node, &command)?));
         }
         let started = Some((link, sockets, processes));
-        Self::finish(started, &cloud_control, &edge_control, config, materials, Some(()))
+        Self::finish(
+            started,
+            &cloud_control,
+            &edge_control,
+            config,
+            materials,
+            Some(()),
+        )
     }
 
     fn finish(
@@ -224,19 +240,41 @@ impl Deployment {
             None => (None, None, Vec::new()),
         };
         let timeout = wait.map_or(Duration::ZERO, |()| config.deployment.startup_timeout());
-        let starting = Starting { link: link.as_ref(), logs: &materials.logs, timeout };
+        let starting = Starting {
+            link: link.as_ref(),
+            logs: &materials.logs,
+            timeout,
+        };
         let mut cloud: Cloud = starting.connect(Node::Cloud, cloud_control)?;
         let mut edge: Edge = starting.connect(Node::Edge, edge_control)?;
         let control = |node| move |source| DeploymentError::Control { node, source };
-        let hello = cloud.call(&CloudCommand::Hello, QUICK_REPLY).map_err(control(Node::Cloud))?;
-        let CloudReply::Cloud { fingerprint, edge_fingerprint: hosted, addr, threads } = hello else {
+        let hello = cloud
+            .call(&CloudCommand::Hello, QUICK_REPLY)
+            .map_err(control(Node::Cloud))?;
+        let CloudReply::Cloud {
+            fingerprint,
+            edge_fingerprint: hosted,
+            addr,
+            threads,
+        } = hello
+        else {
             return Err(unexpected(Node::Cloud));
         };
-        let hello = edge.call(&EdgeCommand::Hello, QUICK_REPLY).map_err(control(Node::Edge))?;
-        let EdgeReply::Edge { fingerprint: edge_fingerprint, threads: edge_threads, .. } = hello else {
+        let hello = edge
+            .call(&EdgeCommand::Hello, QUICK_REPLY)
+            .map_err(control(Node::Edge))?;
+        let EdgeReply::Edge {
+            fingerprint: edge_fingerprint,
+            threads: edge_threads,
+            ..
+        } = hello
+        else {
             return Err(unexpected(Node::Edge));
         };
-        if hosted.as_ref().is_some_and(|hosted| *hosted != edge_fingerprint) {
+        if hosted
+            .as_ref()
+            .is_some_and(|hosted| *hosted != edge_fingerprint)
+        {
             return Err(DeploymentError::Mismatch(format!(
                 "the edge runs model {edge_fingerprint}, the cloud hosts {} for it",
                 hosted.unwrap_or_default()
@@ -284,7 +322,11 @@ impl Deployment {
             link.set_profile_with_seed(profile, seed)?;
         }
         let addr = self.cloud_addr;
-        self.edge_done("connect to the cloud", &EdgeCommand::Connect { addr }, QUICK_REPLY)
+        self.edge_done(
+            "connect to the cloud",
+            &EdgeCommand::Connect { addr },
+            QUICK_REPLY,
+        )
     }
 
     /// Measures the link; `None` where it is not ours to measure.
@@ -293,7 +335,11 @@ impl Deployment {
     /// [`DeploymentError::Link`].
     pub fn calibrate(&self) -> Result<Option<Calibration>, DeploymentError> {
         let options = CalibrateOptions::default();
-        Ok(self.link.as_ref().map(|link| link.calibrate(&options)).transpose()?)
+        Ok(self
+            .link
+            .as_ref()
+            .map(|link| link.calibrate(&options))
+            .transpose()?)
     }
 
     /// What passed over the link so far, if that can be counted.
@@ -312,12 +358,16 @@ impl Deployment {
     /// # Errors
     /// [`DeploymentError`].
     pub fn publish(&mut self, system: &str) -> Result<PublishedContext, DeploymentError> {
-        let command = CloudCommand::Publish { system: system.to_owned() };
+        let command = CloudCommand::Publish {
+            system: system.to_owned(),
+        };
         match self.cloud_call(&command, QUICK_REPLY)? {
             CloudReply::Published(context) => Ok(context),
-            CloudReply::Failed(source) => {
-                Err(DeploymentError::Refused { node: Node::Cloud, what: "publish a context", source })
-            }
+            CloudReply::Failed(source) => Err(DeploymentError::Refused {
+                node: Node::Cloud,
+                what: "publish a context",
+                source,
+            }),
             _ => Err(unexpected(Node::Cloud)),
         }
     }
@@ -368,7 +418,10 @@ impl Deployment {
         request: &Request,
     ) -> Result<Result<Answer, SystemError>, DeploymentError> {
         let timeout = Duration::from_millis(request.timeout_ms) + REPLY_SLACK;
-        let command = EdgeCommand::Answer { spec: spec.clone(), request: request.clone() };
+        let command = EdgeCommand::Answer {
+            spec: spec.clone(),
+            request: request.clone(),
+        };
         match self.edge_call(&command, timeout)? {
             EdgeReply::Answered(answer) => Ok(Ok(*answer)),
             EdgeReply::Failed(error) => Ok(Err(error)),
@@ -381,7 +434,12 @@ impl Deployment {
     /// # Errors
     /// [`DeploymentError::NodeEnded`].
     pub fn check_alive(&self) -> Result<(), DeploymentError> {
-        match self.link.as_ref().map(Link::exits).transpose()?.and_then(|exits| exits.into_iter().next())
+        match self
+            .link
+            .as_ref()
+            .map(Link::exits)
+            .transpose()?
+            .and_then(|exits| exits.into_iter().next())
         {
             Some(exit) => Err(node_ended(&exit, &self.logs)),
             None => Ok(()),
@@ -412,7 +470,11 @@ impl Deployment {
             EdgeReply::Failed(source) => {
                 // A dead cloud explains more than the edge's view of it.
                 self.check_alive()?;
-                Err(DeploymentError::Refused { node: Node::Edge, what, source })
+                Err(DeploymentError::Refused {
+                    node: Node::Edge,
+                    what,
+                    source,
+                })
             }
             _ => Err(unexpected(Node::Edge)),
         }
@@ -423,7 +485,9 @@ impl Deployment {
         command: &EdgeCommand,
         timeout: Duration,
     ) -> Result<EdgeReply, DeploymentError> {
-        self.edge.call(command, timeout).map_err(|source| self.control_failed(Node::Edge, source))
+        self.edge
+            .call(command, timeout)
+            .map_err(|source| self.control_failed(Node::Edge, source))
     }
 
     fn cloud_call(
@@ -431,7 +495,9 @@ impl Deployment {
         command: &CloudCommand,
         timeout: Duration,
     ) -> Result<CloudReply, DeploymentError> {
-        self.cloud.call(command, timeout).map_err(|source| self.control_failed(Node::Cloud, source))
+        self.cloud
+            .call(command, timeout)
+            .map_err(|source| self.control_failed(Node::Cloud, source))
     }
 
     /// A closed socket means a node that ended; the link host says how.
@@ -451,8 +517,12 @@ impl Drop for Deployment {
     fn drop(&mut self) {
         // In good order first; the link ends whatever is left.
         if self.link.is_some() {
-            let _ = self.edge.call(&EdgeCommand::Shutdown, Duration::from_millis(500));
-            let _ = self.cloud.call(&CloudCommand::Shutdown, Duration::from_millis(500));
+            let _ = self
+                .edge
+                .call(&EdgeCommand::Shutdown, Duration::from_millis(500));
+            let _ = self
+                .cloud
+                .call(&CloudCommand::Shutdown, Duration::from_millis(500));
         }
     }
 }
@@ -481,7 +551,10 @@ impl Starting<'_> {
                 return Err(node_ended(exit, self.logs));
             }
             if self.link.is_none() {
-                return Err(DeploymentError::Control { node, source: error });
+                return Err(DeploymentError::Control {
+                    node,
+                    source: error,
+                });
             }
             if start.elapsed() >= self.timeout {
                 return Err(DeploymentError::NotReady {
@@ -509,7 +582,11 @@ fn node_ended(exit: &NodeExit, logs: &Path) -> DeploymentError {
         (None, Some(signal)) => format!("signal {signal}"),
         (None, None) => "in an unknown way".to_owned(),
     };
-    DeploymentError::NodeEnded { node: exit.node, how, log: log_tail(logs, exit.node) }
+    DeploymentError::NodeEnded {
+        node: exit.node,
+        how,
+        log: log_tail(logs, exit.node),
+    }
 }
 
 fn log_tail(logs: &Path, node: Node) -> String {

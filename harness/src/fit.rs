@@ -53,7 +53,9 @@ pub fn fit(
         }
         let tokens = cloud.context_tokens(&context)?;
         if tokens != edge.context_tokens(&context)? {
-            bail!("the two models do not share a tokenizer: a bridge relates the KV of the same tokens");
+            bail!(
+                "the two models do not share a tokenizer: a bridge relates the KV of the same tokens"
+            );
         }
         let kv = |model: &LoadedModel| -> anyhow::Result<_> {
             let block = model.decoder.context_kv(&tokens, || true)?;
@@ -75,7 +77,10 @@ pub fn fit(
 }
 
 fn end(model: &LoadedModel) -> BridgeEnd {
-    BridgeEnd { fingerprint: model.decoder.fingerprint(), shape: model.decoder.kv_shape() }
+    BridgeEnd {
+        fingerprint: model.decoder.fingerprint(),
+        shape: model.decoder.kv_shape(),
+    }
 }
 
 /// The texts in the order of their names, and BLAKE3 over all of them.
@@ -83,7 +88,8 @@ fn read_texts(paths: &[PathBuf]) -> anyhow::Result<(Vec<String>, String)> {
     let mut files = Vec::new();
     for path in paths {
         if path.is_dir() {
-            let entries = std::fs::read_dir(path).with_context(|| format!("read {}", path.display()))?;
+            let entries =
+                std::fs::read_dir(path).with_context(|| format!("read {}", path.display()))?;
             for entry in entries {
                 let path = entry?.path();
                 if path.extension().is_some_and(|extension| extension == "txt") {
@@ -99,14 +105,22 @@ fn read_texts(paths: &[PathBuf]) -> anyhow::Result<(Vec<String>, String)> {
         bail!("no .txt file in {paths:?}");
     }
     let mut hasher = blake3::Hasher::new();
-    let texts = files.iter().map(|path| read_text(path, &mut hasher)).collect::<anyhow::Result<_>>()?;
+    let texts = files
+        .iter()
+        .map(|path| read_text(path, &mut hasher))
+        .collect::<anyhow::Result<_>>()?;
     Ok((texts, hasher.finalize().to_hex().to_string()))
 }
 
 fn read_text(path: &Path, hasher: &mut blake3::Hasher) -> anyhow::Result<String> {
-    let bytes = std::fs::metadata(path).with_context(|| format!("read {}", path.display()))?.len();
+    let bytes = std::fs::metadata(path)
+        .with_context(|| format!("read {}", path.display()))?
+        .len();
     if bytes > MAX_TEXT_BYTES {
-        bail!("{} has {bytes} bytes: split it, {MAX_TEXT_BYTES} is the limit", path.display());
+        bail!(
+            "{} has {bytes} bytes: split it, {MAX_TEXT_BYTES} is the limit",
+            path.display()
+        );
     }
     let text = std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
     hasher.update(text.as_bytes());
@@ -120,8 +134,10 @@ fn contexts(texts: &[String], words: usize, seed: u64) -> impl Iterator<Item = S
         .iter()
         .map(|text| {
             let all: Vec<&str> = text.split_whitespace().collect();
-            let mut pieces: Vec<String> =
-                all.chunks_exact(words.max(1)).map(|piece| piece.join(" ")).collect();
+            let mut pieces: Vec<String> = all
+                .chunks_exact(words.max(1))
+                .map(|piece| piece.join(" "))
+                .collect();
             if !pieces.is_empty() {
                 let start = (seed % pieces.len() as u64) as usize;
                 pieces.rotate_left(start);
@@ -155,7 +171,6 @@ pub fn describe(bridge: &Bridge) -> String {
         manifest.held_out_tokens
     )
 }
-
 
 #[cfg(test)]
 mod tests {
@@ -200,8 +215,13 @@ mod tests {
         let bridge = fit(&model, &model, &plan, |_, _| true).unwrap();
         let (k, v) = bridge.manifest().mean_r2();
         assert!(k > 0.999 && v > 0.999, "{k} {v}");
-        let more = FitPlan { tokens: 1 << 20, ..plan };
-        let error = fit(&model, &model, &more, |_, _| true).unwrap_err().to_string();
+        let more = FitPlan {
+            tokens: 1 << 20,
+            ..plan
+        };
+        let error = fit(&model, &model, &more, |_, _| true)
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("give more text"), "{error}");
     }
 

@@ -148,7 +148,11 @@ impl Session<'_> {
         if let Some(calibration) = &before {
             observer.calibrated(profile, calibration);
         }
-        outcome.campaigns.push(Campaign { link: cell.link.clone(), before, after: None });
+        outcome.campaigns.push(Campaign {
+            link: cell.link.clone(),
+            before,
+            after: None,
+        });
         progress.link = Some(cell.link.clone());
         Ok(())
     }
@@ -161,7 +165,8 @@ impl Session<'_> {
         outcome: &mut Outcome,
         progress: &mut Progress,
     ) -> Result<(), SessionError> {
-        let (Some(link), Some(campaign)) = (progress.link.take(), outcome.campaigns.last_mut()) else {
+        let (Some(link), Some(campaign)) = (progress.link.take(), outcome.campaigns.last_mut())
+        else {
             return Ok(());
         };
         campaign.after = deployment.calibrate()?;
@@ -190,7 +195,9 @@ impl Session<'_> {
                     context_id: published.context_id,
                     system: prompt.system.clone(),
                 };
-                progress.contexts.insert(prompt.system.clone(), context.clone());
+                progress
+                    .contexts
+                    .insert(prompt.system.clone(), context.clone());
                 context
             }
         };
@@ -224,7 +231,9 @@ impl Session<'_> {
                 progress.references.insert(key, answer.output_ids.clone());
             }
         }
-        let traffic = before.zip(after).map(|(before, after)| after.since(&before));
+        let traffic = before
+            .zip(after)
+            .map(|(before, after)| after.since(&before));
         let row = Row {
             cell,
             planned,
@@ -249,17 +258,24 @@ impl Session<'_> {
         if let Some(ids) = progress.references.get(&key) {
             return Ok(ids.clone());
         }
-        let spec = SystemSpec { system: REFERENCE_SYSTEM.to_owned(), kv: None };
+        let spec = SystemSpec {
+            system: REFERENCE_SYSTEM.to_owned(),
+            kv: None,
+        };
         let timeout = self.config.workload.request_timeout();
         deployment.prepare(&spec, Contract::Primed, &request.context, timeout)?;
-        let request = Request { scheduled_ns: now_ns(), ..request.clone() };
-        let answer = deployment.answer(&spec, &request)?.map_err(|source| {
-            DeploymentError::Refused {
-                node: celslm_link::Node::Edge,
-                what: "answer alone, which the comparison needs",
-                source,
-            }
-        })?;
+        let request = Request {
+            scheduled_ns: now_ns(),
+            ..request.clone()
+        };
+        let answer =
+            deployment
+                .answer(&spec, &request)?
+                .map_err(|source| DeploymentError::Refused {
+                    node: celslm_link::Node::Edge,
+                    what: "answer alone, which the comparison needs",
+                    source,
+                })?;
         progress.references.insert(key, answer.output_ids.clone());
         Ok(answer.output_ids)
     }
@@ -343,7 +359,10 @@ impl Row<'_> {
         let (answer, error) = match answer {
             Ok(answer) => (answer, None),
             Err(error) => (
-                Answer { sent_ns: self.request.scheduled_ns, ..Answer::default() },
+                Answer {
+                    sent_ns: self.request.scheduled_ns,
+                    ..Answer::default()
+                },
                 Some(error),
             ),
         };
@@ -362,12 +381,25 @@ impl Row<'_> {
         } = self.cell.identity(COMPUTE);
         let ns = |at: u64| at.saturating_sub(self.origin_ns);
         let traffic = traffic.unwrap_or_default();
-        let Question { answers, answerable, .. } = self.question;
-        let gold = if *answerable { answers.clone() } else { vec![UNANSWERABLE.to_owned()] };
+        let Question {
+            answers,
+            answerable,
+            ..
+        } = self.question;
+        let gold = if *answerable {
+            answers.clone()
+        } else {
+            vec![UNANSWERABLE.to_owned()]
+        };
         let scores: BTreeMap<&str, f64> = match error {
             None => SCORERS
                 .iter()
-                .map(|scorer| (scorer.name(), scorer.score(&answer.output_text, answers, *answerable)))
+                .map(|scorer| {
+                    (
+                        scorer.name(),
+                        scorer.score(&answer.output_text, answers, *answerable),
+                    )
+                })
                 .collect(),
             Some(_) => BTreeMap::new(),
         };

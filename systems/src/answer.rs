@@ -82,7 +82,10 @@ pub struct SystemError {
 impl SystemError {
     /// An error of the given kind.
     pub fn new(kind: &str, message: impl ToString) -> Self {
-        Self { kind: kind.to_owned(), message: message.to_string() }
+        Self {
+            kind: kind.to_owned(),
+            message: message.to_string(),
+        }
     }
 }
 

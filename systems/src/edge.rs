@@ -94,15 +94,26 @@ impl EdgeNode {
                 self.connect(addr)?;
                 Ok(EdgeReply::Done)
             }
-            EdgeCommand::Prepare { spec, contract, context, timeout_ms } => {
-                self.prepare(&spec, contract, &context, deadline_after(now_ns(), timeout_ms))?;
+            EdgeCommand::Prepare {
+                spec,
+                contract,
+                context,
+                timeout_ms,
+            } => {
+                self.prepare(
+                    &spec,
+                    contract,
+                    &context,
+                    deadline_after(now_ns(), timeout_ms),
+                )?;
                 Ok(EdgeReply::Done)
             }
             EdgeCommand::Answer { spec, request } => {
                 let timeline = Timeline::start(request.scheduled_ns);
                 let deadline_ns = deadline_after(timeline.sent_ns(), request.timeout_ms);
                 let system = system::find(&spec.system)?.system();
-                let answer = system.answer(self, spec.kv.as_ref(), &request, timeline, deadline_ns)?;
+                let answer =
+                    system.answer(self, spec.kv.as_ref(), &request, timeline, deadline_ns)?;
                 Ok(EdgeReply::Answered(Box::new(answer)))
             }
             EdgeCommand::Shutdown => Ok(EdgeReply::Done),
@@ -113,7 +124,9 @@ impl EdgeNode {
         self.client = None;
         let deadline = self.limits.connect_timeout();
         let limits = self.limits.clone();
-        let client = self.runtime.block_on(CloudClient::connect(addr, limits, deadline))?;
+        let client = self
+            .runtime
+            .block_on(CloudClient::connect(addr, limits, deadline))?;
         self.client = Some(client);
         Ok(())
     }
@@ -182,7 +195,9 @@ impl EdgeNode {
             true => Ok(()),
             false => Err(SystemError::new(
                 "edge_cache",
-                format!("a context of {bytes} bytes exceeds the edge's cache: raise limits.edge_cache_bytes"),
+                format!(
+                    "a context of {bytes} bytes exceeds the edge's cache: raise limits.edge_cache_bytes"
+                ),
             )),
         }
     }
@@ -200,7 +215,12 @@ impl EdgeNode {
         let shape = self.model.decoder.kv_shape();
         let window = self.model.decoder.config().max_position_embeddings;
         let capacity = prompt_tokens.saturating_add(request.max_tokens).min(window);
-        Ok(KvCache::new(shape, prefix, capacity, KeyRetention::RotatedOnly)?)
+        Ok(KvCache::new(
+            shape,
+            prefix,
+            capacity,
+            KeyRetention::RotatedOnly,
+        )?)
     }
 
     /// Generates from the prompt's last hidden state on and completes the answer.
@@ -213,30 +233,45 @@ impl EdgeNode {
         deadline_ns: u64,
         mut answer: Answer,
     ) -> Result<Answer, SystemError> {
-        let limits = GenerationLimits { max_tokens: request.max_tokens, deadline_ns };
+        let limits = GenerationLimits {
+            max_tokens: request.max_tokens,
+            deadline_ns,
+        };
         answer.sent_ns = timeline.sent_ns();
         // Tokens whose text is not visible yet get the time of the text that completes them.
         let mut invisible = 0;
-        generate(&self.model, cache, hidden, request.sampling, request.seed, limits, |step| {
-            answer.output_ids.push(step.id);
-            answer.output_text.push_str(step.text);
-            invisible += 1;
-            if !step.text.is_empty() {
-                if answer.token_ns.is_empty() {
-                    timeline.lap(Part::FirstStep);
-                    answer.parts = timeline.parts();
+        generate(
+            &self.model,
+            cache,
+            hidden,
+            request.sampling,
+            request.seed,
+            limits,
+            |step| {
+                answer.output_ids.push(step.id);
+                answer.output_text.push_str(step.text);
+                invisible += 1;
+                if !step.text.is_empty() {
+                    if answer.token_ns.is_empty() {
+                        timeline.lap(Part::FirstStep);
+                        answer.parts = timeline.parts();
+                    }
+                    answer
+                        .token_ns
+                        .extend(std::iter::repeat_n(now_ns(), invisible));
+                    invisible = 0;
                 }
-                answer.token_ns.extend(std::iter::repeat_n(now_ns(), invisible));
-                invisible = 0;
-            }
-            true
-        })?;
+                true
+            },
+        )?;
         if answer.token_ns.is_empty() {
             // An answer without visible text still has an end that its parts lead to.
             timeline.lap(Part::FirstStep);
             answer.parts = timeline.parts();
         }
-        answer.token_ns.extend(std::iter::repeat_n(now_ns(), invisible));
+        answer
+            .token_ns
+            .extend(std::iter::repeat_n(now_ns(), invisible));
         answer.edge_kv_bytes = cache.bytes() as u64;
         Ok(answer)
     }

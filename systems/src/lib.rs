@@ -20,9 +20,9 @@ pub mod system;
 pub mod timeline;
 
 pub use answer::{Answer, ContextRef, Request, SystemError};
+/// Bounds of the protocol between the nodes.
+pub use celslm_wire::{Limits as WireLimits, WireError};
 pub use loaded::LoadedModel;
 pub use schedule::ScheduleKind;
 pub use spec::{Contract, DEFAULT_CHUNK_TOKENS, KvPath, SystemSpec};
 pub use system::{CloudNeed, SystemEntry, registry};
-/// Bounds of the protocol between the nodes.
-pub use celslm_wire::{Limits as WireLimits, WireError};

@@ -24,7 +24,11 @@ impl LoadedModel {
         let template = ChatTemplate::load(&gguf)?;
         let decoder = Decoder::load(&mut gguf)?;
         decoder.warm_up()?;
-        Ok(Self { decoder, tokenizer, template })
+        Ok(Self {
+            decoder,
+            tokenizer,
+            template,
+        })
     }
 
     /// Token ids of a context: the rendered system message.
@@ -40,6 +44,7 @@ impl LoadedModel {
     /// # Errors
     /// [`ModelError::Tokenizer`] when template or tokenizer refuse it.
     pub fn private_tokens(&self, system: &str, user: &str) -> Result<Vec<u32>, ModelError> {
-        self.tokenizer.encode(&self.template.split(system, user)?.private)
+        self.tokenizer
+            .encode(&self.template.split(system, user)?.private)
     }
 }

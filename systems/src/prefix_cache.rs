@@ -13,7 +13,10 @@ pub(crate) struct PrefixCache {
 impl PrefixCache {
     /// An empty cache that never holds more than `limit_bytes`.
     pub(crate) fn new(limit_bytes: usize) -> Self {
-        Self { limit_bytes, entries: Mutex::default() }
+        Self {
+            limit_bytes,
+            entries: Mutex::default(),
+        }
     }
 
     fn entries(&self) -> std::sync::MutexGuard<'_, Vec<(String, Arc<KvPrefix>)>> {
@@ -54,7 +57,10 @@ impl PrefixCache {
 
     #[cfg(test)]
     fn bytes(&self) -> usize {
-        self.entries().iter().map(|(_, prefix)| prefix.bytes()).sum()
+        self.entries()
+            .iter()
+            .map(|(_, prefix)| prefix.bytes())
+            .sum()
     }
 }
 
@@ -66,10 +72,19 @@ mod tests {
     use half::f16;
 
     fn prefix(len: usize) -> Arc<KvPrefix> {
-        let shape = KvShape { num_layers: 1, num_kv_heads: 1, head_dim: 2 };
+        let shape = KvShape {
+            num_layers: 1,
+            num_kv_heads: 1,
+            head_dim: 2,
+        };
         let prefix = KvPrefix::new(shape, len);
-        let layer = LayerKv { k: vec![f16::ONE; len * 2], v: vec![f16::ONE; len * 2] };
-        prefix.set_layer(0, &layer, &RotaryEmbedding::new(RopeStyle::Neox, 2, 1e4)).unwrap();
+        let layer = LayerKv {
+            k: vec![f16::ONE; len * 2],
+            v: vec![f16::ONE; len * 2],
+        };
+        prefix
+            .set_layer(0, &layer, &RotaryEmbedding::new(RopeStyle::Neox, 2, 1e4))
+            .unwrap();
         Arc::new(prefix)
     }
 
@@ -83,13 +98,20 @@ mod tests {
         assert!(cache.insert("c".into(), prefix(10)));
         assert!(cache.get("b").is_none(), "b was the oldest");
         assert!(cache.get("a").is_some() && cache.get("c").is_some());
-        assert!(!cache.insert("d".into(), prefix(26)), "larger than the cache");
+        assert!(
+            !cache.insert("d".into(), prefix(26)),
+            "larger than the cache"
+        );
         assert!(cache.bytes() <= 8 * 25);
     }
 
     #[test]
     fn an_incomplete_prefix_is_not_kept() {
-        let shape = KvShape { num_layers: 2, num_kv_heads: 1, head_dim: 2 };
+        let shape = KvShape {
+            num_layers: 2,
+            num_kv_heads: 1,
+            head_dim: 2,
+        };
         let cache = PrefixCache::new(1 << 20);
         assert!(!cache.insert("a".into(), Arc::new(KvPrefix::new(shape, 4))));
     }

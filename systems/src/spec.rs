@@ -42,7 +42,11 @@ impl KvPath {
     /// # Errors
     /// Kind `config` when the bridge's hash cannot be read.
     pub(crate) fn wire_variant(&self) -> Result<celslm_wire::Variant, SystemError> {
-        let bridge = self.bridge.as_deref().map(celslm_kv::ident::from_hex).transpose();
+        let bridge = self
+            .bridge
+            .as_deref()
+            .map(celslm_kv::ident::from_hex)
+            .transpose();
         Ok(celslm_wire::Variant {
             alignment: self.alignment.id().to_owned(),
             bridge: bridge.map_err(|error| SystemError::new("config", error))?,

@@ -160,7 +160,10 @@ mod tests {
         timeline.lap(Part::Tokenise);
         std::thread::sleep(Duration::from_millis(3));
         // A peer that claims more than the wait cannot inflate the sum.
-        timeline.lap_split(&[(Part::CloudCompute, 1_000_000), (Part::Encode, 1 << 40)], Part::Request);
+        timeline.lap_split(
+            &[(Part::CloudCompute, 1_000_000), (Part::Encode, 1 << 40)],
+            Part::Request,
+        );
         timeline.lap(Part::FirstStep);
         let elapsed = timeline.last_ns - scheduled;
         let sum: u64 = timeline.parts().iter().map(|time| time.exposed_ns).sum();

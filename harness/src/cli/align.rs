@@ -125,8 +125,12 @@ fn fit(args: &FitArgs) -> anyhow::Result<ExitCode> {
 /// The alignment of a name, with default parameters.
 fn alignment(name: &str) -> Result<AlignmentConfig, Verdict> {
     let known = celslm_kv::align::names();
-    let entry = celslm_kv::align::registry().iter().find(|entry| entry.name == name);
-    let alignment = entry.map(|entry| (entry.example)()).filter(AlignmentConfig::needs_bridge);
+    let entry = celslm_kv::align::registry()
+        .iter()
+        .find(|entry| entry.name == name);
+    let alignment = entry
+        .map(|entry| (entry.example)())
+        .filter(AlignmentConfig::needs_bridge);
     alignment.ok_or_else(|| {
         Verdict::Config(format!(
             "no alignment {name:?} that maps through a bridge; known alignments: {}",
@@ -138,15 +142,30 @@ fn alignment(name: &str) -> Result<AlignmentConfig, Verdict> {
 fn ls() -> anyhow::Result<ExitCode> {
     let folder = Catalogue::find().root().join("bridges");
     let mut paths: Vec<PathBuf> = std::fs::read_dir(&folder)
-        .map(|entries| entries.filter_map(Result::ok).map(|entry| entry.path()).collect())
+        .map(|entries| {
+            entries
+                .filter_map(Result::ok)
+                .map(|entry| entry.path())
+                .collect()
+        })
         .unwrap_or_default();
-    paths.retain(|path| path.extension().is_some_and(|extension| extension == "safetensors"));
+    paths.retain(|path| {
+        path.extension()
+            .is_some_and(|extension| extension == "safetensors")
+    });
     paths.sort();
     if paths.is_empty() {
-        println!("no bridge in {}; `celslm align fit` makes one", folder.display());
+        println!(
+            "no bridge in {}; `celslm align fit` makes one",
+            folder.display()
+        );
     }
     for path in paths {
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let name = path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
         match Bridge::read(&path) {
             Ok(bridge) => println!("{name}\n  {}", fit::describe(&bridge)),
             Err(error) => println!("{name}\n  unusable: {error}"),

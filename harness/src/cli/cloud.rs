@@ -57,10 +57,17 @@ pub(crate) fn run(args: &CloudArgs) -> anyhow::Result<ExitCode> {
         listen: args.listen,
         advertise: args.advertise,
         store_bytes: args.store_bytes,
-        limits: WireLimits { max_message_bytes: args.message_bytes, ..WireLimits::default() },
+        limits: WireLimits {
+            max_message_bytes: args.message_bytes,
+            ..WireLimits::default()
+        },
         threads: super::edge::threads(args.threads),
     })?;
-    eprintln!("cloud: serving edges at {}, controlled at {}", node.addr(), args.control.display());
+    eprintln!(
+        "cloud: serving edges at {}, controlled at {}",
+        node.addr(),
+        args.control.display()
+    );
     node.serve(&listener)?;
     Ok(ExitCode::Ok)
 }

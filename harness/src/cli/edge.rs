@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 
 use celslm::exit::{ExitCode, Verdict};
+use celslm_systems::WireLimits;
 use celslm_systems::control::ControlListener;
 use celslm_systems::edge::{EdgeNode, EdgeOptions};
-use celslm_systems::WireLimits;
 use clap::Args;
 
 /// Be the edge node: hold the small model and answer a controller's requests
@@ -41,7 +41,10 @@ pub(crate) fn run(args: &EdgeArgs) -> anyhow::Result<ExitCode> {
     let node = EdgeNode::start(&EdgeOptions {
         model: args.model.clone(),
         cache_bytes: usize::try_from(args.cache_bytes).unwrap_or(usize::MAX),
-        limits: WireLimits { max_message_bytes: args.message_bytes, ..WireLimits::default() },
+        limits: WireLimits {
+            max_message_bytes: args.message_bytes,
+            ..WireLimits::default()
+        },
         threads: threads(args.threads),
     })?;
     eprintln!("edge: ready at {}", args.control.display());

@@ -8,18 +8,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use celslm::campaign::Campaign;
 use celslm::claims::{self, Claim};
 use celslm::deployment::{Deployment, Materials};
 use celslm::exit::{ExitCode, Verdict};
 use celslm::manifest::{BridgeRecord, Manifest, RunState};
 use celslm::plan::{Cell, Seeds};
-use celslm::campaign::Campaign;
 use celslm::session::{Observer, Outcome, Session};
 use celslm::store::{Opened, Store};
 use celslm::{clock, reporting};
 use celslm_link::{Calibration, LinkProfile};
 use celslm_model::store::{BarProgress, ModelStore};
-use celslm_reports::Sample;
+use celslm_reports::{ReportInput, Sample};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::prepare::{Prepared, RunArgs, dry_run, prepare};
@@ -39,7 +39,13 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let (mut store, opened) = open_store(args, &prepared)?;
     announce(&opened, &store);
 
-    let Prepared { config, resolved, inputs, plan, .. } = &prepared;
+    let Prepared {
+        config,
+        resolved,
+        inputs,
+        plan,
+        ..
+    } = &prepared;
     let mut manifest = Manifest::new(config, inputs, plan, args.shard);
     if matches!(opened, Opened::Resumed { .. }) {
         manifest.continue_from(&store.manifest()?);
@@ -54,18 +60,30 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     store.write_manifest(&manifest)?;
     store.write_config(resolved)?;
     store.write_environment(&manifest.environment)?;
+    // A run that is killed has a report too.
+    reporting::report_input(store.dir(), config, plan, &manifest).write()?;
 
     let mut outcome = Outcome::default();
-    let measured = measure(args, &prepared, &stop, &mut store, &mut manifest, &mut outcome);
+    let measured = measure(
+        args,
+        &prepared,
+        &stop,
+        &mut store,
+        &mut manifest,
+        &mut outcome,
+    );
     manifest.end(match &measured {
         Err(_) => RunState::Failed,
         Ok(()) if outcome.interrupted => RunState::Interrupted,
         Ok(()) => RunState::Complete,
     });
     store.write_manifest(&manifest)?;
+    let mut input = reporting::report_input(store.dir(), config, plan, &manifest);
+    input.calibration = outcome.campaigns.iter().flat_map(Campaign::rows).collect();
+    input.write()?;
     // An error during the run outranks everything that could be said about its samples.
     measured?;
-    conclude(args, &prepared, &store, &manifest, &outcome)
+    conclude(args, &prepared, &store, input, &outcome)
 }
 
 /// Everything between the plan and the last sample.
@@ -77,27 +95,40 @@ fn measure(
     manifest: &mut Manifest,
     outcome: &mut Outcome,
 ) -> anyhow::Result<()> {
-    let Prepared { config, inputs, plan, .. } = prepared;
+    let Prepared {
+        config,
+        inputs,
+        plan,
+        ..
+    } = prepared;
     let models = ModelStore::open_default()?;
     let mut progress = BarProgress::new().cancel_on(Arc::clone(stop));
     let cloud_model = models.fetch(&inputs.cloud_model, &mut progress)?;
     let edge_model = models.fetch(&inputs.edge_model, &mut progress)?;
 
     let seeds = Seeds::new(config.experiment.seed);
-    eprintln!("starting link and nodes (loading {} and {})", inputs.cloud_model.name, inputs.edge_model.name);
+    eprintln!(
+        "starting link and nodes (loading {} and {})",
+        inputs.cloud_model.name, inputs.edge_model.name
+    );
     let materials = Materials {
         exe: std::env::current_exe().context("find this program")?,
         cloud_model,
         edge_model,
-        bridges: inputs.bridges.iter().map(|(_, bridge)| bridge.path.clone()).collect(),
+        bridges: inputs
+            .bridges
+            .iter()
+            .map(|(_, bridge)| bridge.path.clone())
+            .collect(),
         logs: store.dir().join("logs"),
         link_seed: seeds.derive("link"),
     };
     let mut deployment = Deployment::start(config, &materials)?;
     let facts = deployment.facts();
-    for (role, fingerprint) in
-        [("cloud", &facts.cloud_fingerprint), ("edge", &facts.edge_fingerprint)]
-    {
+    for (role, fingerprint) in [
+        ("cloud", &facts.cloud_fingerprint),
+        ("edge", &facts.edge_fingerprint),
+    ] {
         if let Some(model) = manifest.models.get_mut(role) {
             model.fingerprint = Some(fingerprint.clone());
         }
@@ -106,12 +137,20 @@ fn measure(
     if let Some(link) = &manifest.link {
         eprintln!("link: {} ({})", link.backend.name(), link.reason);
         if !link.emulates {
-            eprintln!("link: this backend emulates nothing; rates and delays are this machine's own");
+            eprintln!(
+                "link: this backend emulates nothing; rates and delays are this machine's own"
+            );
         }
     }
     store.write_manifest(manifest)?;
 
-    let session = Session { config, inputs, plan, shard: args.shard, stop };
+    let session = Session {
+        config,
+        inputs,
+        plan,
+        shard: args.shard,
+        stop,
+    };
     let mut screen = Screen::new(plan.requests_of(args.shard) as u64);
     let ran = session.run(&mut deployment, store, &mut screen, outcome);
     screen.bar.finish_and_clear();
@@ -127,14 +166,11 @@ fn conclude(
     args: &RunArgs,
     prepared: &Prepared,
     store: &Store,
-    manifest: &Manifest,
+    mut input: ReportInput,
     outcome: &Outcome,
 ) -> anyhow::Result<ExitCode> {
-    let Prepared { config, plan, .. } = prepared;
-    let samples = store.read_samples(plan)?;
+    let samples = store.read_samples(&prepared.plan)?;
     let claims = claims::check(&samples);
-    let mut input = reporting::report_input(store.dir(), config, plan, manifest);
-    input.calibration = outcome.campaigns.iter().flat_map(Campaign::rows).collect();
     input.notes.extend(claims.iter().map(Claim::note));
     let built = celslm_reports::build(&input)?;
     println!("{}", built.terminal());
@@ -143,8 +179,15 @@ fn conclude(
     }
     println!("\nreport: {}", store.dir().join("report.md").display());
     println!("        {}", store.dir().join("report.html").display());
-    for campaign in outcome.campaigns.iter().filter(|campaign| campaign.degraded()) {
-        println!("warning: link {} missed its profile; its cells are marked degraded", campaign.link);
+    for campaign in outcome
+        .campaigns
+        .iter()
+        .filter(|campaign| campaign.degraded())
+    {
+        println!(
+            "warning: link {} missed its profile; its cells are marked degraded",
+            campaign.link
+        );
     }
     if outcome.interrupted {
         let again = format!("celslm run {} --resume", args.config.display());
@@ -156,7 +199,10 @@ fn conclude(
     }
     let failed = samples.iter().filter(|sample| !sample.ok()).count();
     if failed > 0 {
-        let message = format!("{failed} of {} requests failed; the report lists them", samples.len());
+        let message = format!(
+            "{failed} of {} requests failed; the report lists them",
+            samples.len()
+        );
         return Err(Verdict::Measurement(message).into());
     }
     Ok(ExitCode::Ok)
@@ -189,7 +235,10 @@ fn announce(opened: &Opened, store: &Store) {
             eprintln!("an earlier run was moved to {}", aside.display());
         }
         Opened::Resumed { samples, repaired } => {
-            eprintln!("going on with {}: {samples} requests are done", store.dir().display());
+            eprintln!(
+                "going on with {}: {samples} requests are done",
+                store.dir().display()
+            );
             for cell in repaired {
                 eprintln!("cell {cell}: the last, unfinished sample was cut off");
             }
@@ -214,8 +263,9 @@ struct Screen {
 impl Screen {
     fn new(requests: u64) -> Self {
         let bar = ProgressBar::new(requests);
-        let style = ProgressStyle::with_template("{bar:30} {pos}/{len} requests, {eta} left  {wide_msg}")
-            .unwrap_or_else(|_| ProgressStyle::default_bar());
+        let style =
+            ProgressStyle::with_template("{bar:30} {pos}/{len} requests, {eta} left  {wide_msg}")
+                .unwrap_or_else(|_| ProgressStyle::default_bar());
         bar.set_style(style);
         let plain = (!std::io::stderr().is_terminal()).then(clock::now);
         Self { bar, plain }
@@ -250,11 +300,22 @@ impl Observer for Screen {
         self.bar.inc(1);
         self.bar.set_message(cell.label());
         if let Some(error) = &sample.error {
-            self.line(&format!("{}: request {} failed: {error}", cell.label(), sample.order));
+            self.line(&format!(
+                "{}: request {} failed: {error}",
+                cell.label(),
+                sample.order
+            ));
         }
-        if self.plain.is_some_and(|last| last.elapsed() >= PLAIN_INTERVAL) {
+        if self
+            .plain
+            .is_some_and(|last| last.elapsed() >= PLAIN_INTERVAL)
+        {
             self.plain = Some(clock::now());
-            eprintln!("{} of {} requests", self.bar.position(), self.bar.length().unwrap_or(0));
+            eprintln!(
+                "{} of {} requests",
+                self.bar.position(),
+                self.bar.length().unwrap_or(0)
+            );
         }
     }
 

@@ -34,12 +34,17 @@ pub(crate) fn attend(
     prefix: Option<&LayerSegment>,
     tail: &LayerSegment,
 ) -> Result<Vec<f32>, ModelError> {
-    let Heads { num_heads, num_kv_heads, head_dim } = heads;
+    let Heads {
+        num_heads,
+        num_kv_heads,
+        head_dim,
+    } = heads;
     let row = num_heads * head_dim;
     let seq_len = queries.len() / row;
-    let first_query = tail.len.checked_sub(seq_len).ok_or_else(|| {
-        ModelError::Kv("the queries' own keys are not in the cache".to_owned())
-    })?;
+    let first_query = tail
+        .len
+        .checked_sub(seq_len)
+        .ok_or_else(|| ModelError::Kv("the queries' own keys are not in the cache".to_owned()))?;
     let group = num_heads / num_kv_heads;
     let tiles: Vec<(usize, usize)> = (0..seq_len.div_ceil(QUERY_TILE))
         .flat_map(|tile| (0..num_kv_heads).map(move |kv_head| (tile * QUERY_TILE, kv_head)))
@@ -82,7 +87,11 @@ struct Tile {
 
 impl Tile {
     fn new(queries: &[f32], heads: Heads, start: usize, tokens: usize, kv_head: usize) -> Self {
-        let Heads { num_heads, num_kv_heads, head_dim } = heads;
+        let Heads {
+            num_heads,
+            num_kv_heads,
+            head_dim,
+        } = heads;
         let group = num_heads / num_kv_heads;
         let rows = tokens * group;
         let scale = 1.0 / (head_dim as f32).sqrt();
@@ -215,25 +224,36 @@ fn product(
 mod tests {
     use super::*;
 
-    const HEADS: Heads = Heads { num_heads: 4, num_kv_heads: 2, head_dim: 8 };
+    const HEADS: Heads = Heads {
+        num_heads: 4,
+        num_kv_heads: 2,
+        head_dim: 8,
+    };
 
     fn values(n: usize, salt: usize) -> Vec<f32> {
-        (0..n).map(|i| (((i + salt) * 7919 % 1013) as f32 / 506.0 - 1.0) * 2.0).collect()
+        (0..n)
+            .map(|i| (((i + salt) * 7919 % 1013) as f32 / 506.0 - 1.0) * 2.0)
+            .collect()
     }
 
     fn segment(len: usize, salt: usize) -> LayerSegment {
         let n = HEADS.num_kv_heads * len * HEADS.head_dim;
         let half = |salt| values(n, salt).into_iter().map(f16::from_f32).collect();
-        LayerSegment { k: half(salt), v: half(salt + 31), capacity: len, len }
+        LayerSegment {
+            k: half(salt),
+            v: half(salt + 31),
+            capacity: len,
+            len,
+        }
     }
 
     /// Softmax attention written out, in f64.
-    fn reference(
-        queries: &[f32],
-        prefix: Option<&LayerSegment>,
-        tail: &LayerSegment,
-    ) -> Vec<f32> {
-        let Heads { num_heads, num_kv_heads, head_dim } = HEADS;
+    fn reference(queries: &[f32], prefix: Option<&LayerSegment>, tail: &LayerSegment) -> Vec<f32> {
+        let Heads {
+            num_heads,
+            num_kv_heads,
+            head_dim,
+        } = HEADS;
         let seq_len = queries.len() / (num_heads * head_dim);
         let mut out = Vec::new();
         for token in 0..seq_len {
@@ -242,8 +262,10 @@ mod tests {
                 let q = &queries[(token * num_heads + head) * head_dim..][..head_dim];
                 let mut rows: Vec<(&[f16], &[f16])> = Vec::new();
                 let visible_tail = tail.len - seq_len + token + 1;
-                for (segment, n) in
-                    prefix.map(|p| (p, p.len)).into_iter().chain([(tail, visible_tail)])
+                for (segment, n) in prefix
+                    .map(|p| (p, p.len))
+                    .into_iter()
+                    .chain([(tail, visible_tail)])
                 {
                     for t in 0..n {
                         let at = (kv_head * segment.capacity + t) * head_dim;
@@ -253,7 +275,10 @@ mod tests {
                 let scores: Vec<f64> = rows
                     .iter()
                     .map(|(k, _)| {
-                        q.iter().zip(*k).map(|(q, k)| f64::from(*q) * k.to_f64()).sum::<f64>()
+                        q.iter()
+                            .zip(*k)
+                            .map(|(q, k)| f64::from(*q) * k.to_f64())
+                            .sum::<f64>()
                             / (head_dim as f64).sqrt()
                     })
                     .collect();
@@ -261,8 +286,11 @@ mod tests {
                 let weights: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
                 let total: f64 = weights.iter().sum();
                 for d in 0..head_dim {
-                    let value: f64 =
-                        rows.iter().zip(&weights).map(|((_, v), w)| v[d].to_f64() * w).sum();
+                    let value: f64 = rows
+                        .iter()
+                        .zip(&weights)
+                        .map(|((_, v), w)| v[d].to_f64() * w)
+                        .sum();
                     out.push((value / total) as f32);
                 }
             }
@@ -272,16 +300,23 @@ mod tests {
 
     #[test]
     fn matches_the_written_out_softmax() {
-        for (prefix_len, tail_len, seq_len) in
-            [(0, 1, 1), (0, 70, 70), (300, 5, 5), (129, 200, 1), (128, 257, 100)]
-        {
+        for (prefix_len, tail_len, seq_len) in [
+            (0, 1, 1),
+            (0, 70, 70),
+            (300, 5, 5),
+            (129, 200, 1),
+            (128, 257, 100),
+        ] {
             let prefix = (prefix_len > 0).then(|| segment(prefix_len, 3));
             let tail = segment(tail_len, 11);
             let queries = values(seq_len * HEADS.num_heads * HEADS.head_dim, 5);
             let found = attend(&queries, HEADS, prefix.as_ref(), &tail).unwrap();
             let expected = reference(&queries, prefix.as_ref(), &tail);
             for (found, expected) in found.iter().zip(&expected) {
-                assert!((found - expected).abs() < 2e-5, "{found} against {expected}");
+                assert!(
+                    (found - expected).abs() < 2e-5,
+                    "{found} against {expected}"
+                );
             }
         }
     }

@@ -31,7 +31,12 @@ pub(crate) struct LayerSegment {
 impl LayerSegment {
     fn with_capacity(shape: KvShape, capacity: usize) -> Self {
         let elements = shape.num_kv_heads * capacity * shape.head_dim;
-        Self { k: vec![f16::ZERO; elements], v: vec![f16::ZERO; elements], capacity, len: 0 }
+        Self {
+            k: vec![f16::ZERO; elements],
+            v: vec![f16::ZERO; elements],
+            capacity,
+            len: 0,
+        }
     }
 
     fn bytes(&self) -> usize {
@@ -51,7 +56,11 @@ pub struct KvPrefix {
 impl KvPrefix {
     /// An empty prefix of `len` tokens whose layers are still to come.
     pub fn new(shape: KvShape, len: usize) -> Self {
-        Self { shape, len, layers: (0..shape.num_layers).map(|_| OnceLock::new()).collect() }
+        Self {
+            shape,
+            len,
+            layers: (0..shape.num_layers).map(|_| OnceLock::new()).collect(),
+        }
     }
 
     /// Imports one layer: `layer_kv` is pre-RoPE, `[num_kv_heads, len, head_dim]`; its keys are
@@ -66,7 +75,10 @@ impl KvPrefix {
         rope: &RotaryEmbedding,
     ) -> Result<(), ModelError> {
         let slot = self.layers.get(layer).ok_or_else(|| {
-            ModelError::Kv(format!("layer {layer} of a model with {} layers", self.layers.len()))
+            ModelError::Kv(format!(
+                "layer {layer} of a model with {} layers",
+                self.layers.len()
+            ))
         })?;
         let elements = self.shape.num_kv_heads * self.len * self.shape.head_dim;
         if layer_kv.k.len() != elements || layer_kv.v.len() != elements {
@@ -80,9 +92,14 @@ impl KvPrefix {
         if self.len > 0 {
             rope.rotate_keys(&layer_kv.k, &mut k, self.len, 0);
         }
-        let segment =
-            LayerSegment { k, v: layer_kv.v.clone(), capacity: self.len, len: self.len };
-        slot.set(segment).map_err(|_| ModelError::Kv(format!("layer {layer} arrived twice")))
+        let segment = LayerSegment {
+            k,
+            v: layer_kv.v.clone(),
+            capacity: self.len,
+            len: self.len,
+        };
+        slot.set(segment)
+            .map_err(|_| ModelError::Kv(format!("layer {layer} arrived twice")))
     }
 
     /// Imports a whole pre-RoPE block that starts at position 0.
@@ -90,7 +107,8 @@ impl KvPrefix {
     /// # Errors
     /// [`ModelError::Kv`] when the block's shape, positions or key form do not fit.
     pub fn from_block(block: &KvBlock, rope: &RotaryEmbedding) -> Result<Self, ModelError> {
-        if block.rope() != KeyRope::Pre || block.first_layer() != 0 || block.positions().start != 0 {
+        if block.rope() != KeyRope::Pre || block.first_layer() != 0 || block.positions().start != 0
+        {
             return Err(ModelError::Kv(
                 "a prefix needs pre-RoPE keys of all layers from position 0".to_owned(),
             ));
@@ -119,7 +137,11 @@ impl KvPrefix {
 
     /// Bytes held now.
     pub fn bytes(&self) -> usize {
-        self.layers.iter().filter_map(OnceLock::get).map(LayerSegment::bytes).sum()
+        self.layers
+            .iter()
+            .filter_map(OnceLock::get)
+            .map(LayerSegment::bytes)
+            .sum()
     }
 }
 
@@ -149,11 +171,20 @@ impl KvCache {
                 prefix.shape
             )));
         }
-        let tail: Vec<_> =
-            (0..shape.num_layers).map(|_| LayerSegment::with_capacity(shape, capacity)).collect();
-        let pre_rope = (retention == KeyRetention::PreRope)
-            .then(|| tail.iter().map(|layer| vec![f16::ZERO; layer.k.len()]).collect());
-        Ok(Self { shape, prefix, tail, pre_rope })
+        let tail: Vec<_> = (0..shape.num_layers)
+            .map(|_| LayerSegment::with_capacity(shape, capacity))
+            .collect();
+        let pre_rope = (retention == KeyRetention::PreRope).then(|| {
+            tail.iter()
+                .map(|layer| vec![f16::ZERO; layer.k.len()])
+                .collect()
+        });
+        Ok(Self {
+            shape,
+            prefix,
+            tail,
+            pre_rope,
+        })
     }
 
     /// Shape of the model's KV.
@@ -174,8 +205,12 @@ impl KvCache {
     /// Bytes of KV held, the shared prefix included.
     pub fn bytes(&self) -> usize {
         let tail: usize = self.tail.iter().map(LayerSegment::bytes).sum();
-        let pre_rope: usize =
-            self.pre_rope.iter().flatten().map(|keys| keys.len() * size_of::<f16>()).sum();
+        let pre_rope: usize = self
+            .pre_rope
+            .iter()
+            .flatten()
+            .map(|keys| keys.len() * size_of::<f16>())
+            .sum();
         tail + pre_rope + self.prefix.as_ref().map_or(0, |prefix| prefix.bytes())
     }
 
@@ -210,7 +245,11 @@ impl KvCache {
         v: &[f32],
         rope: &RotaryEmbedding,
     ) -> Result<(), ModelError> {
-        let KvShape { num_kv_heads, head_dim, .. } = self.shape;
+        let KvShape {
+            num_kv_heads,
+            head_dim,
+            ..
+        } = self.shape;
         let seq_len = k.len() / (num_kv_heads * head_dim);
         let first_position = self.len(layer);
         let segment = &mut self.tail[layer];
@@ -275,9 +314,15 @@ impl KvCache {
         tokens: std::ops::Range<usize>,
     ) -> Result<KvBlock, ModelError> {
         let Some(pre_rope) = &self.pre_rope else {
-            return Err(ModelError::Kv("this cache keeps rotated keys only".to_owned()));
+            return Err(ModelError::Kv(
+                "this cache keeps rotated keys only".to_owned(),
+            ));
         };
-        let KvShape { num_kv_heads, head_dim, .. } = self.shape;
+        let KvShape {
+            num_kv_heads,
+            head_dim,
+            ..
+        } = self.shape;
         let mut layers = Vec::with_capacity(self.tail.len());
         for (segment, keys) in self.tail.iter().zip(pre_rope) {
             if tokens.start > tokens.end || tokens.end > segment.len {
@@ -295,7 +340,10 @@ impl KvCache {
                     .copied()
                     .collect()
             };
-            layers.push(LayerKv { k: gather(keys), v: gather(&segment.v) });
+            layers.push(LayerKv {
+                k: gather(keys),
+                v: gather(&segment.v),
+            });
         }
         let start = self.prefix_len() + tokens.start;
         KvBlock::new(
@@ -315,23 +363,37 @@ impl KvCache {
     /// [`ModelError::Kv`] when the cache already continues a prefix or its layers differ in length.
     pub fn freeze(self) -> Result<KvPrefix, ModelError> {
         if self.prefix.is_some() {
-            return Err(ModelError::Kv("the cache already continues a prefix".to_owned()));
+            return Err(ModelError::Kv(
+                "the cache already continues a prefix".to_owned(),
+            ));
         }
         let len = self.tail.first().map_or(0, |layer| layer.len);
         if self.tail.iter().any(|layer| layer.len != len) {
-            return Err(ModelError::Kv("the layers have seen different tokens".to_owned()));
+            return Err(ModelError::Kv(
+                "the layers have seen different tokens".to_owned(),
+            ));
         }
-        let KvShape { num_kv_heads, head_dim, .. } = self.shape;
+        let KvShape {
+            num_kv_heads,
+            head_dim,
+            ..
+        } = self.shape;
         let prefix = KvPrefix::new(self.shape, len);
         for (slot, segment) in prefix.layers.iter().zip(self.tail) {
             let gather = |source: &[f16]| {
                 (0..num_kv_heads)
-                    .flat_map(|head| &source[head * segment.capacity * head_dim..][..len * head_dim])
+                    .flat_map(|head| {
+                        &source[head * segment.capacity * head_dim..][..len * head_dim]
+                    })
                     .copied()
                     .collect()
             };
-            let compact =
-                LayerSegment { k: gather(&segment.k), v: gather(&segment.v), capacity: len, len };
+            let compact = LayerSegment {
+                k: gather(&segment.k),
+                v: gather(&segment.v),
+                capacity: len,
+                len,
+            };
             // A fresh prefix's slots are empty.
             let _ = slot.set(compact);
         }

@@ -36,7 +36,10 @@ impl ChatTemplate {
     /// [`ModelError::Incomplete`] when the file has none.
     pub fn load(gguf: &GgufFile) -> Result<Self, ModelError> {
         let source = gguf.string("tokenizer.chat_template")?.to_owned();
-        Ok(Self { source, path: gguf.path().to_owned() })
+        Ok(Self {
+            source,
+            path: gguf.path().to_owned(),
+        })
     }
 
     /// The template's source, part of a context's identity.
@@ -56,10 +59,12 @@ impl ChatTemplate {
             .build()
             .and_then(|syntax| {
                 environment.set_syntax(syntax);
-                environment.template_from_str(&self.source)?.render(context! {
-                    messages => Serde(messages),
-                    add_generation_prompt => generate,
-                })
+                environment
+                    .template_from_str(&self.source)?
+                    .render(context! {
+                        messages => Serde(messages),
+                        add_generation_prompt => generate,
+                    })
             })
             .map_err(|error| ModelError::Tokenizer {
                 path: self.path.clone(),
@@ -72,7 +77,13 @@ impl ChatTemplate {
     /// # Errors
     /// [`ModelError::Tokenizer`] when the template fails.
     pub fn context(&self, system: &str) -> Result<String, ModelError> {
-        self.render(&[Message { role: "system", content: system }], false)
+        self.render(
+            &[Message {
+                role: "system",
+                content: system,
+            }],
+            false,
+        )
     }
 
     /// Renders a prompt and cuts it behind the system message, so that the two parts can be
@@ -84,8 +95,14 @@ impl ChatTemplate {
     pub fn split(&self, system: &str, user: &str) -> Result<SplitPrompt, ModelError> {
         let context = self.context(system)?;
         let messages = [
-            Message { role: "system", content: system },
-            Message { role: "user", content: user },
+            Message {
+                role: "system",
+                content: system,
+            },
+            Message {
+                role: "user",
+                content: user,
+            },
         ];
         let whole = self.render(&messages, true)?;
         match whole.strip_prefix(&context) {

@@ -27,7 +27,11 @@ impl Hidden {
     /// # Errors
     /// [`ModelError::Compute`] when they cannot be allocated.
     pub fn zeros(seq_len: usize, hidden_size: usize) -> Result<Self, ModelError> {
-        Ok(Self(Tensor::zeros((1, seq_len, hidden_size), DType::F32, &Device::Cpu)?))
+        Ok(Self(Tensor::zeros(
+            (1, seq_len, hidden_size),
+            DType::F32,
+            &Device::Cpu,
+        )?))
     }
 
     /// The activations as `[seq_len, hidden_size]` in f32.
@@ -46,8 +50,13 @@ struct RmsNorm {
 
 impl RmsNorm {
     fn load(gguf: &mut GgufFile, name: &str, config: &Config) -> Result<Self, ModelError> {
-        let weight = gguf.tensor(name, &[config.hidden_size])?.dequantize(&Device::Cpu)?;
-        Ok(Self { weight, eps: config.rms_norm_eps })
+        let weight = gguf
+            .tensor(name, &[config.hidden_size])?
+            .dequantize(&Device::Cpu)?;
+        Ok(Self {
+            weight,
+            eps: config.rms_norm_eps,
+        })
     }
 
     fn forward(&self, x: &Tensor) -> Result<Tensor, ModelError> {
@@ -188,14 +197,19 @@ impl Decoder {
     /// # Errors
     /// [`ModelError::Incomplete`]-like computation errors for ids outside the vocabulary.
     pub fn embed(&self, tokens: &[u32]) -> Result<Hidden, ModelError> {
-        if let Some(&token) = tokens.iter().find(|&&token| token as usize >= self.vocab_size) {
+        if let Some(&token) = tokens
+            .iter()
+            .find(|&&token| token as usize >= self.vocab_size)
+        {
             return Err(ModelError::Kv(format!(
                 "token {token} lies outside the vocabulary of {}",
                 self.vocab_size
             )));
         }
         let ids = Tensor::new(tokens, &Device::Cpu)?.unsqueeze(0)?;
-        Ok(Hidden(self.embed_tokens.embedding(&ids)?.to_dtype(DType::F32)?))
+        Ok(Hidden(
+            self.embed_tokens.embedding(&ids)?.to_dtype(DType::F32)?,
+        ))
     }
 
     /// Runs one layer and appends its KV to the cache, at the position that the cache states.
@@ -239,7 +253,8 @@ impl Decoder {
         let mut queries = flat(weights.q_proj.forward(x)?)?;
         let keys = flat(weights.k_proj.forward(x)?)?;
         let values = flat(weights.v_proj.forward(x)?)?;
-        self.rope.rotate(&mut queries, config.num_attention_heads, position);
+        self.rope
+            .rotate(&mut queries, config.num_attention_heads, position);
         cache.append(layer, &keys, &values, &self.rope)?;
         let (prefix, tail) = cache.segments(layer)?;
         let heads = Heads {
@@ -249,7 +264,11 @@ impl Decoder {
         };
         let attended = attend(&queries, heads, prefix, tail)?;
         let width = config.num_attention_heads * config.head_dim;
-        weights.o_proj.forward(&Tensor::from_vec(attended, (batch, seq_len, width), &Device::Cpu)?)
+        weights.o_proj.forward(&Tensor::from_vec(
+            attended,
+            (batch, seq_len, width),
+            &Device::Cpu,
+        )?)
     }
 
     /// Logits of the last token, `[vocab_size]`, from the output of the last layer.
@@ -270,7 +289,11 @@ impl Decoder {
     }
 
     fn head(&self, x: &Tensor) -> Result<Vec<f32>, ModelError> {
-        Ok(self.lm_head.forward(&self.norm.forward(x)?)?.flatten_all()?.to_vec1()?)
+        Ok(self
+            .lm_head
+            .forward(&self.norm.forward(x)?)?
+            .flatten_all()?
+            .to_vec1()?)
     }
 
     /// Runs tokens through all layers in one pass.
@@ -314,8 +337,7 @@ impl Decoder {
         tokens: &[u32],
         proceed: impl FnMut() -> bool,
     ) -> Result<Option<KvBlock>, ModelError> {
-        let mut cache =
-            KvCache::new(self.kv_shape(), None, tokens.len(), KeyRetention::PreRope)?;
+        let mut cache = KvCache::new(self.kv_shape(), None, tokens.len(), KeyRetention::PreRope)?;
         if !self.prefill(tokens, &mut cache, proceed)? {
             return Ok(None);
         }
@@ -329,8 +351,12 @@ impl Decoder {
     /// As [`Decoder::forward_layer`].
     pub fn warm_up(&self) -> Result<(), ModelError> {
         let tokens = vec![0u32; 64];
-        let mut cache =
-            KvCache::new(self.kv_shape(), None, tokens.len() + 1, KeyRetention::RotatedOnly)?;
+        let mut cache = KvCache::new(
+            self.kv_shape(),
+            None,
+            tokens.len() + 1,
+            KeyRetention::RotatedOnly,
+        )?;
         let hidden = self.forward(&tokens, &mut cache)?;
         self.logits(&hidden)?;
         let hidden = self.forward(&tokens[..1], &mut cache)?;

@@ -86,14 +86,20 @@ fn validate(config: &Config) -> Result<(), String> {
             return Err(format!("{name} is {value}, expected 1 to {limit}"));
         }
     }
-    if !config.num_attention_heads.is_multiple_of(config.num_key_value_heads) {
+    if !config
+        .num_attention_heads
+        .is_multiple_of(config.num_key_value_heads)
+    {
         return Err(format!(
             "{} query heads cannot share {} key/value heads",
             config.num_attention_heads, config.num_key_value_heads
         ));
     }
     if !config.head_dim.is_multiple_of(2) {
-        return Err(format!("a head width of {} cannot be rotated in pairs", config.head_dim));
+        return Err(format!(
+            "a head width of {} cannot be rotated in pairs",
+            config.head_dim
+        ));
     }
     Ok(())
 }

@@ -23,11 +23,17 @@ impl GgufFile {
     /// [`ModelError::Io`] when it cannot be read, [`ModelError::Gguf`] when it is no GGUF file
     /// or is cut short: every declared tensor must lie within the file.
     pub fn open(path: &Path) -> Result<Self, ModelError> {
-        let io = |source| ModelError::Io { path: path.to_owned(), source };
+        let io = |source| ModelError::Io {
+            path: path.to_owned(),
+            source,
+        };
         let file = File::open(path).map_err(io)?;
         let file_bytes = file.metadata().map_err(io)?.len();
         let mut reader = BufReader::with_capacity(1 << 20, file);
-        let bad = |reason: String| ModelError::Gguf { path: path.to_owned(), reason };
+        let bad = |reason: String| ModelError::Gguf {
+            path: path.to_owned(),
+            reason,
+        };
         // The parser checks its lengths, but divides by a declared alignment of zero: foreign
         // bytes must never take the process down, so a panic in it counts as a bad file.
         let content = catch_unwind(AssertUnwindSafe(|| gguf_file::Content::read(&mut reader)))
@@ -53,7 +59,11 @@ impl GgufFile {
                 }
             }
         }
-        Ok(Self { path: path.to_owned(), content, reader })
+        Ok(Self {
+            path: path.to_owned(),
+            content,
+            reader,
+        })
     }
 
     /// Where the file lies.
@@ -69,7 +79,10 @@ impl GgufFile {
         let mut hasher = blake3::Hasher::new();
         hasher
             .update_mmap_rayon(&self.path)
-            .map_err(|source| ModelError::Io { path: self.path.clone(), source })?;
+            .map_err(|source| ModelError::Io {
+                path: self.path.clone(),
+                source,
+            })?;
         Ok(ModelFingerprint::from_bytes(*hasher.finalize().as_bytes()))
     }
 
@@ -78,7 +91,10 @@ impl GgufFile {
     }
 
     pub(crate) fn incomplete(&self, reason: String) -> ModelError {
-        ModelError::Incomplete { path: self.path.clone(), reason }
+        ModelError::Incomplete {
+            path: self.path.clone(),
+            reason,
+        }
     }
 
     fn value(&self, key: &str) -> Result<&gguf_file::Value, ModelError> {
@@ -154,12 +170,20 @@ impl GgufFile {
         }
         self.content
             .tensor(&mut self.reader, name, &Device::Cpu)
-            .map_err(|error| ModelError::Gguf { path: self.path.clone(), reason: error.to_string() })
+            .map_err(|error| ModelError::Gguf {
+                path: self.path.clone(),
+                reason: error.to_string(),
+            })
     }
 
     /// Rows of a matrix, from its declared shape: the vocabulary size of an embedding.
     pub(crate) fn rows(&self, name: &str) -> Result<usize, ModelError> {
-        match self.content.tensor_infos.get(name).map(|info| info.shape.dims()) {
+        match self
+            .content
+            .tensor_infos
+            .get(name)
+            .map(|info| info.shape.dims())
+        {
             Some([rows, _]) => Ok(*rows),
             _ => Err(self.incomplete(format!("tensor {name} is missing or is no matrix"))),
         }

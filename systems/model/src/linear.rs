@@ -44,7 +44,12 @@ impl Linear {
             }
             None => (weight, in_features),
         };
-        Ok(Self { weight: QMatMul::from_qtensor(weight)?, bias, in_features, padded })
+        Ok(Self {
+            weight: QMatMul::from_qtensor(weight)?,
+            bias,
+            in_features,
+            padded,
+        })
     }
 
     /// The product for `x: [.., in_features]`.
@@ -80,7 +85,10 @@ fn repack(
         .chunks_exact(blocks * block_bytes)
         .zip(data.chunks_exact_mut(padded / BLOCK * Q8_0_BYTES))
     {
-        for (block, out) in row.chunks_exact(block_bytes).zip(out.chunks_exact_mut(Q8_0_BYTES)) {
+        for (block, out) in row
+            .chunks_exact(block_bytes)
+            .zip(out.chunks_exact_mut(Q8_0_BYTES))
+        {
             convert(block, out);
         }
     }
@@ -120,8 +128,9 @@ mod tests {
     use super::*;
 
     fn matrix(rows: usize, columns: usize) -> Tensor {
-        let values: Vec<f32> =
-            (0..rows * columns).map(|i| ((i * 2_654_435_761) % 1000) as f32 / 500.0 - 1.0).collect();
+        let values: Vec<f32> = (0..rows * columns)
+            .map(|i| ((i * 2_654_435_761) % 1000) as f32 / 500.0 - 1.0)
+            .collect();
         Tensor::from_vec(values, (rows, columns), &Device::Cpu).unwrap()
     }
 
@@ -129,11 +138,21 @@ mod tests {
     fn widening_and_padding_are_exact() {
         for dtype in [GgmlDType::Q4_0, GgmlDType::Q5_0, GgmlDType::Q8_0] {
             let quantised = QTensor::quantize(&matrix(32, 96), dtype).unwrap();
-            let expected = quantised.dequantize(&Device::Cpu).unwrap().to_vec2::<f32>().unwrap();
+            let expected = quantised
+                .dequantize(&Device::Cpu)
+                .unwrap()
+                .to_vec2::<f32>()
+                .unwrap();
             let linear = Linear::new(quantised, None).unwrap();
             assert_eq!(linear.padded, 256);
-            let QMatMul::QTensor(widened) = &linear.weight else { panic!("still quantised") };
-            let widened = widened.dequantize(&Device::Cpu).unwrap().to_vec2::<f32>().unwrap();
+            let QMatMul::QTensor(widened) = &linear.weight else {
+                panic!("still quantised")
+            };
+            let widened = widened
+                .dequantize(&Device::Cpu)
+                .unwrap()
+                .to_vec2::<f32>()
+                .unwrap();
             for (row, expected) in widened.iter().zip(&expected) {
                 assert_eq!(&row[..96], &expected[..], "{dtype:?}");
                 assert!(row[96..].iter().all(|&v| v == 0.0));
@@ -146,12 +165,23 @@ mod tests {
         let quantised = QTensor::quantize(&matrix(32, 96), GgmlDType::Q5_0).unwrap();
         let dense = quantised.dequantize(&Device::Cpu).unwrap();
         let x = matrix(5, 96);
-        let expected = x.matmul(&dense.t().unwrap()).unwrap().to_vec2::<f32>().unwrap();
-        let found =
-            Linear::new(quantised, None).unwrap().forward(&x).unwrap().to_vec2::<f32>().unwrap();
+        let expected = x
+            .matmul(&dense.t().unwrap())
+            .unwrap()
+            .to_vec2::<f32>()
+            .unwrap();
+        let found = Linear::new(quantised, None)
+            .unwrap()
+            .forward(&x)
+            .unwrap()
+            .to_vec2::<f32>()
+            .unwrap();
         for (found, expected) in found.iter().flatten().zip(expected.iter().flatten()) {
             // The activations are rounded to 8 bits inside the kernel.
-            assert!((found - expected).abs() < 0.15, "{found} against {expected}");
+            assert!(
+                (found - expected).abs() < 0.15,
+                "{found} against {expected}"
+            );
         }
     }
 }

@@ -27,7 +27,11 @@ impl RotaryEmbedding {
             .step_by(2)
             .map(|i| theta.powf(-(i as f32) / head_dim as f32))
             .collect();
-        Self { style, head_dim, inverse_frequencies }
+        Self {
+            style,
+            head_dim,
+            inverse_frequencies,
+        }
     }
 
     /// Cosine and sine of every pair at a position, `[head_dim / 2]` each.
@@ -54,7 +58,13 @@ impl RotaryEmbedding {
     /// Rotates fp16 keys: `keys, out: [num_kv_heads, seq_len, head_dim]`. The arithmetic is
     /// f32 and the result is rounded once, so the same fp16 key gives the same rotated key
     /// wherever it was computed.
-    pub fn rotate_keys(&self, keys: &[f16], out: &mut [f16], seq_len: usize, first_position: usize) {
+    pub fn rotate_keys(
+        &self,
+        keys: &[f16],
+        out: &mut [f16],
+        seq_len: usize,
+        first_position: usize,
+    ) {
         let mut angles = Vec::with_capacity(self.head_dim / 2);
         let mut row = vec![0f32; self.head_dim];
         let stride = seq_len * self.head_dim;

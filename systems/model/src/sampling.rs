@@ -29,7 +29,10 @@ pub struct Sampler {
 impl Sampler {
     /// A sampler with its own random stream.
     pub fn new(sampling: Sampling, seed: u64) -> Self {
-        Self { sampling, rng: ChaCha8Rng::seed_from_u64(seed) }
+        Self {
+            sampling,
+            rng: ChaCha8Rng::seed_from_u64(seed),
+        }
     }
 
     /// The next token for `logits: [vocab_size]`. NaN counts as impossible.
@@ -42,7 +45,9 @@ impl Sampler {
 
     fn nucleus(&mut self, logits: &[f32], temperature: f32, top_p: f32) -> u32 {
         let best = argmax(logits);
-        let Some(&max) = logits.get(best as usize) else { return best };
+        let Some(&max) = logits.get(best as usize) else {
+            return best;
+        };
         let mut candidates: Vec<(u32, f32)> = logits
             .iter()
             .zip(0u32..)
@@ -94,7 +99,10 @@ mod tests {
 
     #[test]
     fn nucleus_draws_follow_the_truncated_distribution() {
-        let sampling = Sampling::Nucleus { temperature: 1.0, top_p: 0.8 };
+        let sampling = Sampling::Nucleus {
+            temperature: 1.0,
+            top_p: 0.8,
+        };
         let mut sampler = Sampler::new(sampling, 7);
         // Probabilities 0.6, 0.3, 0.1: the nucleus of 0.8 is the first two.
         let logits = [0.6f32.ln(), 0.3f32.ln(), 0.1f32.ln()];
@@ -109,7 +117,10 @@ mod tests {
 
     #[test]
     fn the_same_seed_gives_the_same_tokens() {
-        let sampling = Sampling::Nucleus { temperature: 2.0, top_p: 1.0 };
+        let sampling = Sampling::Nucleus {
+            temperature: 2.0,
+            top_p: 1.0,
+        };
         let logits: Vec<f32> = (0..50).map(|i| (i % 7) as f32).collect();
         let draw = |seed| {
             let mut sampler = Sampler::new(sampling, seed);

@@ -49,22 +49,36 @@ impl SyntheticModel {
         let tokens = vocabulary();
         let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
         let mut tensors: Vec<(String, QTensor)> = Vec::new();
-        let mut add = |name: String, rows: Option<usize>, columns: usize, centre: f32, scale: f32| {
-            let count = rows.unwrap_or(1) * columns;
-            let values: Vec<f32> = (0..count)
-                .map(|_| centre + scale * (rng.random::<f32>() + rng.random::<f32>() - 1.0))
-                .collect();
-            let (tensor, dtype) = match rows {
-                Some(rows) if self.quantised => {
-                    (Tensor::from_vec(values, (rows, columns), &Device::Cpu)?, GgmlDType::Q8_0)
-                }
-                Some(rows) => (Tensor::from_vec(values, (rows, columns), &Device::Cpu)?, GgmlDType::F32),
-                None => (Tensor::from_vec(values, columns, &Device::Cpu)?, GgmlDType::F32),
+        let mut add =
+            |name: String, rows: Option<usize>, columns: usize, centre: f32, scale: f32| {
+                let count = rows.unwrap_or(1) * columns;
+                let values: Vec<f32> = (0..count)
+                    .map(|_| centre + scale * (rng.random::<f32>() + rng.random::<f32>() - 1.0))
+                    .collect();
+                let (tensor, dtype) = match rows {
+                    Some(rows) if self.quantised => (
+                        Tensor::from_vec(values, (rows, columns), &Device::Cpu)?,
+                        GgmlDType::Q8_0,
+                    ),
+                    Some(rows) => (
+                        Tensor::from_vec(values, (rows, columns), &Device::Cpu)?,
+                        GgmlDType::F32,
+                    ),
+                    None => (
+                        Tensor::from_vec(values, columns, &Device::Cpu)?,
+                        GgmlDType::F32,
+                    ),
+                };
+                tensors.push((name, QTensor::quantize(&tensor, dtype)?));
+                Ok::<_, ModelError>(())
             };
-            tensors.push((name, QTensor::quantize(&tensor, dtype)?));
-            Ok::<_, ModelError>(())
-        };
-        add("token_embd.weight".into(), Some(tokens.len()), hidden, 0.0, 1.0)?;
+        add(
+            "token_embd.weight".into(),
+            Some(tokens.len()),
+            hidden,
+            0.0,
+            1.0,
+        )?;
         add("output.weight".into(), Some(tokens.len()), hidden, 0.0, 0.5)?;
         add("output_norm.weight".into(), None, hidden, 1.0, 0.1)?;
         for layer in 0..self.num_layers {
@@ -81,7 +95,13 @@ impl SyntheticModel {
                 ("ffn_down", hidden, intermediate, false),
             ] {
                 let scale = 2.0 / (columns as f32).sqrt();
-                add(name(&format!("{part}.weight")), Some(rows), columns, 0.0, scale)?;
+                add(
+                    name(&format!("{part}.weight")),
+                    Some(rows),
+                    columns,
+                    0.0,
+                    scale,
+                )?;
                 if biased && self.architecture == "qwen2" {
                     add(name(&format!("{part}.bias")), None, rows, 0.0, 0.5)?;
                 }
@@ -89,20 +109,40 @@ impl SyntheticModel {
         }
         let key = |name: &str| format!("{}.{name}", self.architecture);
         let end = tokens.len() as u32 - 1;
-        let types = (0..tokens.len()).map(|id| Value::I32(if id < 256 { 1 } else { 3 })).collect();
+        let types = (0..tokens.len())
+            .map(|id| Value::I32(if id < 256 { 1 } else { 3 }))
+            .collect();
         let metadata = [
-            ("general.architecture".to_owned(), Value::String(self.architecture.to_owned())),
+            (
+                "general.architecture".to_owned(),
+                Value::String(self.architecture.to_owned()),
+            ),
             (key("block_count"), Value::U32(self.num_layers as u32)),
             (key("context_length"), Value::U32(8192)),
             (key("embedding_length"), Value::U32(hidden as u32)),
             (key("feed_forward_length"), Value::U32(intermediate as u32)),
-            (key("attention.head_count"), Value::U32(self.num_heads as u32)),
-            (key("attention.head_count_kv"), Value::U32(self.num_kv_heads as u32)),
+            (
+                key("attention.head_count"),
+                Value::U32(self.num_heads as u32),
+            ),
+            (
+                key("attention.head_count_kv"),
+                Value::U32(self.num_kv_heads as u32),
+            ),
             (key("attention.layer_norm_rms_epsilon"), Value::F32(1e-6)),
             (key("rope.freq_base"), Value::F32(1e4)),
-            (key("rope.dimension_count"), Value::U32(self.head_dim as u32)),
-            ("tokenizer.ggml.model".to_owned(), Value::String("gpt2".to_owned())),
-            ("tokenizer.ggml.pre".to_owned(), Value::String("qwen2".to_owned())),
+            (
+                key("rope.dimension_count"),
+                Value::U32(self.head_dim as u32),
+            ),
+            (
+                "tokenizer.ggml.model".to_owned(),
+                Value::String("gpt2".to_owned()),
+            ),
+            (
+                "tokenizer.ggml.pre".to_owned(),
+                Value::String("qwen2".to_owned()),
+            ),
             (
                 "tokenizer.ggml.tokens".to_owned(),
                 Value::Array(tokens.into_iter().map(Value::String).collect()),
@@ -110,14 +150,28 @@ impl SyntheticModel {
             ("tokenizer.ggml.token_type".to_owned(), Value::Array(types)),
             ("tokenizer.ggml.merges".to_owned(), Value::Array(Vec::new())),
             ("tokenizer.ggml.eos_token_id".to_owned(), Value::U32(end)),
-            ("tokenizer.chat_template".to_owned(), Value::String(CHAT_TEMPLATE.to_owned())),
+            (
+                "tokenizer.chat_template".to_owned(),
+                Value::String(CHAT_TEMPLATE.to_owned()),
+            ),
         ];
-        let metadata: Vec<_> = metadata.iter().map(|(key, value)| (key.as_str(), value)).collect();
-        let tensors: Vec<_> =
-            tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
-        let file = File::create(path)
-            .map_err(|source| ModelError::Io { path: path.to_owned(), source })?;
-        Ok(gguf_file::write(&mut BufWriter::new(file), &metadata, &tensors)?)
+        let metadata: Vec<_> = metadata
+            .iter()
+            .map(|(key, value)| (key.as_str(), value))
+            .collect();
+        let tensors: Vec<_> = tensors
+            .iter()
+            .map(|(name, tensor)| (name.as_str(), tensor))
+            .collect();
+        let file = File::create(path).map_err(|source| ModelError::Io {
+            path: path.to_owned(),
+            source,
+        })?;
+        Ok(gguf_file::write(
+            &mut BufWriter::new(file),
+            &metadata,
+            &tensors,
+        )?)
     }
 }
 

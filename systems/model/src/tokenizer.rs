@@ -21,19 +21,31 @@ impl Tokenizer {
     /// [`ModelError::Tokenizer`] when the file has none of a supported kind.
     pub fn load(gguf: &GgufFile) -> Result<Self, ModelError> {
         let path = gguf.path().to_owned();
-        let mut inner = tokenizers::Tokenizer::from_gguf(gguf.content())
-            .map_err(|error| ModelError::Tokenizer { path: path.clone(), reason: error.to_string() })?;
-        pre_tokenizer::amend(&mut inner, gguf)
-            .map_err(|reason| ModelError::Tokenizer { path: path.clone(), reason })?;
-        let mut end_ids: Vec<u32> =
-            END_OF_TURN.iter().filter_map(|token| inner.token_to_id(token)).collect();
+        let mut inner = tokenizers::Tokenizer::from_gguf(gguf.content()).map_err(|error| {
+            ModelError::Tokenizer {
+                path: path.clone(),
+                reason: error.to_string(),
+            }
+        })?;
+        pre_tokenizer::amend(&mut inner, gguf).map_err(|reason| ModelError::Tokenizer {
+            path: path.clone(),
+            reason,
+        })?;
+        let mut end_ids: Vec<u32> = END_OF_TURN
+            .iter()
+            .filter_map(|token| inner.token_to_id(token))
+            .collect();
         if let Some(id) = gguf.optional_usize("tokenizer.ggml.eos_token_id")?
             && let Ok(id) = u32::try_from(id)
             && !end_ids.contains(&id)
         {
             end_ids.push(id);
         }
-        Ok(Self { inner, end_ids, path })
+        Ok(Self {
+            inner,
+            end_ids,
+            path,
+        })
     }
 
     /// Token ids of a text; special tokens in it are recognised, none are added.
@@ -41,7 +53,10 @@ impl Tokenizer {
     /// # Errors
     /// [`ModelError::Tokenizer`] when the tokenizer refuses the text.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, ModelError> {
-        let encoding = self.inner.encode_fast(text, false).map_err(|error| self.error(&error))?;
+        let encoding = self
+            .inner
+            .encode_fast(text, false)
+            .map_err(|error| self.error(&error))?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -50,7 +65,9 @@ impl Tokenizer {
     /// # Errors
     /// [`ModelError::Tokenizer`] for ids outside the vocabulary.
     pub fn decode(&self, ids: &[u32]) -> Result<String, ModelError> {
-        self.inner.decode(ids, true).map_err(|error| self.error(&error))
+        self.inner
+            .decode(ids, true)
+            .map_err(|error| self.error(&error))
     }
 
     /// Whether a token ends the assistant's turn.
@@ -59,7 +76,10 @@ impl Tokenizer {
     }
 
     fn error(&self, error: &tokenizers::Error) -> ModelError {
-        ModelError::Tokenizer { path: self.path.clone(), reason: error.to_string() }
+        ModelError::Tokenizer {
+            path: self.path.clone(),
+            reason: error.to_string(),
+        }
     }
 }
 
@@ -76,7 +96,10 @@ mod pre_tokenizer {
         tokenizer: &mut tokenizers::Tokenizer,
         gguf: &GgufFile,
     ) -> Result<(), String> {
-        if gguf.string("tokenizer.ggml.pre").is_ok_and(|pre| pre == "smollm") {
+        if gguf
+            .string("tokenizer.ggml.pre")
+            .is_ok_and(|pre| pre == "smollm")
+        {
             tokenizer.with_pre_tokenizer(Some(Sequence::new(vec![
                 Digits::new(true).into(),
                 ByteLevel::new(false, true, true).into(),

@@ -22,7 +22,11 @@ const QWEN2: SyntheticModel = SyntheticModel {
     quantised: false,
     seed: 1,
 };
-const LLAMA: SyntheticModel = SyntheticModel { architecture: "llama", seed: 2, ..QWEN2 };
+const LLAMA: SyntheticModel = SyntheticModel {
+    architecture: "llama",
+    seed: 2,
+    ..QWEN2
+};
 
 fn write(model: SyntheticModel, dir: &Path) -> PathBuf {
     let path = dir.join(format!("{}-{}.gguf", model.architecture, model.seed));
@@ -40,13 +44,17 @@ fn new_cache(model: &Decoder, prefix: Option<Arc<KvPrefix>>, retention: KeyReten
 
 /// Tokens that spell some bytes; valid in every vocabulary here.
 fn tokens(n: usize) -> Vec<u32> {
-    (0..n as u32).map(|i| 32 + (i * 37 + i * i % 11) % 90).collect()
+    (0..n as u32)
+        .map(|i| 32 + (i * 37 + i * i % 11) % 90)
+        .collect()
 }
 
 /// Our logits of the last token, then `steps` greedy ids.
 fn ours(model: &Decoder, prompt: &[u32], steps: usize) -> (Vec<f32>, Vec<u32>) {
     let mut cache = new_cache(model, None, KeyRetention::RotatedOnly);
-    let first = model.logits(&model.forward(prompt, &mut cache).unwrap()).unwrap();
+    let first = model
+        .logits(&model.forward(prompt, &mut cache).unwrap())
+        .unwrap();
     let mut ids = vec![argmax(&first)];
     while ids.len() < steps {
         let hidden = model.forward(&[ids[ids.len() - 1]], &mut cache).unwrap();
@@ -60,7 +68,10 @@ fn reference_model(path: &Path) -> impl FnMut(&[u32], usize) -> Vec<f32> {
     type Forward = Box<dyn FnMut(&Tensor, usize) -> Tensor>;
     let mut file = File::open(path).unwrap();
     let content = gguf_file::Content::read(&mut file).unwrap();
-    let llama = content.metadata["general.architecture"].to_string().unwrap() == "llama";
+    let llama = content.metadata["general.architecture"]
+        .to_string()
+        .unwrap()
+        == "llama";
     let mut forward: Forward = if llama {
         let mut model =
             quantized_llama::ModelWeights::from_gguf(content, &mut file, &Device::Cpu).unwrap();
@@ -71,8 +82,15 @@ fn reference_model(path: &Path) -> impl FnMut(&[u32], usize) -> Vec<f32> {
         Box::new(move |x, position| model.forward(x, position).unwrap())
     };
     move |ids, position| {
-        let x = Tensor::new(ids, &Device::Cpu).unwrap().unsqueeze(0).unwrap();
-        forward(&x, position).flatten_all().unwrap().to_vec1::<f32>().unwrap()
+        let x = Tensor::new(ids, &Device::Cpu)
+            .unwrap()
+            .unsqueeze(0)
+            .unwrap();
+        forward(&x, position)
+            .flatten_all()
+            .unwrap()
+            .to_vec1::<f32>()
+            .unwrap()
     }
 }
 
@@ -88,8 +106,23 @@ fn reference(path: &Path, prompt: &[u32], steps: usize) -> (Vec<f32>, Vec<u32>) 
 }
 
 fn argmax(logits: &[f32]) -> u32 {
-    let best = logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).unwrap();
+    let best = logits
+        .iter()
+        .enumerate()
+        .max_by(|a, b| a.1.total_cmp(b.1))
+        .unwrap();
     best.0 as u32
+}
+
+/// Root mean square of the difference, relative to the spread of the expected logits: noise of
+/// rounding shows here as what it is, whatever the size of the vocabulary.
+fn rms_distance(found: &[f32], expected: &[f32]) -> f32 {
+    let n = expected.len() as f32;
+    let mean = expected.iter().sum::<f32>() / n;
+    let rms =
+        |values: &mut dyn Iterator<Item = f32>| (values.map(|x| x * x).sum::<f32>() / n).sqrt();
+    rms(&mut found.iter().zip(expected).map(|(a, b)| a - b))
+        / rms(&mut expected.iter().map(|x| x - mean))
 }
 
 /// Largest difference relative to the spread of the expected logits.
@@ -98,7 +131,12 @@ fn distance(found: &[f32], expected: &[f32]) -> f32 {
     let n = expected.len() as f32;
     let mean = expected.iter().sum::<f32>() / n;
     let spread = (expected.iter().map(|x| (x - mean).powi(2)).sum::<f32>() / n).sqrt();
-    found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max) / spread
+    found
+        .iter()
+        .zip(expected)
+        .map(|(a, b)| (a - b).abs())
+        .fold(0.0, f32::max)
+        / spread
 }
 
 #[test]
@@ -125,13 +163,17 @@ fn every_way_of_prefilling_gives_the_same_logits() {
         let prompt = tokens(300);
         let whole = {
             let mut cache = new_cache(&model, None, KeyRetention::RotatedOnly);
-            model.logits(&model.forward(&prompt, &mut cache).unwrap()).unwrap()
+            model
+                .logits(&model.forward(&prompt, &mut cache).unwrap())
+                .unwrap()
         };
         for piece in [1, 7, 128, 299] {
             let mut cache = new_cache(&model, None, KeyRetention::RotatedOnly);
             let mut last = Vec::new();
             for ids in prompt.chunks(piece) {
-                last = model.logits(&model.forward(ids, &mut cache).unwrap()).unwrap();
+                last = model
+                    .logits(&model.forward(ids, &mut cache).unwrap())
+                    .unwrap();
             }
             assert!(distance(&last, &whole) < 1e-3, "pieces of {piece}");
         }
@@ -145,7 +187,9 @@ fn every_way_of_prefilling_gives_the_same_logits() {
         };
         let mut logits = [imported, own].map(|prefix| {
             let mut cache = new_cache(&model, Some(prefix), KeyRetention::RotatedOnly);
-            model.logits(&model.forward(rest, &mut cache).unwrap()).unwrap()
+            model
+                .logits(&model.forward(rest, &mut cache).unwrap())
+                .unwrap()
         });
         assert!(distance(&logits[0], &whole) < 1e-3);
         // The hand-off is exact to the bit, not merely close.
@@ -168,10 +212,21 @@ fn the_cache_can_be_read_and_truncated() {
     assert!(cache.read(model.fingerprint(), 10..41).is_err());
     // What follows a truncation is what would have followed the shorter sequence.
     cache.truncate(20).unwrap();
-    let again = model.logits(&model.forward(&prompt[20..], &mut cache).unwrap()).unwrap();
-    assert_eq!(cache.read(model.fingerprint(), 0..40).unwrap().content_hash().len(), 32);
+    let again = model
+        .logits(&model.forward(&prompt[20..], &mut cache).unwrap())
+        .unwrap();
+    assert_eq!(
+        cache
+            .read(model.fingerprint(), 0..40)
+            .unwrap()
+            .content_hash()
+            .len(),
+        32
+    );
     let mut fresh = new_cache(&model, None, KeyRetention::RotatedOnly);
-    let whole = model.logits(&model.forward(&prompt, &mut fresh).unwrap()).unwrap();
+    let whole = model
+        .logits(&model.forward(&prompt, &mut fresh).unwrap())
+        .unwrap();
     assert!(distance(&again, &whole) < 1e-3);
     let rotated_only = new_cache(&model, None, KeyRetention::RotatedOnly);
     assert!(rotated_only.read(model.fingerprint(), 0..0).is_err());
@@ -183,13 +238,30 @@ fn limits_are_errors() {
     let model = load(&write(QWEN2, dir.path()));
     let mut small = KvCache::new(model.kv_shape(), None, 4, KeyRetention::RotatedOnly).unwrap();
     let error = model.forward(&tokens(5), &mut small).err().unwrap();
-    assert!(matches!(error, ModelError::TooLong { wanted: 5, limit: 4, .. }), "{error}");
+    assert!(
+        matches!(
+            error,
+            ModelError::TooLong {
+                wanted: 5,
+                limit: 4,
+                ..
+            }
+        ),
+        "{error}"
+    );
     let mut cache = new_cache(&model, None, KeyRetention::RotatedOnly);
     assert!(model.forward(&[100_000], &mut cache).is_err());
     let missing = Arc::new(KvPrefix::new(model.kv_shape(), 8));
     let mut cache = new_cache(&model, Some(missing), KeyRetention::RotatedOnly);
-    let error = model.forward(&tokens(2), &mut cache).err().unwrap().to_string();
-    assert!(error.contains("layer 0 of the prefix has not arrived"), "{error}");
+    let error = model
+        .forward(&tokens(2), &mut cache)
+        .err()
+        .unwrap()
+        .to_string();
+    assert!(
+        error.contains("layer 0 of the prefix has not arrived"),
+        "{error}"
+    );
 }
 
 /// A file that is cut anywhere, or whose header lies, is an error and never a panic.
@@ -209,7 +281,9 @@ fn damaged_files_are_refused() {
     };
     assert!(open(&bytes).is_ok());
     for cut in [0, 3, 10, 100, 3000, bytes.len() / 2, bytes.len() - 64] {
-        let error = open(&bytes[..cut]).err().unwrap_or_else(|| panic!("cut at {cut} was loaded"));
+        let error = open(&bytes[..cut])
+            .err()
+            .unwrap_or_else(|| panic!("cut at {cut} was loaded"));
         assert!(error.to_string().contains("damaged.gguf"), "{error}");
     }
     for at in (0..2000).step_by(7) {
@@ -235,7 +309,9 @@ fn real_model(name: &str) -> PathBuf {
     let specs = load_specs(Path::new("../../configs/models")).unwrap();
     let spec = specs.iter().find(|spec| spec.name == name).unwrap();
     let store = ModelStore::open_default().unwrap();
-    store.fetch(spec, &mut Silent).unwrap_or_else(|error| panic!("{error}"))
+    store
+        .fetch(spec, &mut Silent)
+        .unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// Text whose every next token is asked for.
@@ -256,41 +332,47 @@ fn matches_on_the_real_file(name: &str, tolerance: f32) {
     let mut reference = reference_model(&path);
     let mut ids = tokenizer.encode(PROMPT).unwrap();
     assert_eq!(tokenizer.decode(&ids).unwrap(), PROMPT);
-    let (mut position, mut same) = (0, 0);
+    let (mut position, mut same, mut furthest) = (0, 0, 0f32);
     for step in 0..STEPS {
         let expected = reference(&ids, position);
-        let found = model.logits(&model.forward(&ids, &mut cache).unwrap()).unwrap();
-        let distance = distance(&found, &expected);
+        let found = model
+            .logits(&model.forward(&ids, &mut cache).unwrap())
+            .unwrap();
+        let distance = rms_distance(&found, &expected);
+        furthest = furthest.max(distance);
         assert!(distance < tolerance, "step {step}: {distance}");
         let (id, expected_id) = (argmax(&found), argmax(&expected));
         if id == expected_id {
             same += 1;
         } else {
-            let worst =
-                found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            let worst = found
+                .iter()
+                .zip(&expected)
+                .map(|(a, b)| (a - b).abs())
+                .fold(0.0, f32::max);
             let margin = expected[expected_id as usize] - expected[id as usize];
             assert!(margin <= 2.0 * worst, "step {step}: {id} for {expected_id}");
         }
         position += ids.len();
         ids = vec![expected_id];
     }
-    println!("{name}: {same} of {STEPS} greedy ids equal");
+    println!("{name}: {same} of {STEPS} greedy ids equal, logits within {furthest:.3}");
     assert!(same >= STEPS - 3, "{same} of {STEPS} greedy ids equal");
 }
 
 #[test]
 fn the_edge_model_matches_candle_transformers() {
-    matches_on_the_real_file("qwen2.5-coder-0.5b-instruct-q4_k_m", 0.5);
+    matches_on_the_real_file("qwen2.5-coder-0.5b-instruct-q4_k_m", 0.2);
 }
 
 #[test]
 fn the_cloud_model_matches_candle_transformers() {
-    matches_on_the_real_file("qwen2.5-coder-1.5b-instruct-q4_k_m", 0.5);
+    matches_on_the_real_file("qwen2.5-coder-1.5b-instruct-q4_k_m", 0.2);
 }
 
 #[test]
 fn the_llama_model_matches_candle_transformers() {
-    matches_on_the_real_file("smollm2-135m-instruct-q4_1", 0.5);
+    matches_on_the_real_file("smollm2-135m-instruct-q4_1", 0.2);
 }
 
 /// Golden ids, from the models' published tokenizer files.
@@ -299,8 +381,15 @@ fn the_real_tokenizers_give_the_published_ids() {
     let qwen = real_model("qwen2.5-coder-0.5b-instruct-q4_k_m");
     let gguf = GgufFile::open(&qwen).unwrap();
     let tokenizer = Tokenizer::load(&gguf).unwrap();
-    let ids = tokenizer.encode("<|im_start|>user\nHello, world! 1234<|im_end|>\n").unwrap();
-    assert_eq!(ids, [151644, 872, 198, 9707, 11, 1879, 0, 220, 16, 17, 18, 19, 151645, 198]);
+    let ids = tokenizer
+        .encode("<|im_start|>user\nHello, world! 1234<|im_end|>\n")
+        .unwrap();
+    assert_eq!(
+        ids,
+        [
+            151644, 872, 198, 9707, 11, 1879, 0, 220, 16, 17, 18, 19, 151645, 198
+        ]
+    );
     assert!(tokenizer.is_end(151645) && !tokenizer.is_end(198));
     let template = ChatTemplate::load(&gguf).unwrap();
     let split = template.split("Be brief.", "What is it?").unwrap();

@@ -67,8 +67,17 @@ impl CloudNode {
         let local = listener.local_addr()?;
         let addr = options.advertise.unwrap_or(local);
         let model = LoadedModel::load(&options.model)?;
-        let edge_model = options.edge_model.as_deref().map(LoadedModel::load).transpose()?;
-        let shared = Arc::new(Shared::new(model, edge_model, &options.bridges, options.store_bytes)?);
+        let edge_model = options
+            .edge_model
+            .as_deref()
+            .map(LoadedModel::load)
+            .transpose()?;
+        let shared = Arc::new(Shared::new(
+            model,
+            edge_model,
+            &options.bridges,
+            options.store_bytes,
+        )?);
         let (shutdown, stopped) = oneshot::channel::<()>();
         let service = Serving(shared.clone());
         let limits = options.limits.clone();
@@ -81,7 +90,13 @@ impl CloudNode {
                 eprintln!("cloud: {error}");
             }
         });
-        Ok(Self { shared, addr, threads: options.threads, runtime, _shutdown: shutdown })
+        Ok(Self {
+            shared,
+            addr,
+            threads: options.threads,
+            runtime,
+            _shutdown: shutdown,
+        })
     }
 
     /// Where edges reach it.
@@ -100,7 +115,10 @@ impl CloudNode {
                     CloudCommand::Shutdown => Flow::Stop,
                     _ => Flow::Continue,
                 };
-                (self.handle(command).unwrap_or_else(CloudReply::Failed), flow)
+                (
+                    self.handle(command).unwrap_or_else(CloudReply::Failed),
+                    flow,
+                )
             },
             |reason| CloudReply::Failed(SystemError::new("control", reason)),
         )
@@ -125,7 +143,11 @@ impl CloudNode {
                     context_tokens: context.tokens.len(),
                 }))
             }
-            CloudCommand::Prepare { spec, contract, context_id } => {
+            CloudCommand::Prepare {
+                spec,
+                contract,
+                context_id,
+            } => {
                 self.prepare(&spec, contract, &context_id)?;
                 Ok(CloudReply::Done)
             }
@@ -155,14 +177,21 @@ impl CloudNode {
         match entry.cloud_need {
             CloudNeed::Nothing => {}
             CloudNeed::Native => {
-                self.shared.native_prefix(&id, &mut || true).map_err(from_service)?;
+                self.shared
+                    .native_prefix(&id, &mut || true)
+                    .map_err(from_service)?;
             }
             CloudNeed::EdgeShaped => {
                 let path = spec.kv.as_ref().ok_or_else(|| {
                     SystemError::new("config", format!("{} needs an alignment", spec.system))
                 })?;
-                let variant = self.shared.variant(&path.wire_variant()?).map_err(from_service)?;
-                self.shared.edge_shaped(&id, &variant, &mut || true).map_err(from_service)?;
+                let variant = self
+                    .shared
+                    .variant(&path.wire_variant()?)
+                    .map_err(from_service)?;
+                self.shared
+                    .edge_shaped(&id, &variant, &mut || true)
+                    .map_err(from_service)?;
             }
         }
         Ok(())

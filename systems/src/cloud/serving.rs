@@ -57,7 +57,10 @@ impl Serving {
     ) -> Result<Receiver<T>, ServiceError> {
         let start = now_ns();
         let permit = self.0.turn().await?;
-        let turn = Turn { permit, queue_ns: now_ns() - start };
+        let turn = Turn {
+            permit,
+            queue_ns: now_ns() - start,
+        };
         let shared = self.0.clone();
         let (outbox, inbox) = mpsc::channel(OUTBOX);
         tokio::task::spawn_blocking(move || {
@@ -93,7 +96,10 @@ impl CloudService for Serving {
         let shared = self.0.clone();
         tokio::task::spawn_blocking(move || {
             let (context_id, context) = shared.publish(&system)?;
-            Ok(PublishReply { context_id, context_tokens: context.tokens.len() })
+            Ok(PublishReply {
+                context_id,
+                context_tokens: context.tokens.len(),
+            })
         })
         .await
         .map_err(|error| ServiceError::Internal(error.to_string()))?
@@ -131,7 +137,8 @@ impl CloudService for Serving {
             .map_err(|error| ServiceError::Unsupported(format!("{error}")))?;
         self.0.context(&request.context_id)?;
         self.0.variant(&request.variant)?;
-        self.run(move |shared, turn, outbox| fetch(shared, turn, &request, &codec, outbox)).await
+        self.run(move |shared, turn, outbox| fetch(shared, turn, &request, &codec, outbox))
+            .await
     }
 
     async fn generate(
@@ -139,7 +146,8 @@ impl CloudService for Serving {
         request: GenerateRequest,
     ) -> Result<Receiver<GenerateEvent>, ServiceError> {
         self.0.context(&request.context_id)?;
-        self.run(move |shared, turn, outbox| answer(shared, turn, &request, outbox)).await
+        self.run(move |shared, turn, outbox| answer(shared, turn, &request, outbox))
+            .await
     }
 }
 
@@ -151,8 +159,7 @@ fn fetch(
     outbox: &Sender<FetchEvent>,
 ) -> Result<(), Stop> {
     let variant = shared.variant(&request.variant)?;
-    let ready =
-        shared.edge_shaped(&request.context_id, &variant, &mut || !outbox.is_closed())?;
+    let ready = shared.edge_shaped(&request.context_id, &variant, &mut || !outbox.is_closed())?;
     let Turn { permit, queue_ns } = turn;
     // Encoding and a slow link must not keep the models from the next call.
     drop(permit);
@@ -160,11 +167,16 @@ fn fetch(
     let invalid = |error: &dyn std::fmt::Display| ServiceError::InvalidArgument(error.to_string());
     let block = match request.first_layer {
         0 => ready.block,
-        _ => Arc::new(ready.block.slice_layers(layers).map_err(|error| invalid(&error))?),
+        _ => Arc::new(
+            ready
+                .block
+                .slice_layers(layers)
+                .map_err(|error| invalid(&error))?,
+        ),
     };
     let chain = codec.build();
-    let places = chunk::plan(block.spec(), request.chunk_tokens, &chain)
-        .map_err(|error| invalid(&error))?;
+    let places =
+        chunk::plan(block.spec(), request.chunk_tokens, &chain).map_err(|error| invalid(&error))?;
     send(
         outbox,
         FetchEvent::Header(FetchHeader {
@@ -206,8 +218,7 @@ fn answer(
         .private_tokens(&context.system, &request.prompt)
         .map_err(|error| ServiceError::InvalidArgument(format!("failed to {error}")))?;
     let tokenise_ns = now_ns() - tokenising;
-    let (prefix, ready) =
-        shared.native_prefix(&request.context_id, &mut || !outbox.is_closed())?;
+    let (prefix, ready) = shared.native_prefix(&request.context_id, &mut || !outbox.is_closed())?;
     let window = model.decoder.config().max_position_embeddings;
     let capacity = prompt.len().saturating_add(request.max_tokens).min(window);
     let prefilling = now_ns();
@@ -218,7 +229,10 @@ fn answer(
         KeyRetention::RotatedOnly,
     )
     .map_err(|error| failed(error.into()))?;
-    let hidden = model.decoder.forward(&prompt, &mut cache).map_err(|error| failed(error.into()))?;
+    let hidden = model
+        .decoder
+        .forward(&prompt, &mut cache)
+        .map_err(|error| failed(error.into()))?;
     send(
         outbox,
         GenerateEvent::Started(GenerateStarted {
@@ -233,23 +247,46 @@ fn answer(
     )?;
     let (sampling, seed) = match request.sampling {
         celslm_wire::Sampling::Greedy => (Sampling::Greedy, 0),
-        celslm_wire::Sampling::Draw { temperature, top_p, seed } => (
-            Sampling::Nucleus { temperature: temperature as f32, top_p: top_p as f32 },
+        celslm_wire::Sampling::Draw {
+            temperature,
+            top_p,
+            seed,
+        } => (
+            Sampling::Nucleus {
+                temperature: temperature as f32,
+                top_p: top_p as f32,
+            },
             seed,
         ),
     };
     let deadline_ns = now_ns().saturating_add(request.deadline.as_nanos() as u64);
-    let limits = GenerationLimits { max_tokens: request.max_tokens, deadline_ns };
+    let limits = GenerationLimits {
+        max_tokens: request.max_tokens,
+        deadline_ns,
+    };
     let mut index = 0;
     let mut stepping = now_ns();
-    let end = generate(model, &mut cache, hidden, sampling, seed, limits, |Step { id, text }| {
-        let step_ns = now_ns() - stepping;
-        let token = GenerateToken { index, id, text: text.to_owned(), step_ns };
-        index += 1;
-        let sent = send(outbox, GenerateEvent::Token(token)).is_ok();
-        stepping = now_ns();
-        sent
-    })
+    let end = generate(
+        model,
+        &mut cache,
+        hidden,
+        sampling,
+        seed,
+        limits,
+        |Step { id, text }| {
+            let step_ns = now_ns() - stepping;
+            let token = GenerateToken {
+                index,
+                id,
+                text: text.to_owned(),
+                step_ns,
+            };
+            index += 1;
+            let sent = send(outbox, GenerateEvent::Token(token)).is_ok();
+            stepping = now_ns();
+            sent
+        },
+    )
     .map_err(failed)?;
     drop(turn.permit);
     let reason = match end {
@@ -257,6 +294,12 @@ fn answer(
         End::Length => FinishReason::MaxTokens,
         End::Stopped => return Err(Stop::Gone),
     };
-    send(outbox, GenerateEvent::Finished(GenerateFinished { reason, output_tokens: index }))?;
+    send(
+        outbox,
+        GenerateEvent::Finished(GenerateFinished {
+            reason,
+            output_tokens: index,
+        }),
+    )?;
     Ok(())
 }

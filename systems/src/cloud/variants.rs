@@ -70,11 +70,17 @@ impl Shared {
             .iter()
             .map(|path| {
                 let edge_model = edge_model.as_ref().with_context(|| {
-                    format!("the bridge {} needs the edge's model: start with --edge-model", path.display())
+                    format!(
+                        "the bridge {} needs the edge's model: start with --edge-model",
+                        path.display()
+                    )
                 })?;
                 let bridge = Bridge::load(path, &end(&model), &end(edge_model))
                     .with_context(|| format!("failed to load the bridge {}", path.display()))?;
-                let hash = *blake3::Hasher::new().update_mmap(path)?.finalize().as_bytes();
+                let hash = *blake3::Hasher::new()
+                    .update_mmap(path)?
+                    .finalize()
+                    .as_bytes();
                 Ok((bridge, hash))
             })
             .collect::<anyhow::Result<Vec<_>>>()?;
@@ -102,7 +108,13 @@ impl Shared {
         }
         let fingerprint = self.model.decoder.fingerprint();
         let id = ContextId::new(&fingerprint, self.model.template.source(), &tokens);
-        let context = self.contexts.insert(id, Context { system: system.to_owned(), tokens })?;
+        let context = self.contexts.insert(
+            id,
+            Context {
+                system: system.to_owned(),
+                tokens,
+            },
+        )?;
         Ok((id, context))
     }
 
@@ -122,7 +134,9 @@ impl Shared {
         let ahead = self.waiting.fetch_add(1, Ordering::Relaxed);
         let _waiting = Waiting(&self.waiting);
         if ahead >= MAX_WAITING {
-            return Err(ServiceError::Overloaded(format!("{ahead} calls wait for the models")));
+            return Err(ServiceError::Overloaded(format!(
+                "{ahead} calls wait for the models"
+            )));
         }
         self.compute
             .clone()
@@ -144,11 +158,16 @@ impl Shared {
     /// The form that a request names.
     pub(super) fn variant(&self, variant: &Variant) -> Result<EdgeVariant<'_>, ServiceError> {
         if variant.alignment == "identity" {
-            return self.edge_model.as_ref().map(EdgeVariant::Identity).ok_or_else(|| {
-                ServiceError::Unsupported(
-                    "this cloud does not host the edge's model; start it with --edge-model".to_owned(),
-                )
-            });
+            return self
+                .edge_model
+                .as_ref()
+                .map(EdgeVariant::Identity)
+                .ok_or_else(|| {
+                    ServiceError::Unsupported(
+                        "this cloud does not host the edge's model; start it with --edge-model"
+                            .to_owned(),
+                    )
+                });
         }
         self.bridges
             .iter()
@@ -190,7 +209,12 @@ impl Shared {
         proceed: &mut dyn FnMut() -> bool,
     ) -> Result<Ready, ServiceError> {
         if let Some(block) = self.store.get(id, key) {
-            return Ok(Ready { block, store_hit: true, compute_ns: 0, align_ns: 0 });
+            return Ok(Ready {
+                block,
+                store_hit: true,
+                compute_ns: 0,
+                align_ns: 0,
+            });
         }
         let start = now_ns();
         let block = model
@@ -201,7 +225,12 @@ impl Shared {
         let block = Arc::new(block);
         let compute_ns = now_ns() - start;
         self.keep(id, key, &block)?;
-        Ok(Ready { block, store_hit: false, compute_ns, align_ns: 0 })
+        Ok(Ready {
+            block,
+            store_hit: false,
+            compute_ns,
+            align_ns: 0,
+        })
     }
 
     fn keep(&self, id: &ContextId, key: &str, block: &Arc<KvBlock>) -> Result<(), ServiceError> {
@@ -225,14 +254,24 @@ impl Shared {
             }
             EdgeVariant::Bridged(bridge, key) => {
                 if let Some(block) = self.store.get(id, key) {
-                    return Ok(Ready { block, store_hit: true, compute_ns: 0, align_ns: 0 });
+                    return Ok(Ready {
+                        block,
+                        store_hit: true,
+                        compute_ns: 0,
+                        align_ns: 0,
+                    });
                 }
                 let native = self.native(id, proceed)?;
                 let start = now_ns();
                 let block = Arc::new(bridge.map(&native.block).map_err(internal)?);
                 let align_ns = now_ns() - start;
                 self.keep(id, key, &block)?;
-                Ok(Ready { block, store_hit: false, compute_ns: native.compute_ns, align_ns })
+                Ok(Ready {
+                    block,
+                    store_hit: false,
+                    compute_ns: native.compute_ns,
+                    align_ns,
+                })
             }
         }
     }
@@ -261,7 +300,10 @@ impl Shared {
 
 /// One end of a bridge, as a model has it.
 fn end(model: &LoadedModel) -> BridgeEnd {
-    BridgeEnd { fingerprint: model.decoder.fingerprint(), shape: model.decoder.kv_shape() }
+    BridgeEnd {
+        fingerprint: model.decoder.fingerprint(),
+        shape: model.decoder.kv_shape(),
+    }
 }
 
 fn bridge_key(bridge: &Bridge, hash: &[u8; 32]) -> String {

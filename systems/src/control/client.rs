@@ -50,9 +50,15 @@ impl<C: Serialize, R: DeserializeOwned> ControlClient<C, R> {
     /// # Errors
     /// [`ControlError::Io`] when nobody listens.
     pub fn connect(path: &Path) -> Result<Self, ControlError> {
-        let stream = UnixStream::connect(path)
-            .map_err(|source| ControlError::Io { path: path.to_owned(), source })?;
-        Ok(Self { reader: BufReader::new(stream), path: path.to_owned(), types: PhantomData })
+        let stream = UnixStream::connect(path).map_err(|source| ControlError::Io {
+            path: path.to_owned(),
+            source,
+        })?;
+        Ok(Self {
+            reader: BufReader::new(stream),
+            path: path.to_owned(),
+            types: PhantomData,
+        })
     }
 
     /// Sends a command and waits at most `timeout` for its reply. After an error the connection
@@ -62,20 +68,33 @@ impl<C: Serialize, R: DeserializeOwned> ControlClient<C, R> {
     /// [`ControlError::Closed`] when the node ended, [`ControlError::Io`] on a timeout.
     pub fn call(&mut self, command: &C, timeout: Duration) -> Result<R, ControlError> {
         let path = self.path.clone();
-        let io = |source| ControlError::Io { path: path.clone(), source };
+        let io = |source| ControlError::Io {
+            path: path.clone(),
+            source,
+        };
         let mut line = serde_json::to_vec(command).map_err(|error| ControlError::Invalid {
             path: path.clone(),
             reason: error.to_string(),
         })?;
         line.push(b'\n');
-        self.reader.get_ref().set_read_timeout(Some(timeout)).map_err(io)?;
+        self.reader
+            .get_ref()
+            .set_read_timeout(Some(timeout))
+            .map_err(io)?;
         self.reader.get_mut().write_all(&line).map_err(io)?;
         let mut reply = String::new();
-        let read = self.reader.by_ref().take(MAX_LINE_BYTES).read_line(&mut reply).map_err(io)?;
+        let read = self
+            .reader
+            .by_ref()
+            .take(MAX_LINE_BYTES)
+            .read_line(&mut reply)
+            .map_err(io)?;
         if read == 0 {
             return Err(ControlError::Closed { path });
         }
-        serde_json::from_str(&reply)
-            .map_err(|error| ControlError::Invalid { path, reason: error.to_string() })
+        serde_json::from_str(&reply).map_err(|error| ControlError::Invalid {
+            path,
+            reason: error.to_string(),
+        })
     }
 }

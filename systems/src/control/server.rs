@@ -37,7 +37,10 @@ impl ControlListener {
             }
             std::fs::remove_file(path)?;
         }
-        Ok(Self { listener: UnixListener::bind(path)?, path: path.to_owned() })
+        Ok(Self {
+            listener: UnixListener::bind(path)?,
+            path: path.to_owned(),
+        })
     }
 
     /// Serves controllers, one after the other, until a handler says stop. A line that is no

@@ -84,7 +84,10 @@ pub fn registry() -> &'static [ScheduleEntry] {
 impl ScheduleKind {
     fn entry(self) -> &'static ScheduleEntry {
         // Every kind has its line in the registry; the conformance test holds that.
-        registry().iter().find(|entry| entry.kind == self).unwrap_or(&registry()[0])
+        registry()
+            .iter()
+            .find(|entry| entry.kind == self)
+            .unwrap_or(&registry()[0])
     }
 
     /// The schedule itself.
@@ -122,7 +125,10 @@ mod tests {
             Ok(Hidden::zeros(1, 4)?)
         }
         fn forward_layer(&mut self, layer: usize, _: &Hidden) -> Result<Hidden, SystemError> {
-            assert!(self.ready[layer], "layer {layer} ran before its KV was there");
+            assert!(
+                self.ready[layer],
+                "layer {layer} ran before its KV was there"
+            );
             self.calls.push(format!("run {layer}"));
             Ok(Hidden::zeros(1, 4)?)
         }
@@ -131,11 +137,17 @@ mod tests {
     #[test]
     fn every_schedule_waits_before_it_runs_and_runs_every_layer() {
         for entry in registry() {
-            let mut recorder = Recorder { calls: Vec::new(), ready: vec![false; 3] };
+            let mut recorder = Recorder {
+                calls: Vec::new(),
+                ready: vec![false; 3],
+            };
             entry.schedule.run(&mut recorder).unwrap();
             for layer in 0..3 {
                 let run = format!("run {layer}");
-                assert_eq!(recorder.calls.iter().filter(|call| **call == run).count(), 1);
+                assert_eq!(
+                    recorder.calls.iter().filter(|call| **call == run).count(),
+                    1
+                );
             }
             assert_eq!(entry.kind.to_string(), entry.name);
             let config: ScheduleKind = serde_json::from_str(&format!("{:?}", entry.name)).unwrap();
@@ -145,10 +157,16 @@ mod tests {
 
     #[test]
     fn layerwise_runs_a_layer_before_the_next_one_is_waited_for() {
-        let mut recorder = Recorder { calls: Vec::new(), ready: vec![false; 2] };
+        let mut recorder = Recorder {
+            calls: Vec::new(),
+            ready: vec![false; 2],
+        };
         layerwise::Layerwise.run(&mut recorder).unwrap();
         assert_eq!(recorder.calls, ["wait 0", "run 0", "wait 1", "run 1"]);
-        let mut recorder = Recorder { calls: Vec::new(), ready: vec![false; 2] };
+        let mut recorder = Recorder {
+            calls: Vec::new(),
+            ready: vec![false; 2],
+        };
         sequential::Sequential.run(&mut recorder).unwrap();
         assert_eq!(recorder.calls, ["wait 0", "wait 1", "run 0", "run 1"]);
     }

@@ -76,12 +76,18 @@ impl System for CeLslm {
             hidden = model.decoder.forward(&prompt, &mut cache)?;
             timeline.lap(Part::EdgePrefill);
         } else {
-            let transfer = Transfer::open(edge, path, &request.context, deadline_ns, &mut timeline)?;
+            let transfer =
+                Transfer::open(edge, path, &request.context, deadline_ns, &mut timeline)?;
             answer.context_tokens = transfer.prefix.len();
             answer.cloud_store_hit = transfer.header.store_hit;
             cache = edge.session_cache(Some(transfer.prefix.clone()), prompt.len(), request)?;
-            let mut job =
-                Job { edge, prompt: &prompt, cache: &mut cache, transfer, timeline: &mut timeline };
+            let mut job = Job {
+                edge,
+                prompt: &prompt,
+                cache: &mut cache,
+                transfer,
+                timeline: &mut timeline,
+            };
             hidden = path.schedule.schedule().run(&mut job)?;
             let Job { mut transfer, .. } = job;
             transfer.close(&mut timeline)?;
@@ -96,7 +102,12 @@ impl System for CeLslm {
 }
 
 fn kv_path(kv: Option<&KvPath>) -> Result<&KvPath, SystemError> {
-    kv.ok_or_else(|| SystemError::new("config", "ce_lslm needs an alignment, a codec and a schedule"))
+    kv.ok_or_else(|| {
+        SystemError::new(
+            "config",
+            "ce_lslm needs an alignment, a codec and a schedule",
+        )
+    })
 }
 
 /// KV that came another way is another KV: the cache must not mix them.
@@ -155,8 +166,11 @@ impl Transfer {
                 }
             };
             while let Some(event) = stream.next().await {
-                let arrival =
-                    event.map(|event| Arrival { event, at_ns: now_ns(), traffic: stream.traffic() });
+                let arrival = event.map(|event| Arrival {
+                    event,
+                    at_ns: now_ns(),
+                    traffic: stream.traffic(),
+                });
                 let failed = arrival.is_err();
                 if outbox.send(arrival).await.is_err() || failed {
                     return;
@@ -165,7 +179,10 @@ impl Transfer {
         });
         let arrival = receive(&mut inbox)?;
         let FetchEvent::Header(header) = arrival.event else {
-            return Err(SystemError::new("out_of_order", "the fetch did not begin with a header"));
+            return Err(SystemError::new(
+                "out_of_order",
+                "the fetch did not begin with a header",
+            ));
         };
         timeline.lap_split(
             &[
@@ -176,10 +193,17 @@ impl Transfer {
             Part::Request,
         );
         check_header(edge, &header.spec)?;
-        let assembler = Assembler::new(header.spec.clone(), vec![path.codec.build()], MAX_CONTEXT_BYTES)
-            .map_err(|error| SystemError::new("corrupt_chunk", error))?;
+        let assembler = Assembler::new(
+            header.spec.clone(),
+            vec![path.codec.build()],
+            MAX_CONTEXT_BYTES,
+        )
+        .map_err(|error| SystemError::new("corrupt_chunk", error))?;
         Ok(Self {
-            prefix: Arc::new(KvPrefix::new(header.spec.shape, header.spec.positions.len())),
+            prefix: Arc::new(KvPrefix::new(
+                header.spec.shape,
+                header.spec.positions.len(),
+            )),
             header,
             assembler,
             inbox,
@@ -202,7 +226,10 @@ impl Transfer {
             let arrival = receive(&mut self.inbox)?;
             self.traffic = arrival.traffic;
             let FetchEvent::Chunk(received) = arrival.event else {
-                return Err(SystemError::new("interrupted", "the fetch ended before its last layer"));
+                return Err(SystemError::new(
+                    "interrupted",
+                    "the fetch ended before its last layer",
+                ));
             };
             timeline.lap_split(&[(Part::Encode, received.encode_ns)], Part::Transfer);
             self.last_arrival_ns = arrival.at_ns;
@@ -213,7 +240,8 @@ impl Transfer {
                 .accept(&received.chunk)
                 .map_err(|error| SystemError::new("corrupt_chunk", error))?;
             if let Some((complete, layer_kv)) = complete {
-                self.prefix.set_layer(complete, &layer_kv, edge.model().decoder.rope())?;
+                self.prefix
+                    .set_layer(complete, &layer_kv, edge.model().decoder.rope())?;
                 timeline.lap(Part::Decode);
                 if complete == layer {
                     return Ok(());
@@ -229,7 +257,10 @@ impl Transfer {
         let arrival = receive(&mut self.inbox)?;
         self.traffic = arrival.traffic;
         if !matches!(arrival.event, FetchEvent::Trailer(_)) {
-            return Err(SystemError::new("out_of_order", "the fetch did not end with a trailer"));
+            return Err(SystemError::new(
+                "out_of_order",
+                "the fetch did not end with a trailer",
+            ));
         }
         timeline.lap(Part::Transfer);
         let under_way = self.last_arrival_ns - self.header_ns;
@@ -239,9 +270,7 @@ impl Transfer {
     }
 }
 
-fn receive(
-    inbox: &mut mpsc::Receiver<Result<Arrival, WireError>>,
-) -> Result<Arrival, SystemError> {
+fn receive(inbox: &mut mpsc::Receiver<Result<Arrival, WireError>>) -> Result<Arrival, SystemError> {
     match inbox.blocking_recv() {
         Some(arrival) => Ok(arrival?),
         None => Err(SystemError::new("interrupted", "the fetch ended early")),
@@ -260,7 +289,10 @@ fn check_header(edge: &EdgeNode, spec: &BlockSpec) -> Result<(), SystemError> {
         ));
     }
     if spec.shape != decoder.kv_shape() || spec.rope != KeyRope::Pre || spec.positions.start != 0 {
-        return refuse(format!("the cloud sends KV of {} in a form this edge cannot use", spec.shape));
+        return refuse(format!(
+            "the cloud sends KV of {} in a form this edge cannot use",
+            spec.shape
+        ));
     }
     let window = decoder.config().max_position_embeddings;
     if spec.positions.len() > window {
@@ -287,7 +319,8 @@ impl HandOff for Job<'_> {
     }
 
     fn wait_for_layer(&mut self, layer: usize) -> Result<(), SystemError> {
-        self.transfer.wait_for_layer(self.edge, layer, self.timeline)
+        self.transfer
+            .wait_for_layer(self.edge, layer, self.timeline)
     }
 
     fn embed(&mut self) -> Result<Hidden, SystemError> {
@@ -297,7 +330,11 @@ impl HandOff for Job<'_> {
     }
 
     fn forward_layer(&mut self, layer: usize, hidden: &Hidden) -> Result<Hidden, SystemError> {
-        let hidden = self.edge.model().decoder.forward_layer(layer, hidden, self.cache)?;
+        let hidden = self
+            .edge
+            .model()
+            .decoder
+            .forward_layer(layer, hidden, self.cache)?;
         self.timeline.lap(Part::EdgePrefill);
         Ok(hidden)
     }

@@ -87,7 +87,9 @@ impl System for CloudOnly {
                 timeline.lap_split(&reported_parts(started.as_ref(), 0), Part::Request);
                 answer.parts = timeline.parts();
             }
-            answer.token_ns.extend(std::iter::repeat_n(now_ns(), invisible));
+            answer
+                .token_ns
+                .extend(std::iter::repeat_n(now_ns(), invisible));
             answer.uplink_payload_bytes = stream.uplink_payload_bytes();
             answer.downlink_payload_bytes = stream.downlink_payload_bytes();
             if let Some(started) = started {
@@ -107,7 +109,10 @@ fn reported_parts(started: Option<&GenerateStarted>, first_step_ns: u64) -> Vec<
         vec![
             (Part::Tokenise, started.tokenise_ns),
             (Part::Queue, started.queue_ns),
-            (Part::CloudCompute, started.cloud_compute_ns + started.prompt_prefill_ns),
+            (
+                Part::CloudCompute,
+                started.cloud_compute_ns + started.prompt_prefill_ns,
+            ),
             (Part::FirstStep, first_step_ns),
         ]
     })

@@ -25,8 +25,12 @@ impl EdgeOnly {
         deadline_ns: u64,
     ) -> Result<Arc<KvPrefix>, SystemError> {
         let decoder = &edge.model().decoder;
-        let mut cache =
-            KvCache::new(decoder.kv_shape(), None, tokens.len(), KeyRetention::RotatedOnly)?;
+        let mut cache = KvCache::new(
+            decoder.kv_shape(),
+            None,
+            tokens.len(),
+            KeyRetention::RotatedOnly,
+        )?;
         if !decoder.prefill(tokens, &mut cache, || now_ns() <= deadline_ns)? {
             return Err(SystemError::new("deadline", "the request's time is up"));
         }

@@ -110,8 +110,17 @@ pub fn registry() -> &'static [SystemEntry] {
 /// # Errors
 /// Kind `config`, listing the known names.
 pub fn find(name: &str) -> Result<&'static SystemEntry, SystemError> {
-    registry().iter().find(|entry| entry.name == name).ok_or_else(|| {
-        let known: Vec<_> = registry().iter().map(|entry| entry.name).collect();
-        SystemError::new("config", format!("no system {name:?}: the known ones are {}", known.join(", ")))
-    })
+    registry()
+        .iter()
+        .find(|entry| entry.name == name)
+        .ok_or_else(|| {
+            let known: Vec<_> = registry().iter().map(|entry| entry.name).collect();
+            SystemError::new(
+                "config",
+                format!(
+                    "no system {name:?}: the known ones are {}",
+                    known.join(", ")
+                ),
+            )
+        })
 }

@@ -11,7 +11,9 @@ pub(super) const FAMILY: Family = Family {
 };
 
 fn read_config(gguf: &GgufFile) -> Result<Config, ModelError> {
-    if gguf.optional_f32("llama.rope.scaling.factor")?.is_some_and(|f| f != 1.0)
+    if gguf
+        .optional_f32("llama.rope.scaling.factor")?
+        .is_some_and(|f| f != 1.0)
         || gguf.has_tensor("rope_freqs.weight")
     {
         return Err(gguf.incomplete("scaled rotary frequencies are not supported yet".to_owned()));
