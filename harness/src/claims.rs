@@ -73,7 +73,9 @@ pub fn check(samples: &[Sample]) -> Vec<Claim> {
         claim(
             "No private byte leaves the edge, except in systems that send the prompt.",
             answered()
-                .filter(|s| s.system != "cloud_only")
+                .filter(|s| {
+                    !celslm_systems::system::find(&s.system).is_ok_and(|system| system.sends_prompt)
+                })
                 .map(|s| (s, s.private_uplink_bytes == 0))
                 .collect(),
         ),

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use celslm_link::{
-    CalibrateOptions, Calibration, Counters, HostOptions, Link, LinkError, LinkFacts, LinkProfile,
-    Node, NodeCommand, NodeExit, NodeSignal, ProcessId,
+    Audit, CalibrateOptions, Calibration, Counters, HostOptions, Link, LinkError, LinkFacts,
+    LinkProfile, Node, NodeCommand, NodeExit, ProcessId, Verdict,
 };
 use celslm_systems::control::{
     CloudCommand, CloudReply, ControlClient, ControlError, EdgeCommand, EdgeReply, PublishedContext,
@@ -110,6 +110,10 @@ pub struct NodeFacts {
     pub cloud_fingerprint: String,
     /// Fingerprint of the edge's model.
     pub edge_fingerprint: String,
+    /// BLAKE3 of the cloud's tokenizer.
+    pub cloud_tokenizer: String,
+    /// BLAKE3 of the edge's tokenizer.
+    pub edge_tokenizer: String,
     /// Compute threads of the cloud.
     pub cloud_threads: usize,
     /// Compute threads of the edge.
@@ -130,6 +134,13 @@ pub struct Deployment {
     _sockets: Option<tempfile::TempDir>,
 }
 
+/// What was spawned here.
+struct Spawned {
+    link: Link,
+    sockets: tempfile::TempDir,
+    processes: Vec<(Node, ProcessId)>,
+}
+
 impl Deployment {
     /// Starts link and nodes, or connects to nodes that were started by hand, and waits until
     /// both hold their models.
@@ -144,7 +155,6 @@ impl Deployment {
                 &external.edge_control,
                 config,
                 materials,
-                None,
             ),
             None => Self::spawn(config, materials),
         }
@@ -216,30 +226,30 @@ impl Deployment {
             };
             processes.push((node, link.spawn(node, &command)?));
         }
-        let started = Some((link, sockets, processes));
-        Self::finish(
-            started,
-            &cloud_control,
-            &edge_control,
-            config,
-            materials,
-            Some(()),
-        )
+        let spawned = Some(Spawned {
+            link,
+            sockets,
+            processes,
+        });
+        Self::finish(spawned, &cloud_control, &edge_control, config, materials)
     }
 
     fn finish(
-        started: Option<(Link, tempfile::TempDir, Vec<(Node, ProcessId)>)>,
+        spawned: Option<Spawned>,
         cloud_control: &Path,
         edge_control: &Path,
         config: &Config,
         materials: &Materials,
-        wait: Option<()>,
     ) -> Result<Self, DeploymentError> {
-        let (link, sockets, processes) = match started {
-            Some((link, sockets, processes)) => (Some(link), Some(sockets), processes),
+        let (link, sockets, processes) = match spawned {
+            Some(Spawned {
+                link,
+                sockets,
+                processes,
+            }) => (Some(link), Some(sockets), processes),
             None => (None, None, Vec::new()),
         };
-        let timeout = wait.map_or(Duration::ZERO, |()| config.deployment.startup_timeout());
+        let timeout = config.deployment.startup_timeout();
         let starting = Starting {
             link: link.as_ref(),
             logs: &materials.logs,
@@ -247,12 +257,14 @@ impl Deployment {
         };
         let mut cloud: Cloud = starting.connect(Node::Cloud, cloud_control)?;
         let mut edge: Edge = starting.connect(Node::Edge, edge_control)?;
-        let control = |node| move |source| DeploymentError::Control { node, source };
+        // A node listens before it loads its model, and answers when it holds it.
+        let patience = config.deployment.startup_timeout();
         let hello = cloud
-            .call(&CloudCommand::Hello, QUICK_REPLY)
-            .map_err(control(Node::Cloud))?;
+            .call(&CloudCommand::Hello, patience)
+            .map_err(|source| starting.failed(Node::Cloud, source))?;
         let CloudReply::Cloud {
             fingerprint,
+            tokenizer,
             edge_fingerprint: hosted,
             addr,
             threads,
@@ -261,10 +273,11 @@ impl Deployment {
             return Err(unexpected(Node::Cloud));
         };
         let hello = edge
-            .call(&EdgeCommand::Hello, QUICK_REPLY)
-            .map_err(control(Node::Edge))?;
+            .call(&EdgeCommand::Hello, patience)
+            .map_err(|source| starting.failed(Node::Edge, source))?;
         let EdgeReply::Edge {
             fingerprint: edge_fingerprint,
+            tokenizer: edge_tokenizer,
             threads: edge_threads,
             ..
         } = hello
@@ -286,6 +299,8 @@ impl Deployment {
             cloud_addr: addr,
             facts: NodeFacts {
                 cloud_fingerprint: fingerprint,
+                cloud_tokenizer: tokenizer,
+                edge_tokenizer,
                 edge_fingerprint,
                 cloud_threads: threads,
                 edge_threads,
@@ -334,12 +349,27 @@ impl Deployment {
     /// # Errors
     /// [`DeploymentError::Link`].
     pub fn calibrate(&self) -> Result<Option<Calibration>, DeploymentError> {
+        let Some(link) = &self.link else {
+            return Ok(None);
+        };
         let options = CalibrateOptions::default();
-        Ok(self
-            .link
-            .as_ref()
-            .map(|link| link.calibrate(&options))
-            .transpose()?)
+        let calibration = link.calibrate(&options)?;
+        // A single stall of the machine spoils a percentile; a link that is off stays off.
+        Ok(Some(match calibration.verdict {
+            Verdict::Degraded => link.calibrate(&options)?,
+            _ => calibration,
+        }))
+    }
+
+    /// How well the emulator kept its times since the profile was set, where it emulates.
+    ///
+    /// # Errors
+    /// [`DeploymentError::Link`].
+    pub fn audit(&self) -> Result<Option<Audit>, DeploymentError> {
+        match &self.link {
+            Some(link) => Ok(link.audit()?),
+            None => Ok(None),
+        }
     }
 
     /// What passed over the link so far, if that can be counted.
@@ -434,29 +464,7 @@ impl Deployment {
     /// # Errors
     /// [`DeploymentError::NodeEnded`].
     pub fn check_alive(&self) -> Result<(), DeploymentError> {
-        match self
-            .link
-            .as_ref()
-            .map(Link::exits)
-            .transpose()?
-            .and_then(|exits| exits.into_iter().next())
-        {
-            Some(exit) => Err(node_ended(&exit, &self.logs)),
-            None => Ok(()),
-        }
-    }
-
-    /// Kills a node; for tests of what happens then.
-    ///
-    /// # Errors
-    /// [`DeploymentError::Link`].
-    pub fn kill(&self, node: Node) -> Result<(), DeploymentError> {
-        for (_, process) in self.processes.iter().filter(|(at, _)| *at == node) {
-            if let Some(link) = &self.link {
-                link.kill(*process, NodeSignal::Kill)?;
-            }
-        }
-        Ok(())
+        check_alive(self.link.as_ref(), &self.logs)
     }
 
     fn edge_done(
@@ -500,16 +508,8 @@ impl Deployment {
             .map_err(|source| self.control_failed(Node::Cloud, source))
     }
 
-    /// A closed socket means a node that ended; the link host says how.
     fn control_failed(&self, node: Node, source: ControlError) -> DeploymentError {
-        let give_up = clock::now() + Duration::from_secs(1);
-        while clock::now() < give_up {
-            if let Err(error) = self.check_alive() {
-                return error;
-            }
-            std::thread::sleep(START_POLL);
-        }
-        DeploymentError::Control { node, source }
+        control_failed(self.link.as_ref(), &self.logs, node, source)
     }
 }
 
@@ -535,6 +535,10 @@ struct Starting<'a> {
 }
 
 impl Starting<'_> {
+    fn failed(&self, node: Node, source: ControlError) -> DeploymentError {
+        control_failed(self.link, self.logs, node, source)
+    }
+
     fn connect<C: serde::Serialize, R: serde::de::DeserializeOwned>(
         &self,
         node: Node,
@@ -546,10 +550,7 @@ impl Starting<'_> {
                 Ok(client) => return Ok(client),
                 Err(error) => error,
             };
-            let exits = self.link.map(Link::exits).transpose()?.unwrap_or_default();
-            if let Some(exit) = exits.first() {
-                return Err(node_ended(exit, self.logs));
-            }
+            check_alive(self.link, self.logs)?;
             if self.link.is_none() {
                 return Err(DeploymentError::Control {
                     node,
@@ -574,6 +575,31 @@ fn text(path: &Path) -> String {
 
 fn log_path(logs: &Path, node: Node) -> PathBuf {
     logs.join(format!("{node}.log"))
+}
+
+fn check_alive(link: Option<&Link>, logs: &Path) -> Result<(), DeploymentError> {
+    let exits = link.map(Link::exits).transpose()?.unwrap_or_default();
+    match exits.first() {
+        Some(exit) => Err(node_ended(exit, logs)),
+        None => Ok(()),
+    }
+}
+
+/// A closed socket means a node that ended; the link host says how, once it has noticed.
+fn control_failed(
+    link: Option<&Link>,
+    logs: &Path,
+    node: Node,
+    source: ControlError,
+) -> DeploymentError {
+    let give_up = clock::now() + Duration::from_secs(1);
+    while link.is_some() && clock::now() < give_up {
+        if let Err(error) = check_alive(link, logs) {
+            return error;
+        }
+        std::thread::sleep(START_POLL);
+    }
+    DeploymentError::Control { node, source }
 }
 
 fn node_ended(exit: &NodeExit, logs: &Path) -> DeploymentError {

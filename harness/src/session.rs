@@ -117,6 +117,9 @@ impl Session<'_> {
                 self.enter_link(cell, deployment, observer, outcome, &mut progress)?;
                 let degraded = outcome.campaigns.last().is_some_and(Campaign::degraded);
                 let sample = self.request(cell, planned, degraded, deployment, &mut progress)?;
+                if let Some(campaign) = outcome.campaigns.last_mut() {
+                    campaign.cells.insert(cell.id.clone());
+                }
                 let failed = sample.outcome != "ok";
                 store.append(&sample)?;
                 observer.sample(cell, &sample);
@@ -148,11 +151,7 @@ impl Session<'_> {
         if let Some(calibration) = &before {
             observer.calibrated(profile, calibration);
         }
-        outcome.campaigns.push(Campaign {
-            link: cell.link.clone(),
-            before,
-            after: None,
-        });
+        outcome.campaigns.push(Campaign::new(&cell.link, before));
         progress.link = Some(cell.link.clone());
         Ok(())
     }
@@ -169,6 +168,8 @@ impl Session<'_> {
         else {
             return Ok(());
         };
+        // What the emulator says of itself under the nodes' load, before it is measured idle.
+        campaign.audit = deployment.audit()?;
         campaign.after = deployment.calibrate()?;
         if let Some(calibration) = &campaign.after {
             observer.calibrated(&self.inputs.links[&link], calibration);
@@ -213,7 +214,7 @@ impl Session<'_> {
         };
         let key = (cell.draw, planned.document, planned.question, planned.seed);
         let reference = if must_match_reference(&cell.spec, request.sampling) {
-            Some(self.reference(key, &request, deployment, progress)?)
+            self.reference(key, &request, deployment, progress)?
         } else {
             None
         };
@@ -254,9 +255,9 @@ impl Session<'_> {
         request: &Request,
         deployment: &mut Deployment,
         progress: &mut Progress,
-    ) -> Result<Vec<u32>, SessionError> {
+    ) -> Result<Option<Vec<u32>>, SessionError> {
         if let Some(ids) = progress.references.get(&key) {
-            return Ok(ids.clone());
+            return Ok(Some(ids.clone()));
         }
         let spec = SystemSpec {
             system: REFERENCE_SYSTEM.to_owned(),
@@ -268,16 +269,12 @@ impl Session<'_> {
             scheduled_ns: now_ns(),
             ..request.clone()
         };
-        let answer =
-            deployment
-                .answer(&spec, &request)?
-                .map_err(|source| DeploymentError::Refused {
-                    node: celslm_link::Node::Edge,
-                    what: "answer alone, which the comparison needs",
-                    source,
-                })?;
+        // Without the edge's own answer there is nothing to compare with; the row says so.
+        let Ok(answer) = deployment.answer(&spec, &request)? else {
+            return Ok(None);
+        };
         progress.references.insert(key, answer.output_ids.clone());
-        Ok(answer.output_ids)
+        Ok(Some(answer.output_ids))
     }
 }
 

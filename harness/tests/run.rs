@@ -535,7 +535,8 @@ fn no_tun_is_code_4_with_a_way_out() {
 }
 
 /// Two nodes started by hand, with a proxy between them that flips one bit of a chunk: a failed
-/// row of kind `corrupt_chunk`, code 5, and the next requests are answered.
+/// row of kind `corrupt_chunk`, code 5, and the next requests are answered. The proxy also sees
+/// whether a private question leaves the edge.
 #[test]
 fn a_corrupted_chunk_is_a_failed_row() {
     let lab = Lab::new();
@@ -578,25 +579,30 @@ fn a_corrupted_chunk_is_a_failed_row() {
         .spawn()
         .unwrap(),
     );
-    std::thread::spawn(move || flip_one_bit(&proxy, free));
+    let sent = Arc::new(Mutex::new(Vec::new()));
+    let seen = Arc::clone(&sent);
+    std::thread::spawn(move || flip_one_bit(&proxy, free, &seen));
     wait_until("both nodes", || {
         (edge_socket.exists() && cloud_socket.exists()).then_some(())
     });
-    lab.experiment(
-        "corrupt",
-        &format!(
-            "[deployment]\nexternal = {{ edge_control = \"{}\", cloud_control = \"{}\" }}\n\
-             [workload]\nwarmup = 0\n[grid]\nsystems = [\"ce_lslm\"]\nlinks = [\"none\"]\n\
+    let experiment = |name: &str, system: &str| {
+        lab.experiment(
+            name,
+            &format!(
+                "[deployment]\nexternal = {{ edge_control = \"{}\", cloud_control = \"{}\" }}\n\
+             [workload]\nwarmup = 0\n[grid]\nsystems = [\"{system}\"]\nlinks = [\"none\"]\n\
              datasets = [{{ squad = {{ path = \"squad.json\" }} }}]\n",
-            edge_socket.display(),
-            cloud_socket.display()
-        ),
-    );
+                edge_socket.display(),
+                cloud_socket.display()
+            ),
+        );
+    };
     std::fs::copy(
         "../configs/links/none.toml",
         lab.path("configs/links/none.toml"),
     )
     .unwrap();
+    experiment("corrupt", "ce_lslm");
     let text = assert_code(&lab.run(&["run", "corrupt"]), 5);
     let samples = lab.samples("corrupt");
     assert_eq!(samples.len(), 4, "{text}");
@@ -611,10 +617,23 @@ fn a_corrupted_chunk_is_a_failed_row() {
             .iter()
             .all(|sample| sample.ok() && sample.token_exact == Some(true))
     );
+    // What went up holds nothing of the questions, until a system sends them.
+    let question = b"What does it mean when it blinks?";
+    let left_the_edge = || {
+        let sent = sent.lock().unwrap();
+        assert!(sent.len() > 100, "the proxy has seen requests");
+        sent.windows(question.len())
+            .any(|window| window == question)
+    };
+    assert!(!left_the_edge());
+    experiment("told", "cloud_only");
+    assert_code(&lab.run(&["run", "told"]), 0);
+    assert!(left_the_edge(), "the search finds what was sent");
 }
 
-/// Forwards connections, and inverts one bit deep in the first large transfer from the server.
-fn flip_one_bit(proxy: &TcpListener, server: std::net::SocketAddr) {
+/// Forwards connections, keeps what the client sends, and inverts one bit deep in the first large
+/// transfer from the server.
+fn flip_one_bit(proxy: &TcpListener, server: std::net::SocketAddr, sent: &Arc<Mutex<Vec<u8>>>) {
     let mut spoilt = false;
     for client in proxy.incoming().filter_map(Result::ok) {
         let Ok(upstream) = TcpStream::connect(server) else {
@@ -622,7 +641,16 @@ fn flip_one_bit(proxy: &TcpListener, server: std::net::SocketAddr) {
         };
         let (mut from_client, mut to_server) =
             (client.try_clone().unwrap(), upstream.try_clone().unwrap());
-        std::thread::spawn(move || std::io::copy(&mut from_client, &mut to_server));
+        let sent = Arc::clone(sent);
+        std::thread::spawn(move || {
+            let mut buffer = [0u8; 4096];
+            while let Ok(n @ 1..) = from_client.read(&mut buffer) {
+                sent.lock().unwrap().extend_from_slice(&buffer[..n]);
+                if to_server.write_all(&buffer[..n]).is_err() {
+                    break;
+                }
+            }
+        });
         let (mut upstream, mut client) = (upstream, client);
         let (mut buffer, mut passed) = (vec![0u8; 1 << 16], 0usize);
         while let Ok(n @ 1..) = upstream.read(&mut buffer) {

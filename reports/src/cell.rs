@@ -126,10 +126,11 @@ impl Cell {
         results: &Path,
         cell_id: &str,
         planned: Option<&CellIdentity>,
+        degraded: bool,
     ) -> Result<Self, ReportError> {
         let folder = results.join("cells").join(cell_id);
         let path = folder.join("samples.jsonl");
-        let (samples, torn_bytes) = if path.exists() {
+        let (mut samples, torn_bytes) = if path.exists() {
             let file = read_samples(&path)?;
             (file.samples, file.torn_bytes)
         } else {
@@ -150,6 +151,10 @@ impl Cell {
                     ),
                 });
             }
+        }
+        if degraded {
+            // The link was found to be off after these samples were written.
+            samples.iter_mut().for_each(|sample| sample.degraded = true);
         }
         let failure = read_failure(&folder.join("failure.json"))?;
         let frame = frame::samples_frame(&samples)?;

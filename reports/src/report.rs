@@ -55,6 +55,9 @@ pub struct ReportInput {
     pub environment: Vec<(String, String)>,
     /// The planned cells in plan order, whether they ran or not.
     pub cells: Vec<CellIdentity>,
+    /// Ids of cells whose link turned out to be off, also after they had run.
+    #[serde(default)]
+    pub degraded_cells: Vec<String>,
 }
 
 /// One figure of one link, against its target.
@@ -90,6 +93,7 @@ impl ReportInput {
             calibration: Vec::new(),
             environment: Vec::new(),
             cells: Vec::new(),
+            degraded_cells: Vec::new(),
         }
     }
 
@@ -258,7 +262,13 @@ fn read_cells(input: &ReportInput, notes: &mut Vec<String>) -> Result<Data, Repo
                 ),
             });
         }
-        cells.push(Cell::read(&input.dir, &identity.cell_id, Some(identity))?);
+        let degraded = input.degraded_cells.contains(&identity.cell_id);
+        cells.push(Cell::read(
+            &input.dir,
+            &identity.cell_id,
+            Some(identity),
+            degraded,
+        )?);
     }
     let mut unplanned = Vec::new();
     let folder = input.dir.join("cells");
@@ -281,7 +291,7 @@ fn read_cells(input: &ReportInput, notes: &mut Vec<String>) -> Result<Data, Repo
     }
     unplanned.sort_unstable();
     for cell_id in &unplanned {
-        cells.push(Cell::read(&input.dir, cell_id, None)?);
+        cells.push(Cell::read(&input.dir, cell_id, None, false)?);
     }
     if !unplanned.is_empty() && !input.cells.is_empty() {
         notes.push(format!(

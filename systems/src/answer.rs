@@ -26,7 +26,7 @@ pub struct Request {
     pub seed: u64,
     /// Most tokens to generate.
     pub max_tokens: usize,
-    /// When it was to arrive, in nanoseconds of CLOCK_MONOTONIC of the edge's host.
+    /// When it was to arrive, in nanoseconds of `CLOCK_MONOTONIC` of the edge's host.
     pub scheduled_ns: u64,
     /// Longest time it may take from the moment the edge takes it up, in milliseconds.
     pub timeout_ms: u64,
@@ -35,9 +35,9 @@ pub struct Request {
 /// A complete answer with everything that was measured on the way.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Answer {
-    /// When the edge took the request up (CLOCK_MONOTONIC, ns).
+    /// When the edge took the request up (`CLOCK_MONOTONIC`, ns).
     pub sent_ns: u64,
-    /// When each token's text became visible at the edge (CLOCK_MONOTONIC, ns).
+    /// When each token's text became visible at the edge (`CLOCK_MONOTONIC`, ns).
     pub token_ns: Vec<u64>,
     /// The parts of TTFT.
     pub parts: Vec<PartTime>,
@@ -81,7 +81,7 @@ pub struct SystemError {
 
 impl SystemError {
     /// An error of the given kind.
-    pub fn new(kind: &str, message: impl ToString) -> Self {
+    pub fn new(kind: &str, message: impl std::fmt::Display) -> Self {
         Self {
             kind: kind.to_owned(),
             message: message.to_string(),

@@ -87,6 +87,7 @@ impl EdgeNode {
         match command {
             EdgeCommand::Hello => Ok(EdgeReply::Edge {
                 fingerprint: self.model.decoder.fingerprint().to_string(),
+                tokenizer: self.model.tokenizer.hash()?,
                 num_layers: self.model.decoder.config().num_hidden_layers,
                 threads: self.threads,
             }),

@@ -10,7 +10,7 @@ use celslm_model::{Hidden, KvCache, Sampler, Sampling, TextStream};
 pub(crate) struct GenerationLimits {
     /// Most tokens.
     pub(crate) max_tokens: usize,
-    /// CLOCK_MONOTONIC time after which it is given up.
+    /// `CLOCK_MONOTONIC` time after which it is given up.
     pub(crate) deadline_ns: u64,
 }
 

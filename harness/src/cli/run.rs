@@ -8,18 +8,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use celslm::campaign::Campaign;
+use celslm::campaign::{Campaign, Campaigns};
 use celslm::claims::{self, Claim};
 use celslm::deployment::{Deployment, Materials};
 use celslm::exit::{ExitCode, Verdict};
 use celslm::manifest::{BridgeRecord, Manifest, RunState};
 use celslm::plan::{Cell, Seeds};
-use celslm::session::{Observer, Outcome, Session};
+use celslm::session::{Observer, Outcome, Session, SessionError};
 use celslm::store::{Opened, Store};
 use celslm::{clock, reporting};
 use celslm_link::{Calibration, LinkProfile};
 use celslm_model::store::{BarProgress, ModelStore};
-use celslm_reports::{ReportInput, Sample};
+use celslm_reports::{CellFailure, ReportInput, SCHEMA_VERSION, Sample};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::prepare::{Prepared, RunArgs, dry_run, prepare};
@@ -79,7 +79,13 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     });
     store.write_manifest(&manifest)?;
     let mut input = reporting::report_input(store.dir(), config, plan, &manifest);
-    input.calibration = outcome.campaigns.iter().flat_map(Campaign::rows).collect();
+    let Campaigns { campaigns } = store.calibration()?;
+    input.calibration = campaigns.iter().flat_map(Campaign::rows).collect();
+    input.degraded_cells = campaigns
+        .iter()
+        .filter(|campaign| campaign.degraded())
+        .flat_map(|campaign| campaign.cells.iter().cloned())
+        .collect();
     input.write()?;
     // An error during the run outranks everything that could be said about its samples.
     measured?;
@@ -125,12 +131,13 @@ fn measure(
     };
     let mut deployment = Deployment::start(config, &materials)?;
     let facts = deployment.facts();
-    for (role, fingerprint) in [
-        ("cloud", &facts.cloud_fingerprint),
-        ("edge", &facts.edge_fingerprint),
+    for (role, fingerprint, tokenizer) in [
+        ("cloud", &facts.cloud_fingerprint, &facts.cloud_tokenizer),
+        ("edge", &facts.edge_fingerprint, &facts.edge_tokenizer),
     ] {
         if let Some(model) = manifest.models.get_mut(role) {
             model.fingerprint = Some(fingerprint.clone());
+            model.tokenizer = Some(tokenizer.clone());
         }
     }
     manifest.link = deployment.link_facts().cloned();
@@ -155,8 +162,19 @@ fn measure(
     let ran = session.run(&mut deployment, store, &mut screen, outcome);
     screen.bar.finish_and_clear();
     drop(deployment);
-    manifest.measured_links = measured_links(&outcome.campaigns)?;
-    store.write_calibration(&BTreeMap::from([("campaigns", &outcome.campaigns)]))?;
+    // A resumed run keeps what its earlier sessions measured.
+    let mut all: Campaigns = store.calibration()?;
+    all.campaigns.extend(outcome.campaigns.iter().cloned());
+    manifest.measured_links = measured_links(&all.campaigns)?;
+    store.write_calibration(&all)?;
+    if let Err(SessionError::Contract { cell, reason, .. }) = &ran {
+        store.write_failure(&CellFailure {
+            schema_version: SCHEMA_VERSION,
+            cell_id: cell.clone(),
+            error_kind: "contract".to_owned(),
+            error: reason.clone(),
+        })?;
+    }
     ran?;
     Ok(())
 }
@@ -246,12 +264,17 @@ fn announce(opened: &Opened, store: &Store) {
     }
 }
 
+/// The campaigns of every link, in order.
 fn measured_links(campaigns: &[Campaign]) -> anyhow::Result<BTreeMap<String, serde_json::Value>> {
-    let mut measured = BTreeMap::new();
+    let mut measured: BTreeMap<String, Vec<&Campaign>> = BTreeMap::new();
     for campaign in campaigns {
-        measured.insert(campaign.link.clone(), serde_json::to_value(campaign)?);
+        measured
+            .entry(campaign.link.clone())
+            .or_default()
+            .push(campaign);
     }
-    Ok(measured)
+    let json = |(link, campaigns)| Ok((link, serde_json::to_value(campaigns)?));
+    measured.into_iter().map(json).collect()
 }
 
 /// What the user sees meanwhile: a bar on a terminal, lines elsewhere.

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use celslm_reports::{CellFailure, Sample, read_samples};
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use super::samples::{CellSamples, append};
 use super::{StoreError, changed_keys};
@@ -263,6 +264,19 @@ impl Store {
             content,
         };
         write_json(&self.dir.join(CALIBRATION), &versioned)
+    }
+
+    /// What `calibration.json` holds; the default where there is none yet.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`], [`StoreError::Malformed`] for content of another shape.
+    pub fn calibration<T: DeserializeOwned + Default>(&self) -> Result<T, StoreError> {
+        let path = self.dir.join(CALIBRATION);
+        if !path.exists() {
+            return Ok(T::default());
+        }
+        let bytes = fs::read(&path).map_err(StoreError::io("read", &path))?;
+        serde_json::from_slice(&bytes).map_err(|error| malformed(&path, &error))
     }
 
     /// Writes the `failure.json` of a cell that could not be run to its end. Requests that fail are

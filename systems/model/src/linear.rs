@@ -1,7 +1,7 @@
 //! A quantised linear layer, brought at load into the layout of candle's fast kernels.
 //!
 //! candle repacks Q4_K, Q6_K and Q8_0 weights for vector instructions when the input width is
-//! a multiple of 256; other widths and the Q4_0/Q5_0 types fall back to kernels that are about
+//! a multiple of 256; other widths and the `Q4_0/Q5_0` types fall back to kernels that are about
 //! ten times slower. Both changes made here are exact: Q4_0 and Q5_0 blocks hold small
 //! integers times one scale, which a Q8_0 block states literally, and columns of zeros add
 //! nothing to a product.
@@ -17,6 +17,9 @@ const SUPER_BLOCK: usize = 256;
 const BLOCK: usize = 32;
 const Q8_0_BYTES: usize = 2 + BLOCK;
 
+/// Writes one quantised block as a Q8_0 block.
+type WidenBlock = fn(&[u8], &mut [u8]);
+
 /// `y = x Wᵀ + b` with quantised `W`.
 pub(crate) struct Linear {
     weight: QMatMul,
@@ -29,7 +32,7 @@ pub(crate) struct Linear {
 impl Linear {
     pub(crate) fn new(weight: QTensor, bias: Option<Tensor>) -> Result<Self, ModelError> {
         let (out_features, in_features) = weight.shape().dims2()?;
-        let to_q8_0: Option<fn(&[u8], &mut [u8])> = match weight.dtype() {
+        let to_q8_0: Option<WidenBlock> = match weight.dtype() {
             GgmlDType::Q8_0 => Some(copy_block),
             GgmlDType::Q5_0 => Some(widen_q5_0),
             GgmlDType::Q4_0 => Some(widen_q4_0),
@@ -73,7 +76,7 @@ fn repack(
     weight: &QTensor,
     in_features: usize,
     padded: usize,
-    convert: fn(&[u8], &mut [u8]),
+    convert: WidenBlock,
 ) -> Result<Vec<u8>, ModelError> {
     let source = weight.data()?;
     let blocks = in_features / BLOCK;

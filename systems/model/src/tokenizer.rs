@@ -48,6 +48,18 @@ impl Tokenizer {
         })
     }
 
+    /// BLAKE3 of the tokenizer's whole definition, in hex.
+    ///
+    /// # Errors
+    /// [`ModelError::Tokenizer`] when it cannot be written out.
+    pub fn hash(&self) -> Result<String, ModelError> {
+        let definition = self
+            .inner
+            .to_string(false)
+            .map_err(|error| self.error(&error))?;
+        Ok(blake3::hash(definition.as_bytes()).to_hex().to_string())
+    }
+
     /// Token ids of a text; special tokens in it are recognised, none are added.
     ///
     /// # Errors

@@ -128,6 +128,7 @@ impl CloudNode {
         match command {
             CloudCommand::Hello => Ok(CloudReply::Cloud {
                 fingerprint: self.shared.model.decoder.fingerprint().to_string(),
+                tokenizer: self.shared.model.tokenizer.hash()?,
                 edge_fingerprint: self
                     .shared
                     .edge_model

@@ -211,6 +211,8 @@ fn answer(
         "deadline" => ServiceError::DeadlineExceeded(error.message),
         _ => ServiceError::Internal(error.message),
     };
+    // What the edge allows counts from here, not from the first token.
+    let deadline_ns = now_ns().saturating_add(request.deadline.as_nanos() as u64);
     let model = &shared.model;
     let context = shared.context(&request.context_id)?;
     let tokenising = now_ns();
@@ -218,7 +220,9 @@ fn answer(
         .private_tokens(&context.system, &request.prompt)
         .map_err(|error| ServiceError::InvalidArgument(format!("failed to {error}")))?;
     let tokenise_ns = now_ns() - tokenising;
-    let (prefix, ready) = shared.native_prefix(&request.context_id, &mut || !outbox.is_closed())?;
+    let (prefix, ready) = shared.native_prefix(&request.context_id, &mut || {
+        !outbox.is_closed() && now_ns() <= deadline_ns
+    })?;
     let window = model.decoder.config().max_position_embeddings;
     let capacity = prompt.len().saturating_add(request.max_tokens).min(window);
     let prefilling = now_ns();
@@ -259,7 +263,6 @@ fn answer(
             seed,
         ),
     };
-    let deadline_ns = now_ns().saturating_add(request.deadline.as_nanos() as u64);
     let limits = GenerationLimits {
         max_tokens: request.max_tokens,
         deadline_ns,

@@ -26,6 +26,7 @@ pub(super) struct Shared {
     pub(super) edge_model: Option<LoadedModel>,
     bridges: Vec<(Bridge, [u8; 32])>,
     contexts: Contexts,
+    /// Half of the node's bound; the other half is for `prefixes`.
     store: KvStore,
     /// Attention-ready native contexts, for answers of the cloud itself.
     prefixes: PrefixCache,
@@ -89,8 +90,8 @@ impl Shared {
             edge_model,
             bridges,
             contexts: Contexts::default(),
-            store: KvStore::new(store_bytes),
-            prefixes: PrefixCache::new(usize::try_from(store_bytes).unwrap_or(usize::MAX)),
+            store: KvStore::new(store_bytes / 2),
+            prefixes: PrefixCache::new(usize::try_from(store_bytes / 2).unwrap_or(usize::MAX)),
             compute: Arc::new(Semaphore::new(1)),
             waiting: AtomicUsize::new(0),
         })
@@ -311,6 +312,10 @@ fn bridge_key(bridge: &Bridge, hash: &[u8; 32]) -> String {
 }
 
 /// The request cannot be served as it stands.
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "the shape of a closure for map_err"
+)]
 fn invalid(error: ModelError) -> ServiceError {
     ServiceError::InvalidArgument(format!("failed to {error}"))
 }

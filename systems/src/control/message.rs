@@ -46,6 +46,8 @@ pub enum EdgeReply {
     Edge {
         /// Fingerprint of its model, in hex.
         fingerprint: String,
+        /// BLAKE3 of its tokenizer, in hex.
+        tokenizer: String,
         /// Its model's layers.
         num_layers: usize,
         /// Threads it computes with.
@@ -100,6 +102,8 @@ pub enum CloudReply {
     Cloud {
         /// Fingerprint of its model, in hex.
         fingerprint: String,
+        /// BLAKE3 of its tokenizer, in hex.
+        tokenizer: String,
         /// Fingerprint of the edge's model that it hosts, in hex.
         edge_fingerprint: Option<String>,
         /// The address on which it serves the edges.

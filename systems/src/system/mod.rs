@@ -64,6 +64,8 @@ pub struct SystemEntry {
     pub cloud_need: CloudNeed,
     /// Whether it keeps a context's KV at the edge between requests.
     pub keeps_at_edge: bool,
+    /// Whether the user's private text leaves the edge.
+    pub sends_prompt: bool,
     system: &'static dyn System,
 }
 
@@ -83,6 +85,7 @@ pub fn registry() -> &'static [SystemEntry] {
             moves_kv: false,
             cloud_need: CloudNeed::Nothing,
             keeps_at_edge: true,
+            sends_prompt: false,
             system: &edge_only::EdgeOnly,
         },
         SystemEntry {
@@ -91,6 +94,7 @@ pub fn registry() -> &'static [SystemEntry] {
             moves_kv: false,
             cloud_need: CloudNeed::Native,
             keeps_at_edge: false,
+            sends_prompt: true,
             system: &cloud_only::CloudOnly,
         },
         SystemEntry {
@@ -99,6 +103,7 @@ pub fn registry() -> &'static [SystemEntry] {
             moves_kv: true,
             cloud_need: CloudNeed::EdgeShaped,
             keeps_at_edge: true,
+            sends_prompt: false,
             system: &ce_lslm::CeLslm,
         },
     ];
