@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use celslm_link::{
     Audit, CalibrateOptions, Calibration, Counters, HostOptions, Link, LinkError, LinkFacts,
-    LinkProfile, Node, NodeCommand, NodeExit, ProcessId, Verdict,
+    LinkProfile, Node, NodeCommand, NodeExit, Verdict,
 };
 use celslm_systems::control::{
     CloudCommand, CloudReply, ControlClient, ControlError, EdgeCommand, EdgeReply, PublishedContext,
@@ -127,7 +127,6 @@ pub struct Deployment {
     cloud: Cloud,
     cloud_addr: SocketAddr,
     facts: NodeFacts,
-    processes: Vec<(Node, ProcessId)>,
     logs: PathBuf,
     // Dropped last: the nodes are told to end before the link goes.
     link: Option<Link>,
@@ -138,7 +137,6 @@ pub struct Deployment {
 struct Spawned {
     link: Link,
     sockets: tempfile::TempDir,
-    processes: Vec<(Node, ProcessId)>,
 }
 
 impl Deployment {
@@ -212,7 +210,6 @@ impl Deployment {
             "--threads".to_owned(),
             deployment.threads.edge.to_string(),
         ];
-        let mut processes = Vec::new();
         for (node, args, cpus) in [
             (Node::Cloud, cloud, &deployment.pinning.cloud_cpus),
             (Node::Edge, edge, &deployment.pinning.edge_cpus),
@@ -224,14 +221,16 @@ impl Deployment {
                 cpus: (!cpus.is_empty()).then(|| cpus.clone()),
                 log: Some(log_path(&materials.logs, node)),
             };
-            processes.push((node, link.spawn(node, &command)?));
+            link.spawn(node, &command)?;
         }
-        let spawned = Some(Spawned {
-            link,
-            sockets,
-            processes,
-        });
-        Self::finish(spawned, &cloud_control, &edge_control, config, materials)
+        let spawned = Spawned { link, sockets };
+        Self::finish(
+            Some(spawned),
+            &cloud_control,
+            &edge_control,
+            config,
+            materials,
+        )
     }
 
     fn finish(
@@ -241,24 +240,18 @@ impl Deployment {
         config: &Config,
         materials: &Materials,
     ) -> Result<Self, DeploymentError> {
-        let (link, sockets, processes) = match spawned {
-            Some(Spawned {
-                link,
-                sockets,
-                processes,
-            }) => (Some(link), Some(sockets), processes),
-            None => (None, None, Vec::new()),
-        };
-        let timeout = config.deployment.startup_timeout();
+        let (link, sockets) = spawned
+            .map(|Spawned { link, sockets }| (link, sockets))
+            .unzip();
+        let patience = config.deployment.startup_timeout();
         let starting = Starting {
             link: link.as_ref(),
             logs: &materials.logs,
-            timeout,
+            timeout: patience,
         };
         let mut cloud: Cloud = starting.connect(Node::Cloud, cloud_control)?;
         let mut edge: Edge = starting.connect(Node::Edge, edge_control)?;
         // A node listens before it loads its model, and answers when it holds it.
-        let patience = config.deployment.startup_timeout();
         let hello = cloud
             .call(&CloudCommand::Hello, patience)
             .map_err(|source| starting.failed(Node::Cloud, source))?;
@@ -305,7 +298,6 @@ impl Deployment {
                 cloud_threads: threads,
                 edge_threads,
             },
-            processes,
             logs: materials.logs.clone(),
             link,
             _sockets: sockets,
@@ -320,11 +312,6 @@ impl Deployment {
     /// What the link is made of; `None` where the nodes were started by hand.
     pub fn link_facts(&self) -> Option<&LinkFacts> {
         self.link.as_ref().map(Link::facts)
-    }
-
-    /// The processes of the nodes, where they were spawned here.
-    pub fn processes(&self) -> &[(Node, ProcessId)] {
-        &self.processes
     }
 
     /// Gives the link a profile and the edge a fresh connection over it, so that no congestion

@@ -214,6 +214,9 @@ impl Manifest {
     pub fn continue_from(&mut self, earlier: &Self) {
         let own = std::mem::take(&mut self.sessions);
         self.sessions = earlier.sessions.iter().cloned().chain(own).collect();
+        // The same plan has the same models; what they and the link said of themselves is known.
+        self.models.clone_from(&earlier.models);
+        self.link.clone_from(&earlier.link);
         self.bridges.clone_from(&earlier.bridges);
         self.measured_links.clone_from(&earlier.measured_links);
     }

@@ -353,6 +353,7 @@ impl Row<'_> {
         traffic: Option<Counters>,
         reference: Option<&[u32]>,
     ) -> Sample {
+        let answered = answer.is_ok();
         let (answer, error) = match answer {
             Ok(answer) => (answer, None),
             Err(error) => (
@@ -455,7 +456,9 @@ impl Row<'_> {
             cloud_store_hit: answer.cloud_store_hit,
             em: scores.get("exact_match").copied(),
             f1: scores.get("f1").copied(),
-            token_exact: reference.map(|reference| reference == answer.output_ids),
+            token_exact: reference
+                .filter(|_| answered)
+                .map(|reference| reference == answer.output_ids),
             output_text: answer.output_text,
             output_ids: answer.output_ids,
             gold,

@@ -651,15 +651,29 @@ fn flip_one_bit(proxy: &TcpListener, server: std::net::SocketAddr, sent: &Arc<Mu
                 }
             }
         });
+        // HTTP/2 frames: 3 bytes of length, type, flags, 4 bytes of stream. The bit must fall into
+        // the body of a DATA frame (type 0), where nothing but the chunk's hash can notice it.
         let (mut upstream, mut client) = (upstream, client);
-        let (mut buffer, mut passed) = (vec![0u8; 1 << 16], 0usize);
-        while let Ok(n @ 1..) = upstream.read(&mut buffer) {
-            passed += n;
-            if !spoilt && passed > 100_000 && n > 2000 {
-                buffer[n / 2] ^= 0x10;
+        let (mut header, mut body, mut passed) = ([0u8; 9], Vec::new(), 0usize);
+        while upstream.read_exact(&mut header).is_ok() {
+            body.resize(
+                u32::from_be_bytes([0, header[0], header[1], header[2]]) as usize,
+                0,
+            );
+            if upstream.read_exact(&mut body).is_err() {
+                break;
+            }
+            passed += body.len();
+            if !spoilt && passed > 100_000 && header[3] == 0 && body.len() > 8000 {
+                let middle = body.len() / 2;
+                body[middle] ^= 0x10;
                 spoilt = true;
             }
-            if client.write_all(&buffer[..n]).is_err() {
+            if client
+                .write_all(&header)
+                .and_then(|()| client.write_all(&body))
+                .is_err()
+            {
                 break;
             }
         }

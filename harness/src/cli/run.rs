@@ -107,6 +107,10 @@ fn measure(
         plan,
         ..
     } = prepared;
+    if store.samples() >= plan.requests_of(args.shard) {
+        eprintln!("every request has its sample; nothing is run");
+        return Ok(());
+    }
     let models = ModelStore::open_default()?;
     let mut progress = BarProgress::new().cancel_on(Arc::clone(stop));
     let cloud_model = models.fetch(&inputs.cloud_model, &mut progress)?;
