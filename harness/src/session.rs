@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use celslm_datasets::{Document, Prompt, Question, SCORERS, UNANSWERABLE};
+use celslm_datasets::{Document, Prompt, Question, SCORERS};
 use celslm_kv::{AlignmentConfig, CodecConfig};
 use celslm_link::{Calibration, Counters, LinkProfile};
 use celslm_model::Sampling;
@@ -384,11 +384,7 @@ impl Row<'_> {
             answerable,
             ..
         } = self.question;
-        let gold = if *answerable {
-            answers.clone()
-        } else {
-            vec![UNANSWERABLE.to_owned()]
-        };
+        let gold = self.question.gold();
         let scores: BTreeMap<&str, f64> = match error {
             None => SCORERS
                 .iter()
