@@ -135,6 +135,21 @@ impl KvPrefix {
         self.layers.iter().all(|layer| layer.get().is_some())
     }
 
+    /// Whether a layer has arrived.
+    pub fn has_layer(&self, layer: usize) -> bool {
+        self.layers
+            .get(layer)
+            .is_some_and(|slot| slot.get().is_some())
+    }
+
+    /// Layers from the first on that have arrived without a gap.
+    pub fn ready_layers(&self) -> usize {
+        self.layers
+            .iter()
+            .take_while(|layer| layer.get().is_some())
+            .count()
+    }
+
     /// Bytes held now.
     pub fn bytes(&self) -> usize {
         self.layers
@@ -200,6 +215,16 @@ impl KvCache {
     /// Whether no layer has seen a token.
     pub fn is_empty(&self) -> bool {
         self.prefix_len() == 0 && self.tail.iter().all(|layer| layer.len == 0)
+    }
+
+    /// The shared prefix that this cache continues.
+    pub fn prefix(&self) -> Option<&Arc<KvPrefix>> {
+        self.prefix.as_ref()
+    }
+
+    /// Bytes of KV held by this sequence alone.
+    pub fn tail_bytes(&self) -> usize {
+        self.bytes() - self.prefix.as_ref().map_or(0, |prefix| prefix.bytes())
     }
 
     /// Bytes of KV held, the shared prefix included.

@@ -13,6 +13,16 @@ use celslm_kv::{KvBlock, KvShape, ModelFingerprint};
 /// that a context's KV is computed in the same pieces wherever it is computed.
 pub const PREFILL_CHUNK: usize = 256;
 
+/// One sequence's share of a ragged forward pass.
+pub struct BatchItem<'a> {
+    /// The sequence's next tokens; at least one.
+    pub tokens: &'a [u32],
+    /// Its cache, to which they are appended.
+    pub cache: &'a mut KvCache,
+    /// Whether the logits of the last of them are wanted.
+    pub logits: bool,
+}
+
 /// Activations between two layers, `[batch = 1, seq_len, hidden_size]`.
 pub struct Hidden(Tensor);
 
@@ -102,6 +112,7 @@ pub struct Decoder {
     layers: Vec<DecoderLayer>,
     norm: RmsNorm,
     lm_head: Linear,
+    weights_bytes: usize,
 }
 
 impl Decoder {
@@ -158,6 +169,7 @@ impl Decoder {
         Ok(Self {
             rope: RotaryEmbedding::new(config.rope_style, config.head_dim, config.rope_theta),
             fingerprint: gguf.fingerprint()?,
+            weights_bytes: gguf.tensor_bytes(),
             norm: RmsNorm::load(gguf, "output_norm.weight", &config)?,
             embed_tokens,
             vocab_size,
@@ -175,6 +187,11 @@ impl Decoder {
     /// BLAKE3 of the model file.
     pub fn fingerprint(&self) -> ModelFingerprint {
         self.fingerprint
+    }
+
+    /// Bytes that the weights take in memory.
+    pub fn weights_bytes(&self) -> usize {
+        self.weights_bytes
     }
 
     /// Shape of the KV of a context.
@@ -306,6 +323,27 @@ impl Decoder {
             hidden = self.forward_layer(layer, &hidden, cache)?;
         }
         Ok(hidden)
+    }
+
+    /// One pass over several sequences, each with as many tokens as it likes: the logits of the
+    /// last token, `[vocab_size]`, for every item that wants them.
+    ///
+    /// A sequence's result depends on its own tokens and cache only, bit for bit: neither on
+    /// what else is in the batch nor on how its tokens were cut into calls.
+    ///
+    /// # Errors
+    /// As [`Decoder::forward_layer`]. The caches may have grown by part of the tokens then.
+    pub fn forward_batch(
+        &self,
+        items: &mut [BatchItem<'_>],
+    ) -> Result<Vec<Option<Vec<f32>>>, ModelError> {
+        items
+            .iter_mut()
+            .map(|item| {
+                let hidden = self.forward(item.tokens, item.cache)?;
+                item.logits.then(|| self.logits(&hidden)).transpose()
+            })
+            .collect()
     }
 
     /// Prefills a context in pieces of [`PREFILL_CHUNK`] tokens. `proceed` is asked before each
