@@ -249,8 +249,8 @@ impl Deployment {
             logs: &materials.logs,
             timeout: patience,
         };
-        let mut cloud: Cloud = starting.connect(Node::Cloud, cloud_control)?;
-        let mut edge: Edge = starting.connect(Node::Edge, edge_control)?;
+        let cloud: Cloud = starting.connect(Node::Cloud, cloud_control)?;
+        let edge: Edge = starting.connect(Node::Edge, edge_control)?;
         // A node listens before it loads its model, and answers when it holds it.
         let hello = cloud
             .call(&CloudCommand::Hello, patience)
@@ -526,7 +526,7 @@ impl Starting<'_> {
         control_failed(self.link, self.logs, node, source)
     }
 
-    fn connect<C: serde::Serialize, R: serde::de::DeserializeOwned>(
+    fn connect<C: serde::Serialize, R: serde::de::DeserializeOwned + Send + 'static>(
         &self,
         node: Node,
         path: &Path,

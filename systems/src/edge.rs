@@ -72,12 +72,13 @@ impl EdgeNode {
     /// When the control socket fails.
     pub fn serve(mut self, listener: &ControlListener) -> std::io::Result<()> {
         listener.serve(
-            |command| {
+            |command, reply| {
                 let flow = match command {
                     EdgeCommand::Shutdown => Flow::Stop,
                     _ => Flow::Continue,
                 };
-                (self.handle(command).unwrap_or_else(EdgeReply::Failed), flow)
+                reply.send(&self.handle(command).unwrap_or_else(EdgeReply::Failed));
+                flow
             },
             |reason| EdgeReply::Failed(SystemError::new("control", reason)),
         )

@@ -110,15 +110,13 @@ impl CloudNode {
     /// When the control socket fails.
     pub fn serve(self, listener: &ControlListener) -> std::io::Result<()> {
         listener.serve(
-            |command| {
+            |command, reply| {
                 let flow = match command {
                     CloudCommand::Shutdown => Flow::Stop,
                     _ => Flow::Continue,
                 };
-                (
-                    self.handle(command).unwrap_or_else(CloudReply::Failed),
-                    flow,
-                )
+                reply.send(&self.handle(command).unwrap_or_else(CloudReply::Failed));
+                flow
             },
             |reason| CloudReply::Failed(SystemError::new("control", reason)),
         )
