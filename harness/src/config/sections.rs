@@ -288,6 +288,7 @@ impl Default for Grid {
         Self {
             systems: celslm_systems::registry()
                 .iter()
+                .filter(|entry| !entry.echo)
                 .map(|entry| SystemName(entry.name.to_owned()))
                 .collect(),
             links: vec!["metro-100m-20ms".to_owned()],

@@ -3,6 +3,7 @@
 mod ce_lslm;
 mod cloud_only;
 mod edge_only;
+mod null;
 
 use crate::answer::{Answer, ContextRef, Request, SystemError};
 use crate::edge::EdgeNode;
@@ -66,6 +67,9 @@ pub struct SystemEntry {
     pub keeps_at_edge: bool,
     /// Whether the user's private text leaves the edge.
     pub sends_prompt: bool,
+    /// Whether it answers at once without computing, to measure the harness. The edge serves it
+    /// where its commands arrive, and no grid holds it unless it is named.
+    pub echo: bool,
     system: &'static dyn System,
 }
 
@@ -76,7 +80,7 @@ impl SystemEntry {
     }
 }
 
-/// The registered systems, in report order; the do-nothing baseline comes first.
+/// The registered systems, in report order: the do-nothing baseline comes first, the echo last.
 pub fn registry() -> &'static [SystemEntry] {
     const REGISTRY: &[SystemEntry] = &[
         SystemEntry {
@@ -86,6 +90,7 @@ pub fn registry() -> &'static [SystemEntry] {
             cloud_need: CloudNeed::Nothing,
             keeps_at_edge: true,
             sends_prompt: false,
+            echo: false,
             system: &edge_only::EdgeOnly,
         },
         SystemEntry {
@@ -95,6 +100,7 @@ pub fn registry() -> &'static [SystemEntry] {
             cloud_need: CloudNeed::Native,
             keeps_at_edge: false,
             sends_prompt: true,
+            echo: false,
             system: &cloud_only::CloudOnly,
         },
         SystemEntry {
@@ -104,7 +110,18 @@ pub fn registry() -> &'static [SystemEntry] {
             cloud_need: CloudNeed::EdgeShaped,
             keeps_at_edge: true,
             sends_prompt: false,
+            echo: false,
             system: &ce_lslm::CeLslm,
+        },
+        SystemEntry {
+            name: "null",
+            summary: "an echo that computes nothing: what the harness itself takes",
+            moves_kv: false,
+            cloud_need: CloudNeed::Nothing,
+            keeps_at_edge: false,
+            sends_prompt: false,
+            echo: true,
+            system: &null::Null,
         },
     ];
     REGISTRY
