@@ -27,5 +27,5 @@ pub use scorer::{
 };
 pub use squad::{Squad, SquadConfig};
 pub use workload::{
-    ClosedLoop, Request, RequestOrder, WORKLOADS, Workload, WorkloadConfig, WorkloadEntry,
+    Arrival, ClosedLoop, Request, RequestOrder, WORKLOADS, Workload, WorkloadConfig, WorkloadEntry,
 };

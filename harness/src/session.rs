@@ -211,6 +211,8 @@ impl Session<'_> {
             max_tokens: self.config.generation.max_tokens,
             scheduled_ns: 0,
             timeout_ms: timeout.as_millis() as u64,
+            history: Vec::new(),
+            client: 0,
         };
         let key = (cell.draw, planned.document, planned.question, planned.seed);
         let reference = if must_match_reference(&cell.spec, request.sampling) {
@@ -376,6 +378,8 @@ impl Row<'_> {
             dataset,
             contract,
             compute,
+            device,
+            load,
         } = self.cell.identity(COMPUTE);
         let ns = |at: u64| at.saturating_sub(self.origin_ns);
         let traffic = traffic.unwrap_or_default();
@@ -405,6 +409,7 @@ impl Row<'_> {
             order: self.planned.order,
             repetition: self.planned.repetition,
             warmup: self.planned.warmup,
+            excluded: self.planned.warmup.then(|| "warmup".to_owned()),
             seed: self.planned.seed,
             system,
             link,
@@ -415,6 +420,13 @@ impl Row<'_> {
             dataset,
             contract,
             compute,
+            device,
+            load,
+            round: 0,
+            offered_rps: None,
+            edge: 0,
+            conversation: None,
+            turn: 0,
             document_id: self.document.id.clone(),
             question_id: self.question.id.clone(),
             context_id: self.request.context.context_id.clone(),

@@ -35,6 +35,10 @@ pub struct CellIdentity {
     pub contract: String,
     /// What computed it: live, replayed or simulated.
     pub compute: String,
+    /// Device profiles of the nodes.
+    pub device: String,
+    /// How requests arrived.
+    pub load: String,
 }
 
 impl CellIdentity {
@@ -53,6 +57,8 @@ impl CellIdentity {
             dataset: sample.dataset.clone(),
             contract: sample.contract.clone(),
             compute: sample.compute.clone(),
+            device: sample.device.clone(),
+            load: sample.load.clone(),
         }
     }
 
@@ -71,6 +77,8 @@ impl CellIdentity {
             ("dataset", &self.dataset, &other.dataset),
             ("contract", &self.contract, &other.contract),
             ("compute", &self.compute, &other.compute),
+            ("device", &self.device, &other.device),
+            ("load", &self.load, &other.load),
         ]
         .into_iter()
         .find(|(_, here, there)| here != there)
@@ -92,6 +100,8 @@ impl CellIdentity {
             dataset: unknown(),
             contract: unknown(),
             compute: unknown(),
+            device: unknown(),
+            load: unknown(),
         }
     }
 }

@@ -42,6 +42,14 @@ pub enum ReportError {
         /// What is wrong with it.
         reason: String,
     },
+    /// A file of facts contradicts itself or its place.
+    #[error("accept `{path}`: {reason}")]
+    BadFacts {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// A JSON file does not parse.
     #[error("parse `{path}`: {source}")]
     Json {

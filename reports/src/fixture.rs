@@ -13,6 +13,7 @@ pub(crate) fn sample() -> Sample {
         order: 0,
         repetition: 0,
         warmup: false,
+        excluded: None,
         seed: 1,
         system: "ce_lslm".into(),
         link: "20mbit-60ms".into(),
@@ -23,6 +24,13 @@ pub(crate) fn sample() -> Sample {
         dataset: "embedded".into(),
         contract: "primed".into(),
         compute: "live".into(),
+        device: "host".into(),
+        load: "sequential".into(),
+        round: 0,
+        offered_rps: None,
+        edge: 0,
+        conversation: None,
+        turn: 0,
         document_id: "doc-a".into(),
         question_id: "q01".into(),
         context_id: "00".into(),
@@ -213,4 +221,41 @@ pub(crate) fn run(dir: &std::path::Path) -> crate::ReportInput {
     absent.codec = "group_quant4".into();
     input.cells.push(absent);
     input
+}
+
+/// A round in which the generator kept to its plan.
+pub(crate) fn round(round: u32, offered_rps: Option<f64>) -> crate::LoadRound {
+    crate::LoadRound {
+        round,
+        offered_rps,
+        duration_s: 30.0,
+        dispatched: 60,
+        completed: 58,
+        failed: 2,
+        dropped_arrivals: 0,
+        send_delay_ms: crate::SendDelay {
+            p50: 0.05,
+            p99: 0.4,
+            max: 0.9,
+        },
+        max_in_flight: 5,
+        stopped: None,
+        uplink_bytes: Some(240_000),
+        downlink_bytes: Some(60_000_000),
+        edge_peak_kv_bytes: Some(14_000_000),
+        cloud_peak_kv_bytes: Some(40_000_000),
+        edge_weights_bytes: Some(500_000_000),
+        cloud_weights_bytes: Some(1_100_000_000),
+        edge_rss_bytes: Some(640_000_000),
+        cloud_rss_bytes: Some(1_300_000_000),
+        memory: [0.0, 15.0, 30.0]
+            .map(|at_s| crate::MemoryPoint {
+                at_s,
+                edge_rss_bytes: Some(640_000_000),
+                cloud_rss_bytes: Some(1_300_000_000),
+            })
+            .to_vec(),
+        valid: true,
+        invalid_reason: None,
+    }
 }

@@ -55,6 +55,7 @@ fn raw(samples: &[Sample]) -> PolarsResult<DataFrame> {
         column!(order),
         column!(repetition),
         column!(warmup),
+        column!(excluded),
         column!(seed),
         column!(system),
         column!(link),
@@ -65,6 +66,13 @@ fn raw(samples: &[Sample]) -> PolarsResult<DataFrame> {
         column!(dataset),
         column!(contract),
         column!(compute),
+        column!(device),
+        column!(load),
+        column!(round),
+        column!(offered_rps),
+        column!(edge),
+        column!(conversation),
+        column!(turn),
         column!(document_id),
         column!(question_id),
         column!(context_id),
@@ -220,7 +228,7 @@ pub struct PartMean {
 /// requests that are no warm-ups; `None` where there is none.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct CellSummary {
-    /// Requests made, without warm-ups.
+    /// Requests made, without warm-ups and cool-downs.
     pub requests: usize,
     /// Of those, answered.
     pub ok: usize,
@@ -228,6 +236,8 @@ pub struct CellSummary {
     pub failures: usize,
     /// Warm-ups, which count in nothing else.
     pub warmups: usize,
+    /// Requests of the cool-down, which count in nothing else.
+    pub cooldowns: usize,
     /// Whether any request ran on a link that missed its target.
     pub degraded: bool,
     /// Time to first token.
@@ -293,7 +303,7 @@ pub struct CellSummary {
 /// # Errors
 /// When Polars refuses the query.
 pub fn summarise(samples: &[Sample], frame: &DataFrame) -> Result<CellSummary, ReportError> {
-    let counted = || samples.iter().filter(|s| !s.warmup);
+    let counted = || samples.iter().filter(|s| s.counted());
     let measured = || samples.iter().filter(|s| s.measured());
     let ok = measured().count();
     let row = aggregate(frame).map_err(ReportError::frame("the summary of a cell"))?;
@@ -323,6 +333,7 @@ pub fn summarise(samples: &[Sample], frame: &DataFrame) -> Result<CellSummary, R
         ok,
         failures: counted().filter(|s| !s.ok()).count(),
         warmups: samples.iter().filter(|s| s.warmup).count(),
+        cooldowns: samples.iter().filter(|s| !s.warmup && !s.counted()).count(),
         degraded: counted().any(|s| s.degraded),
         ttft_ms: quantiles("ttft_ms")?,
         ttft_mean_ms: figure("ttft_mean_ms")?,
@@ -399,10 +410,12 @@ fn aggregate(frame: &DataFrame) -> PolarsResult<DataFrame> {
         columns.push(mean(&format!("part_{name}_exposed_ms")));
         columns.push(mean(&format!("part_{name}_overlapped_ms")));
     }
-    let measured = frame
-        .clone()
-        .lazy()
-        .filter(col("outcome").eq(lit("ok")).and(col("warmup").not()));
+    let measured = frame.clone().lazy().filter(
+        col("outcome")
+            .eq(lit("ok"))
+            .and(col("warmup").not())
+            .and(col("excluded").is_null()),
+    );
     let row = measured.clone().select(columns).collect()?;
     // Gaps are pooled over requests, so they have rows of their own.
     let gaps = measured
@@ -443,13 +456,14 @@ pub fn summary_frame(cells: &[(&CellIdentity, &CellSummary)]) -> Result<DataFram
     let mut columns = vec![column!("schema_version", |_id, _s| SCHEMA_VERSION)];
     columns.extend(identity!(
         cell_id, scenario, system, link, alignment, mapping, codec, schedule, dataset, contract,
-        compute
+        compute, device, load
     ));
     columns.extend([
         count!("n", requests),
         count!("ok", ok),
         count!("failures", failures),
         count!("warmups", warmups),
+        count!("cooldowns", cooldowns),
         column!("degraded", |_id, s| s.degraded),
         column!("p99_supported", |_id, s| s.ok >= P99_MIN_REQUESTS),
         column!("ttft_mean_ms", |_id, s| s.ttft_mean_ms),
@@ -642,6 +656,7 @@ mod tests {
     fn warmups_and_failures_count_in_no_figure() {
         let mut warmup = fixture::sample();
         warmup.warmup = true;
+        warmup.excluded = Some("warmup".into());
         warmup.token_ns[0] = warmup.sent_ns;
         let mut failed = fixture::sample();
         failed.outcome = "failed".into();
@@ -691,7 +706,7 @@ mod tests {
             metadata
                 .unwrap()
                 .iter()
-                .any(|kv| kv.key == "celslm.schema_version" && kv.value.as_deref() == Some("1"))
+                .any(|kv| kv.key == "celslm.schema_version" && kv.value.as_deref() == Some("2"))
         );
         assert!(reader.finish().unwrap().equals_missing(&frame));
 
@@ -705,7 +720,7 @@ mod tests {
         let header: Vec<_> = lines.next().unwrap().split(',').collect();
         let row: Vec<_> = lines.next().unwrap().split(',').collect();
         let get = |name: &str| row[header.iter().position(|h| *h == name).unwrap()];
-        assert_eq!(get("schema_version"), "1");
+        assert_eq!(get("schema_version"), "2");
         assert_eq!(get("ttft_p50_ms"), "100.0");
         assert_eq!(get("ttft_p99_ms"), "");
         assert_eq!(get("p99_supported"), "false");

@@ -15,6 +15,7 @@ mod fixture;
 mod frame;
 mod html;
 mod labels;
+mod load;
 mod quality;
 mod report;
 mod sample;
@@ -29,9 +30,12 @@ pub use frame::{
     CellSummary, P99_MIN_REQUESTS, PartMean, Quantiles, samples_frame, summarise, summary_frame,
     write_csv, write_parquet,
 };
+pub use load::{LOAD_FILE, LoadFacts, LoadRound, MemoryPoint, SendDelay, Slo, read_load_facts};
 pub use quality::{Paired, Score, paired, score};
 pub use report::{CalibrationRow, INPUT_FILE, Report, ReportInput, build};
-pub use sample::{PART_NAMES, SCHEMA_VERSION, Sample, SampleFile, TtftPart, read_samples};
+pub use sample::{
+    EXCLUSIONS, PART_NAMES, SCHEMA_VERSION, Sample, SampleFile, TtftPart, read_samples,
+};
 pub use table::{Column, Table, Value};
 pub use views::{
     Bytes, Calibration, Data, EdgeCost, Exactness, Failures, Quality, Summary, TtftBreakdown,

@@ -10,6 +10,7 @@ use crate::error::ReportError;
 use crate::figures::{Figure, figures};
 use crate::findings::{Finding, Topic, findings};
 use crate::labels::Labels;
+use crate::load::Slo;
 use crate::sample::SCHEMA_VERSION;
 use crate::table::{Column, Table, Value, number};
 use crate::views::{Data, VIEWS};
@@ -58,6 +59,10 @@ pub struct ReportInput {
     /// Ids of cells whose link turned out to be off, also after they had run.
     #[serde(default)]
     pub degraded_cells: Vec<String>,
+    /// What a request must meet to be good; without one, goodput and the point
+    /// of saturation are not defined.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slo: Option<Slo>,
 }
 
 /// One figure of one link, against its target.
@@ -94,6 +99,7 @@ impl ReportInput {
             environment: Vec::new(),
             cells: Vec::new(),
             degraded_cells: Vec::new(),
+            slo: None,
         }
     }
 
@@ -517,10 +523,10 @@ mod tests {
         for outside in ["<script", "<link", "<img", "url(", "@import", " src="] {
             assert!(!page.contains(outside), "{outside}");
         }
-        assert!(page.contains("name=\"celslm-schema-version\" content=\"1\""));
+        assert!(page.contains("name=\"celslm-schema-version\" content=\"2\""));
         for figure in &report.figures {
             assert!(page.contains(&figure.svg));
-            assert!(figure.svg.contains("data-schema-version=\"1\""));
+            assert!(figure.svg.contains("data-schema-version=\"2\""));
             assert!(!figure.svg.contains("NaN") && !figure.svg.contains("inf"));
         }
         if let Some(copy) = std::env::var_os("CELSLM_KEEP_FIXTURE_REPORT") {
@@ -704,12 +710,12 @@ mod tests {
         assert!(error.contains("not a results folder"), "{error}");
         let path = dir.path().join(INPUT_FILE);
         for text in [
-            r#"{"schema_version": 2, "title": "x", "new_field": 1}"#,
-            r#"{"schema_version": 2, "title": "x", "description": "", "notes": [], "calibration": [], "environment": [], "cells": []}"#,
+            r#"{"schema_version": 1, "title": "x", "new_field": 1}"#,
+            r#"{"schema_version": 1, "title": "x", "description": "", "notes": [], "calibration": [], "environment": [], "cells": []}"#,
         ] {
             std::fs::write(&path, text).unwrap();
             let error = ReportInput::read(dir.path()).unwrap_err().to_string();
-            assert!(error.contains("schema version 2"), "{error}");
+            assert!(error.contains("schema version 1"), "{error}");
         }
         std::fs::write(&path, "{").unwrap();
         let error = ReportInput::read(dir.path()).unwrap_err().to_string();

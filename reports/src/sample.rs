@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::ReportError;
 
 /// Version of every file that this crate reads and writes.
-pub const SCHEMA_VERSION: u32 = 1;
+pub const SCHEMA_VERSION: u32 = 2;
 
 /// The parts of TTFT, in the order in which a request passes through them.
 pub const PART_NAMES: [&str; 10] = [
@@ -29,6 +29,9 @@ pub const PART_NAMES: [&str; 10] = [
     "edge_prefill",
     "first_step",
 ];
+
+/// Why a request is stored and counted in no figure, in the order of a cell.
+pub const EXCLUSIONS: [&str; 2] = ["warmup", "cooldown"];
 
 /// A longer line is not a sample; the bound keeps a damaged file from filling
 /// memory.
@@ -50,6 +53,9 @@ pub struct Sample {
     pub repetition: u32,
     /// Made before measuring began; kept, and left out of every figure.
     pub warmup: bool,
+    /// Why it is left out of every figure, one of [`EXCLUSIONS`]; `None` where
+    /// it counts.
+    pub excluded: Option<String>,
     /// Seed of the request.
     pub seed: u64,
     /// System under test, registry name.
@@ -70,6 +76,23 @@ pub struct Sample {
     pub contract: String,
     /// What computed it: `live`, `replayed` or `simulated`.
     pub compute: String,
+    /// Device profiles that the nodes ran as; "host" is this machine as it is.
+    pub device: String,
+    /// How requests arrived: "sequential", or the label of a load such as
+    /// "closed-8" or "poisson-2.0rps".
+    pub load: String,
+    /// Which round over the load's requests this belongs to, from 0; the index
+    /// of a [`LoadRound`](crate::LoadRound).
+    pub round: u32,
+    /// Requests per second that the load offered in this round; `None` where the
+    /// next request waits for an answer.
+    pub offered_rps: Option<f64>,
+    /// Which of the edges made it, from 0.
+    pub edge: u32,
+    /// Conversation that it is a turn of.
+    pub conversation: Option<u32>,
+    /// Which turn of the conversation, from 0.
+    pub turn: u32,
     /// Document that was shared.
     pub document_id: String,
     /// Question that was asked.
@@ -171,6 +194,8 @@ impl Sample {
             ("system", &self.system),
             ("link", &self.link),
             ("dataset", &self.dataset),
+            ("device", &self.device),
+            ("load", &self.load),
             ("document_id", &self.document_id),
             ("question_id", &self.question_id),
         ] {
@@ -181,6 +206,18 @@ impl Sample {
         one_of("outcome", &self.outcome, &["ok", "failed"])?;
         one_of("contract", &self.contract, &["cold", "primed", "warm"])?;
         one_of("compute", &self.compute, &["live", "replayed", "simulated"])?;
+        if let Some(reason) = &self.excluded {
+            one_of("excluded", reason, &EXCLUSIONS)?;
+        }
+        if self.warmup != (self.excluded.as_deref() == Some("warmup")) {
+            return Err("`warmup` and `excluded` contradict each other".to_owned());
+        }
+        if self
+            .offered_rps
+            .is_some_and(|rate| !(rate.is_finite() && rate > 0.0))
+        {
+            return Err("`offered_rps` is not a rate above 0".to_owned());
+        }
         if self.ok() && (self.error.is_some() || self.error_kind.is_some()) {
             return Err("the outcome is ok, and there is an error".to_owned());
         }
@@ -224,11 +261,17 @@ impl Sample {
         self.outcome == "ok"
     }
 
+    /// Whether the sample counts at all: neither warm-up nor cool-down.
+    #[must_use]
+    pub fn counted(&self) -> bool {
+        !self.warmup && self.excluded.is_none()
+    }
+
     /// Whether the sample counts for latency, bytes and quality: answered, and
-    /// not a warm-up.
+    /// neither warm-up nor cool-down.
     #[must_use]
     pub fn measured(&self) -> bool {
-        self.ok() && !self.warmup
+        self.ok() && self.counted()
     }
 }
 
@@ -367,8 +410,15 @@ mod tests {
     #[test]
     fn faults_are_named() {
         type Change = fn(&mut Sample);
-        let cases: [(Change, &str); 12] = [
-            (|s| s.schema_version = 2, "schema version 2"),
+        let cases: [(Change, &str); 16] = [
+            (|s| s.schema_version = 1, "schema version 1"),
+            (|s| s.load.clear(), "`load` is empty"),
+            (|s| s.warmup = true, "contradict"),
+            (
+                |s| s.excluded = Some("lunch".into()),
+                "known: warmup, cooldown",
+            ),
+            (|s| s.offered_rps = Some(0.0), "not a rate"),
             (|s| s.system.clear(), "`system` is empty"),
             (|s| s.contract = "hot".into(), "known: cold, primed, warm"),
             (|s| s.compute = "guessed".into(), "known: live"),

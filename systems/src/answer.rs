@@ -30,6 +30,25 @@ pub struct Request {
     pub scheduled_ns: u64,
     /// Longest time it may take from the moment the edge takes it up, in milliseconds.
     pub timeout_ms: u64,
+    /// Earlier turns of the conversation, oldest first: what the user said and what was
+    /// answered. Private.
+    #[serde(default)]
+    pub history: Vec<(String, String)>,
+    /// Whom it is for: waiting requests of different clients take turns.
+    #[serde(default)]
+    pub client: u32,
+}
+
+impl Request {
+    /// Bytes of private text: the user's message and the earlier turns.
+    #[must_use]
+    pub fn private_bytes(&self) -> u64 {
+        let turns = self
+            .history
+            .iter()
+            .map(|(user, answer)| user.len() + answer.len());
+        (turns.sum::<usize>() + self.user.len()) as u64
+    }
 }
 
 /// A complete answer with everything that was measured on the way.

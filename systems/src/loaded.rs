@@ -44,7 +44,20 @@ impl LoadedModel {
     /// # Errors
     /// [`ModelError::Tokenizer`] when template or tokenizer refuse it.
     pub fn private_tokens(&self, system: &str, user: &str) -> Result<Vec<u32>, ModelError> {
-        self.tokenizer
-            .encode(&self.template.split(system, user)?.private)
+        self.conversation_tokens(system, &[], user)
+    }
+
+    /// Token ids of the private rest of a prompt that follows earlier turns (user, answer).
+    ///
+    /// # Errors
+    /// [`ModelError::Tokenizer`] when template or tokenizer refuse it.
+    pub fn conversation_tokens(
+        &self,
+        system: &str,
+        history: &[(String, String)],
+        user: &str,
+    ) -> Result<Vec<u32>, ModelError> {
+        let prompt = self.template.split_conversation(system, history, user)?;
+        self.tokenizer.encode(&prompt.private)
     }
 }

@@ -70,13 +70,12 @@ impl Workload for ClosedLoop {
                 for (q, question) in document.questions.iter().enumerate() {
                     let name = [number.as_str(), &document.id, &question.id];
                     round.push((
-                        Request {
-                            order: 0,
+                        Request::new(
+                            d,
+                            q,
                             repetition,
-                            document: d,
-                            question: q,
-                            seed: rank::derive(seed, &[&["request"], &name[..]].concat()),
-                        },
+                            rank::derive(seed, &[&["request"], &name[..]].concat()),
+                        ),
                         rank::hash(seed, &[&["order"], &name[..]].concat()),
                     ));
                 }

@@ -7,6 +7,8 @@ mod closed_loop;
 
 pub use closed_loop::{ClosedLoop, RequestOrder};
 
+use std::time::Duration;
+
 use crate::config::method_config;
 use crate::document::Document;
 use crate::error::DatasetError;
@@ -25,6 +27,52 @@ pub struct Request {
     /// Seed for what the request draws itself, such as sampling. It depends on
     /// the question and the repetition and not on `order`.
     pub seed: u64,
+    /// When it is made.
+    pub arrival: Arrival,
+    /// Most tokens to generate, where the workload says; the run's setting
+    /// otherwise.
+    pub max_tokens: Option<usize>,
+    /// Conversation that it is a turn of.
+    pub conversation: Option<u32>,
+    /// Which turn of its conversation it is, from 0. A later turn is made when
+    /// the turn before it has ended and [`think`](Self::think) has passed.
+    pub turn: u32,
+    /// Pause between the answer to the turn before and this request.
+    pub think: Duration,
+    /// About how many words the private part is to have; it is padded to them.
+    /// `None` leaves the question as it is.
+    pub prompt_words: Option<usize>,
+}
+
+impl Request {
+    /// A request with nothing special about it, made when a client is free.
+    #[must_use]
+    pub fn new(document: usize, question: usize, repetition: u32, seed: u64) -> Self {
+        Self {
+            order: 0,
+            repetition,
+            document,
+            question,
+            seed,
+            arrival: Arrival::WhenFree,
+            max_tokens: None,
+            conversation: None,
+            turn: 0,
+            think: Duration::ZERO,
+            prompt_words: None,
+        }
+    }
+}
+
+/// When a request is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Arrival {
+    /// As soon as a client is free: a closed loop. A turn of a conversation
+    /// other than the first follows the one before it.
+    WhenFree,
+    /// This long after the start of the cell's round, whatever else is under
+    /// way: an open loop.
+    At(Duration),
 }
 
 /// Makes the list of requests.
@@ -38,6 +86,17 @@ pub trait Workload: Send + Sync {
     /// # Errors
     /// Settings that ask for nothing, or for more than a run can hold.
     fn requests(&self, documents: &[Document], seed: u64) -> Result<Vec<Request>, DatasetError>;
+
+    /// Requests that may be under way at once where arrivals wait for answers.
+    fn concurrency(&self) -> usize {
+        1
+    }
+
+    /// A short name that tells this load from others in results; "sequential"
+    /// is one request at a time.
+    fn label(&self) -> String {
+        "sequential".to_owned()
+    }
 }
 
 /// One line of the workload registry.

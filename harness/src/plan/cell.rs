@@ -48,6 +48,8 @@ impl Cell {
             dataset: self.dataset.name().to_owned(),
             contract: self.contract.to_string(),
             compute: compute.to_owned(),
+            device: "host".to_owned(),
+            load: "sequential".to_owned(),
         }
     }
 

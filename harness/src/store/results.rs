@@ -620,23 +620,26 @@ mod tests {
             .write_calibration(&std::collections::BTreeMap::from([("none", 1.5)]))
             .unwrap();
         let failure = CellFailure {
-            schema_version: crate::SCHEMA_VERSION,
+            schema_version: celslm_reports::SCHEMA_VERSION,
             cell_id: cell.id.clone(),
             error_kind: "prepare".into(),
             error: "x".into(),
         };
         store.write_failure(&failure).unwrap();
         let cell_dir = store.cell_dir(&cell.id);
-        for path in [
-            run.dir().join(MANIFEST),
-            run.dir().join(ENVIRONMENT),
-            run.dir().join(CALIBRATION),
-            cell_dir.join(FAILURE),
-            cell_dir.join("samples.jsonl"),
+        for (path, version) in [
+            (run.dir().join(MANIFEST), crate::SCHEMA_VERSION),
+            (run.dir().join(ENVIRONMENT), crate::SCHEMA_VERSION),
+            (run.dir().join(CALIBRATION), crate::SCHEMA_VERSION),
+            (cell_dir.join(FAILURE), celslm_reports::SCHEMA_VERSION),
+            (
+                cell_dir.join("samples.jsonl"),
+                celslm_reports::SCHEMA_VERSION,
+            ),
         ] {
             let value: serde_json::Value =
                 serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-            assert_eq!(value["schema_version"], 1, "{}", path.display());
+            assert_eq!(value["schema_version"], version, "{}", path.display());
         }
         let text = fs::read_to_string(run.dir().join(CONFIG)).unwrap();
         assert_eq!(crate::fixture::parse(&text, &[]).unwrap(), run.resolved());

@@ -36,7 +36,7 @@ impl View for Failures {
                 ]);
             };
             let mut kinds: BTreeMap<&str, (u64, &str)> = BTreeMap::new();
-            for sample in cell.samples.iter().filter(|s| !s.ok() && !s.warmup) {
+            for sample in cell.samples.iter().filter(|s| !s.ok() && s.counted()) {
                 kinds
                     .entry(sample.error_kind.as_deref().unwrap_or("unknown"))
                     .or_insert((0, sample.error.as_deref().unwrap_or("")))

@@ -13,7 +13,8 @@ use std::path::PathBuf;
 pub struct SplitPrompt {
     /// The system message with its document: what the cloud may hold.
     pub context: String,
-    /// The user's message and the opening of the answer: what never leaves the edge.
+    /// Earlier turns, the user's message and the opening of the answer: what never leaves the
+    /// edge.
     pub private: String,
 }
 
@@ -93,17 +94,28 @@ impl ChatTemplate {
     /// [`ModelError::Tokenizer`] when the template fails, or when it does not render the system
     /// message first and independently of what follows.
     pub fn split(&self, system: &str, user: &str) -> Result<SplitPrompt, ModelError> {
+        self.split_conversation(system, &[], user)
+    }
+
+    /// [`ChatTemplate::split`] with the earlier turns of the conversation, each what the user said
+    /// and what was answered. They belong to the private rest; the context is the same as without.
+    ///
+    /// # Errors
+    /// As for [`ChatTemplate::split`].
+    pub fn split_conversation(
+        &self,
+        system: &str,
+        history: &[(String, String)],
+        user: &str,
+    ) -> Result<SplitPrompt, ModelError> {
         let context = self.context(system)?;
-        let messages = [
-            Message {
-                role: "system",
-                content: system,
-            },
-            Message {
-                role: "user",
-                content: user,
-            },
-        ];
+        let message = |role, content| Message { role, content };
+        let mut messages = vec![message("system", system)];
+        for (asked, answered) in history {
+            messages.push(message("user", asked));
+            messages.push(message("assistant", answered));
+        }
+        messages.push(message("user", user));
         let whole = self.render(&messages, true)?;
         match whole.strip_prefix(&context) {
             Some(private) if !context.is_empty() => {
@@ -115,5 +127,31 @@ impl ChatTemplate {
                     .to_owned(),
             }),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn earlier_turns_are_private_and_leave_the_context_as_it_is() {
+        let template = ChatTemplate {
+            source: "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}\
+                     {% if add_generation_prompt %}<assistant>{% endif %}"
+                .to_owned(),
+            path: PathBuf::from("test"),
+        };
+        let first = template.split("doc", "one?").unwrap();
+        assert_eq!(first.private, "<user>one?\n<assistant>");
+        let history = [("one?".to_owned(), "1".to_owned())];
+        let second = template
+            .split_conversation("doc", &history, "two?")
+            .unwrap();
+        assert_eq!(second.context, first.context);
+        assert_eq!(
+            second.private,
+            "<user>one?\n<assistant>1\n<user>two?\n<assistant>"
+        );
     }
 }

@@ -398,4 +398,16 @@ fn the_real_tokenizers_give_the_published_ids() {
         split.private,
         "<|im_start|>user\nWhat is it?<|im_end|>\n<|im_start|>assistant\n"
     );
+    let history = [("Who?".to_owned(), "Ann.".to_owned())];
+    let later = template
+        .split_conversation("Be brief.", &history, "What is it?")
+        .unwrap();
+    assert_eq!(later.context, split.context);
+    assert_eq!(
+        later.private,
+        format!(
+            "<|im_start|>user\nWho?<|im_end|>\n<|im_start|>assistant\nAnn.<|im_end|>\n{}",
+            split.private
+        )
+    );
 }

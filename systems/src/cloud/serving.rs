@@ -217,7 +217,7 @@ fn answer(
     let context = shared.context(&request.context_id)?;
     let tokenising = now_ns();
     let prompt = model
-        .private_tokens(&context.system, &request.prompt)
+        .conversation_tokens(&context.system, &request.history, &request.prompt)
         .map_err(|error| ServiceError::InvalidArgument(format!("failed to {error}")))?;
     let tokenise_ns = now_ns() - tokenising;
     let (prefix, ready) = shared.native_prefix(&request.context_id, &mut || {

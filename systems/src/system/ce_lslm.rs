@@ -60,7 +60,8 @@ impl System for CeLslm {
     ) -> Result<Answer, SystemError> {
         let path = kv_path(kv)?;
         let model = edge.model();
-        let prompt = model.private_tokens(&request.context.system, &request.user)?;
+        let prompt =
+            model.conversation_tokens(&request.context.system, &request.history, &request.user)?;
         timeline.lap(Part::Tokenise);
         let mut answer = Answer {
             prompt_tokens: prompt.len(),

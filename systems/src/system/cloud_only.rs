@@ -45,6 +45,7 @@ impl System for CloudOnly {
         };
         let call = GenerateRequest {
             context_id: edge.context_id(&request.context)?,
+            history: request.history.clone(),
             prompt: request.user.clone(),
             sampling,
             max_tokens: request.max_tokens,
@@ -52,7 +53,7 @@ impl System for CloudOnly {
         };
         let mut answer = Answer {
             sent_ns: timeline.sent_ns(),
-            private_uplink_bytes: request.user.len() as u64,
+            private_uplink_bytes: request.private_bytes(),
             ..Answer::default()
         };
         edge.runtime().block_on(async {

@@ -63,7 +63,8 @@ impl System for EdgeOnly {
         deadline_ns: u64,
     ) -> Result<Answer, SystemError> {
         let model = edge.model();
-        let prompt = model.private_tokens(&request.context.system, &request.user)?;
+        let prompt =
+            model.conversation_tokens(&request.context.system, &request.history, &request.user)?;
         let cached = edge.cached(&request.context, VARIANT);
         let edge_cache_hit = cached.is_some();
         let (prefix, computed) = match cached {

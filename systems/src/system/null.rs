@@ -79,6 +79,8 @@ mod tests {
             max_tokens: 5,
             scheduled_ns: now_ns(),
             timeout_ms: 1000,
+            history: Vec::new(),
+            client: 0,
         };
         let answer = echo(&request, Timeline::start(request.scheduled_ns));
         assert_eq!(answer.output_ids, [0, 1, 2, 3, 4]);

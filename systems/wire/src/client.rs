@@ -152,7 +152,7 @@ impl CloudClient {
     /// [`TokenStream::next`] otherwise.
     pub async fn generate(&self, request: GenerateRequest) -> Result<TokenStream, WireError> {
         let call = Call::new(self, "generate", request.deadline);
-        call.check_text(request.prompt.len())?;
+        call.check_text(request.text_bytes())?;
         let verifier = GenerateVerifier::new(request.max_tokens);
         let counters = Arc::clone(&call.counters);
         let incoming = call

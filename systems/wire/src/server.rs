@@ -432,7 +432,7 @@ impl<S: CloudService> Adapter<S> {
     ) -> Result<ReceiverStream<Result<proto::GenerateMessage, Status>>, ServiceError> {
         let mut call = self.admit(request.metadata())?;
         let request = GenerateRequest::from_proto(request.into_inner(), call.deadline)?;
-        self.check_text(request.prompt.len())?;
+        self.check_text(request.text_bytes())?;
         let events = call.run(self.service.generate(request)).await?;
         Ok(call.stream(events))
     }

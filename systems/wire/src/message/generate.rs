@@ -12,8 +12,11 @@ use crate::{error::Invalid, proto};
 pub struct GenerateRequest {
     /// The published context that precedes the prompt.
     pub context_id: ContextId,
-    /// The user's text; bounded by
+    /// Earlier turns of the conversation, oldest first: what the user said and what was answered.
+    /// They and the prompt together are bounded by
     /// [`Limits::max_text_bytes`](crate::Limits::max_text_bytes).
+    pub history: Vec<(String, String)>,
+    /// The user's text.
     pub prompt: String,
     /// How the next token is chosen.
     pub sampling: Sampling,
@@ -41,10 +44,24 @@ pub enum Sampling {
 }
 
 impl GenerateRequest {
+    /// Bytes of private text, earlier turns included.
+    pub(crate) fn text_bytes(&self) -> usize {
+        let turns = self
+            .history
+            .iter()
+            .map(|(user, answer)| user.len() + answer.len());
+        turns.sum::<usize>() + self.prompt.len()
+    }
+
     pub(crate) fn into_proto(self) -> Result<proto::GenerateRequest, Invalid> {
         use proto::generate_request::Sampling as Proto;
         Ok(proto::GenerateRequest {
             context_id: self.context_id.as_bytes().to_vec(),
+            history: self
+                .history
+                .into_iter()
+                .map(|(user, answer)| proto::Turn { user, answer })
+                .collect(),
             prompt: self.prompt,
             sampling: Some(match self.sampling {
                 Sampling::Greedy => Proto::Greedy(proto::Greedy {}),
@@ -96,6 +113,11 @@ impl GenerateRequest {
         };
         Ok(Self {
             context_id: context_id(MESSAGE, &request.context_id)?,
+            history: request
+                .history
+                .into_iter()
+                .map(|turn| (turn.user, turn.answer))
+                .collect(),
             prompt: request.prompt,
             sampling,
             max_tokens: field::within(

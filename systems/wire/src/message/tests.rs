@@ -245,6 +245,7 @@ proptest! {
         codec in ".{1,40}",
         chunk_tokens in 1..100_000_usize,
         first_layer in 0..100_usize,
+        history in proptest::collection::vec((".{0,20}", ".{0,20}"), 0..3),
         prompt in ".{0,40}",
         sampling in sampling(),
         max_tokens in 1..100_000_usize,
@@ -252,7 +253,7 @@ proptest! {
         let fetch = FetchRequest { context_id, variant, codec, chunk_tokens, first_layer, deadline: DEADLINE };
         let wire = over_the_wire(&fetch.clone().into_proto().unwrap());
         prop_assert_eq!(FetchRequest::from_proto(wire, DEADLINE).unwrap(), fetch);
-        let generate = GenerateRequest { context_id, prompt, sampling, max_tokens, deadline: DEADLINE };
+        let generate = GenerateRequest { context_id, history, prompt, sampling, max_tokens, deadline: DEADLINE };
         let wire = over_the_wire(&generate.clone().into_proto().unwrap());
         prop_assert_eq!(GenerateRequest::from_proto(wire, DEADLINE).unwrap(), generate);
     }
