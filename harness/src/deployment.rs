@@ -1,13 +1,15 @@
-//! A deployment: the link, the two node processes at its ends, and the controller's connections
-//! to them. Dropping it ends all of it.
+//! A deployment: the link, the processes at its ends (one cloud, one or more edges), and the
+//! controller's connections to them. Dropping it ends all of it.
 
+use std::collections::BTreeMap;
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use celslm_link::{
     Audit, CalibrateOptions, Calibration, Counters, HostOptions, Link, LinkError, LinkFacts,
-    LinkProfile, Node, NodeCommand, NodeExit, Verdict,
+    LinkProfile, Node, NodeCommand, NodeExit, ProcessId, Verdict,
 };
 use celslm_systems::control::{
     CloudCommand, CloudReply, ControlClient, ControlError, EdgeCommand, EdgeReply, PublishedContext,
@@ -26,8 +28,45 @@ const START_POLL: Duration = Duration::from_millis(50);
 /// Most bytes of a node's log that an error shows.
 const LOG_TAIL_BYTES: usize = 2000;
 
-type Edge = ControlClient<EdgeCommand, EdgeReply>;
+/// The connection to one edge.
+pub type EdgeControl = ControlClient<EdgeCommand, EdgeReply>;
 type Cloud = ControlClient<CloudCommand, CloudReply>;
+
+/// One process of a deployment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Process {
+    /// The only edge.
+    Edge,
+    /// One of several edges, counted from 0.
+    EdgeOf(usize),
+    /// The cloud.
+    Cloud,
+}
+
+impl Process {
+    /// Edge `index` of `edges`.
+    fn edge(index: usize, edges: usize) -> Self {
+        match edges {
+            1 => Self::Edge,
+            _ => Self::EdgeOf(index),
+        }
+    }
+
+    /// Its name in files: `edge`, `edge-1`, `cloud`.
+    fn file_stem(self) -> String {
+        match self {
+            Self::Edge => "edge".to_owned(),
+            Self::EdgeOf(index) => format!("edge-{index}"),
+            Self::Cloud => "cloud".to_owned(),
+        }
+    }
+}
+
+impl fmt::Display for Process {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} node", self.file_stem())
+    }
+}
 
 /// Why a deployment failed. A request that fails is no such failure.
 #[derive(Debug, thiserror::Error)]
@@ -37,10 +76,10 @@ pub enum DeploymentError {
     #[error("set up the link")]
     Link(#[from] LinkError),
     /// A node ended before or while it was needed.
-    #[error("the {node} node ended ({how}){log}")]
+    #[error("the {process} ended ({how}){log}")]
     NodeEnded {
         /// Which one.
-        node: Node,
+        process: Process,
         /// Exit code or signal.
         how: String,
         /// The end of what it printed.
@@ -48,30 +87,30 @@ pub enum DeploymentError {
     },
     /// A node did not become ready in time.
     #[error(
-        "the {node} node was not ready after {seconds} s: raise deployment.startup_timeout_s{log}"
+        "the {process} was not ready after {seconds} s: raise deployment.startup_timeout_s{log}"
     )]
     NotReady {
         /// Which one.
-        node: Node,
+        process: Process,
         /// How long it was waited for.
         seconds: u64,
         /// The end of what it printed.
         log: String,
     },
     /// A node's control socket failed.
-    #[error("control the {node} node")]
+    #[error("control the {process}")]
     Control {
         /// Which one.
-        node: Node,
+        process: Process,
         /// The reason.
         #[source]
         source: ControlError,
     },
     /// A node refused a command that has nothing to do with one request.
-    #[error("the {node} node refused to {what}: {source}")]
+    #[error("the {process} refused to {what}: {source}")]
     Refused {
         /// Which one.
-        node: Node,
+        process: Process,
         /// The command.
         what: &'static str,
         /// The reason.
@@ -120,23 +159,24 @@ pub struct NodeFacts {
     pub edge_threads: usize,
 }
 
-/// Two nodes and the link between them.
+/// The nodes and the link between them.
 #[must_use = "nodes and link are taken down when this is dropped"]
 pub struct Deployment {
-    edge: Edge,
+    edges: Vec<EdgeControl>,
     cloud: Cloud,
     cloud_addr: SocketAddr,
     facts: NodeFacts,
-    logs: PathBuf,
     // Dropped last: the nodes are told to end before the link goes.
-    link: Option<Link>,
-    _sockets: Option<tempfile::TempDir>,
+    stage: Stage,
 }
 
-/// What was spawned here.
-struct Spawned {
-    link: Link,
-    sockets: tempfile::TempDir,
+/// Where the processes run, and which of them were started here.
+struct Stage {
+    /// `None` where the nodes were started by hand.
+    link: Option<Link>,
+    processes: BTreeMap<ProcessId, Process>,
+    logs: PathBuf,
+    _sockets: Option<tempfile::TempDir>,
 }
 
 impl Deployment {
@@ -147,13 +187,16 @@ impl Deployment {
     /// [`DeploymentError`]; everything that was started is taken down.
     pub fn start(config: &Config, materials: &Materials) -> Result<Self, DeploymentError> {
         match &config.deployment.external {
-            Some(external) => Self::finish(
-                None,
-                &external.cloud_control,
-                &external.edge_control,
-                config,
-                materials,
-            ),
+            Some(external) => {
+                let stage = Stage {
+                    link: None,
+                    processes: BTreeMap::new(),
+                    logs: materials.logs.clone(),
+                    _sockets: None,
+                };
+                let edges = std::slice::from_ref(&external.edge_control);
+                Self::finish(stage, &external.cloud_control, edges, config)
+            }
             None => Self::spawn(config, materials),
         }
     }
@@ -172,10 +215,9 @@ impl Deployment {
             .tempdir()
             .map_err(DeploymentError::Folder)?;
         std::fs::create_dir_all(&materials.logs).map_err(DeploymentError::Folder)?;
-        let (edge_control, cloud_control) = (
-            sockets.path().join("edge.sock"),
-            sockets.path().join("cloud.sock"),
-        );
+        let socket =
+            |process: Process| sockets.path().join(format!("{}.sock", process.file_stem()));
+        let cloud_control = socket(Process::Cloud);
         let message_bytes = config.limits.message_bytes.to_string();
         let mut cloud = vec![
             "cloud".to_owned(),
@@ -197,64 +239,72 @@ impl Deployment {
         for bridge in &materials.bridges {
             cloud.extend(["--bridge".to_owned(), text(bridge)]);
         }
-        let edge = vec![
-            "edge".to_owned(),
-            "--model".to_owned(),
-            text(&materials.edge_model),
-            "--control".to_owned(),
-            text(&edge_control),
-            "--cache-bytes".to_owned(),
-            config.limits.edge_cache_bytes.to_string(),
-            "--message-bytes".to_owned(),
-            message_bytes,
-            "--threads".to_owned(),
-            deployment.threads.edge.to_string(),
-        ];
-        for (node, args, cpus) in [
-            (Node::Cloud, cloud, &deployment.pinning.cloud_cpus),
-            (Node::Edge, edge, &deployment.pinning.edge_cpus),
-        ] {
+        let mut starts = vec![(
+            Process::Cloud,
+            Node::Cloud,
+            cloud,
+            deployment.pinning.cloud_cpus.clone(),
+        )];
+        let mut edge_controls = Vec::new();
+        for index in 0..deployment.edges {
+            let process = Process::edge(index, deployment.edges);
+            let control = socket(process);
+            let args = vec![
+                "edge".to_owned(),
+                "--model".to_owned(),
+                text(&materials.edge_model),
+                "--control".to_owned(),
+                text(&control),
+                "--cache-bytes".to_owned(),
+                config.limits.edge_cache_bytes.to_string(),
+                "--message-bytes".to_owned(),
+                message_bytes.clone(),
+                "--threads".to_owned(),
+                deployment.threads.edge.to_string(),
+            ];
+            let cpus = share(&deployment.pinning.edge_cpus, index, deployment.edges);
+            starts.push((process, Node::Edge, args, cpus));
+            edge_controls.push(control);
+        }
+        let mut stage = Stage {
+            link: None,
+            processes: BTreeMap::new(),
+            logs: materials.logs.clone(),
+            _sockets: Some(sockets),
+        };
+        for (process, node, args, cpus) in starts {
             let command = NodeCommand {
                 exe: materials.exe.clone(),
                 args,
                 env: Vec::new(),
-                cpus: (!cpus.is_empty()).then(|| cpus.clone()),
-                log: Some(log_path(&materials.logs, node)),
+                cpus: (!cpus.is_empty()).then_some(cpus),
+                log: Some(stage.log_path(process)),
             };
-            link.spawn(node, &command)?;
+            let id = link.spawn(node, &command)?;
+            stage.processes.insert(id, process);
         }
-        let spawned = Spawned { link, sockets };
-        Self::finish(
-            Some(spawned),
-            &cloud_control,
-            &edge_control,
-            config,
-            materials,
-        )
+        stage.link = Some(link);
+        Self::finish(stage, &cloud_control, &edge_controls, config)
     }
 
     fn finish(
-        spawned: Option<Spawned>,
+        stage: Stage,
         cloud_control: &Path,
-        edge_control: &Path,
+        edge_controls: &[PathBuf],
         config: &Config,
-        materials: &Materials,
     ) -> Result<Self, DeploymentError> {
-        let (link, sockets) = spawned
-            .map(|Spawned { link, sockets }| (link, sockets))
-            .unzip();
         let patience = config.deployment.startup_timeout();
-        let starting = Starting {
-            link: link.as_ref(),
-            logs: &materials.logs,
-            timeout: patience,
-        };
-        let cloud: Cloud = starting.connect(Node::Cloud, cloud_control)?;
-        let edge: Edge = starting.connect(Node::Edge, edge_control)?;
+        let cloud: Cloud = stage.connect(Process::Cloud, cloud_control, patience)?;
+        let name = |index| Process::edge(index, edge_controls.len());
+        let edges = edge_controls
+            .iter()
+            .enumerate()
+            .map(|(index, path)| stage.connect(name(index), path, patience))
+            .collect::<Result<Vec<EdgeControl>, _>>()?;
         // A node listens before it loads its model, and answers when it holds it.
         let hello = cloud
             .call(&CloudCommand::Hello, patience)
-            .map_err(|source| starting.failed(Node::Cloud, source))?;
+            .map_err(|source| stage.control_failed(Process::Cloud, source))?;
         let CloudReply::Cloud {
             fingerprint,
             tokenizer,
@@ -263,45 +313,60 @@ impl Deployment {
             threads,
         } = hello
         else {
-            return Err(unexpected(Node::Cloud));
+            return Err(unexpected(Process::Cloud));
         };
-        let hello = edge
-            .call(&EdgeCommand::Hello, patience)
-            .map_err(|source| starting.failed(Node::Edge, source))?;
-        let EdgeReply::Edge {
-            fingerprint: edge_fingerprint,
-            tokenizer: edge_tokenizer,
-            threads: edge_threads,
-            ..
-        } = hello
-        else {
-            return Err(unexpected(Node::Edge));
+        let mut facts = NodeFacts {
+            cloud_fingerprint: fingerprint,
+            cloud_tokenizer: tokenizer,
+            cloud_threads: threads,
+            edge_fingerprint: String::new(),
+            edge_tokenizer: String::new(),
+            edge_threads: 0,
         };
-        if hosted
-            .as_ref()
-            .is_some_and(|hosted| *hosted != edge_fingerprint)
+        for (index, edge) in edges.iter().enumerate() {
+            let hello = edge
+                .call(&EdgeCommand::Hello, patience)
+                .map_err(|source| stage.control_failed(name(index), source))?;
+            // All edges were started with the same file and settings.
+            let EdgeReply::Edge {
+                fingerprint,
+                tokenizer,
+                threads,
+                ..
+            } = hello
+            else {
+                return Err(unexpected(name(index)));
+            };
+            facts.edge_fingerprint = fingerprint;
+            facts.edge_tokenizer = tokenizer;
+            facts.edge_threads = threads;
+        }
+        if let Some(hosted) = hosted
+            && hosted != facts.edge_fingerprint
         {
             return Err(DeploymentError::Mismatch(format!(
-                "the edge runs model {edge_fingerprint}, the cloud hosts {} for it",
-                hosted.unwrap_or_default()
+                "the edge runs model {}, the cloud hosts {hosted} for it",
+                facts.edge_fingerprint
             )));
         }
         Ok(Self {
-            edge,
+            edges,
             cloud,
             cloud_addr: addr,
-            facts: NodeFacts {
-                cloud_fingerprint: fingerprint,
-                cloud_tokenizer: tokenizer,
-                edge_tokenizer,
-                edge_fingerprint,
-                cloud_threads: threads,
-                edge_threads,
-            },
-            logs: materials.logs.clone(),
-            link,
-            _sockets: sockets,
+            facts,
+            stage,
         })
+    }
+
+    /// How many edges there are: at least one.
+    pub fn edges(&self) -> usize {
+        self.edges.len()
+    }
+
+    /// The connection to an edge. Numbers from [`Deployment::edges`] on start again at 0, so
+    /// that a client's or request's number chooses its edge, round-robin.
+    pub fn edge(&self, index: usize) -> &EdgeControl {
+        &self.edges[index % self.edges.len()]
     }
 
     /// What the nodes say of themselves.
@@ -311,24 +376,25 @@ impl Deployment {
 
     /// What the link is made of; `None` where the nodes were started by hand.
     pub fn link_facts(&self) -> Option<&LinkFacts> {
-        self.link.as_ref().map(Link::facts)
+        self.stage.link.as_ref().map(Link::facts)
     }
 
-    /// Gives the link a profile and the edge a fresh connection over it, so that no congestion
+    /// Gives the link a profile and every edge a fresh connection over it, so that no congestion
     /// window of another link is carried over.
     ///
     /// # Errors
     /// [`DeploymentError`].
     pub fn set_link(&mut self, profile: &LinkProfile, seed: u64) -> Result<(), DeploymentError> {
-        if let Some(link) = &self.link {
+        if let Some(link) = &self.stage.link {
             link.set_profile_with_seed(profile, seed)?;
         }
-        let addr = self.cloud_addr;
-        self.edge_done(
-            "connect to the cloud",
-            &EdgeCommand::Connect { addr },
-            QUICK_REPLY,
-        )
+        let connect = EdgeCommand::Connect {
+            addr: self.cloud_addr,
+        };
+        for edge in 0..self.edges() {
+            self.edge_done(edge, "connect to the cloud", &connect, QUICK_REPLY)?;
+        }
+        Ok(())
     }
 
     /// Measures the link; `None` where it is not ours to measure.
@@ -336,7 +402,7 @@ impl Deployment {
     /// # Errors
     /// [`DeploymentError::Link`].
     pub fn calibrate(&self) -> Result<Option<Calibration>, DeploymentError> {
-        let Some(link) = &self.link else {
+        let Some(link) = &self.stage.link else {
             return Ok(None);
         };
         let options = CalibrateOptions::default();
@@ -353,7 +419,7 @@ impl Deployment {
     /// # Errors
     /// [`DeploymentError::Link`].
     pub fn audit(&self) -> Result<Option<Audit>, DeploymentError> {
-        match &self.link {
+        match &self.stage.link {
             Some(link) => Ok(link.audit()?),
             None => Ok(None),
         }
@@ -364,7 +430,7 @@ impl Deployment {
     /// # Errors
     /// [`DeploymentError::Link`].
     pub fn counters(&self) -> Result<Option<Counters>, DeploymentError> {
-        match &self.link {
+        match &self.stage.link {
             Some(link) => Ok(link.counters()?),
             None => Ok(None),
         }
@@ -381,20 +447,22 @@ impl Deployment {
         match self.cloud_call(&command, QUICK_REPLY)? {
             CloudReply::Published(context) => Ok(context),
             CloudReply::Failed(source) => Err(DeploymentError::Refused {
-                node: Node::Cloud,
+                process: Process::Cloud,
                 what: "publish a context",
                 source,
             }),
-            _ => Err(unexpected(Node::Cloud)),
+            _ => Err(unexpected(Process::Cloud)),
         }
     }
 
-    /// Brings both nodes' caches into the state that a contract names, unmeasured.
+    /// Brings the caches of the cloud and of one edge into the state that a contract names,
+    /// unmeasured.
     ///
     /// # Errors
     /// [`DeploymentError`].
     pub fn prepare(
         &mut self,
+        edge: usize,
         spec: &SystemSpec,
         contract: Contract,
         context: &ContextRef,
@@ -409,12 +477,12 @@ impl Deployment {
             CloudReply::Done => {}
             CloudReply::Failed(source) => {
                 return Err(DeploymentError::Refused {
-                    node: Node::Cloud,
+                    process: Process::Cloud,
                     what: "prepare its store",
                     source,
                 });
             }
-            _ => return Err(unexpected(Node::Cloud)),
+            _ => return Err(unexpected(Process::Cloud)),
         }
         let command = EdgeCommand::Prepare {
             spec: spec.clone(),
@@ -422,15 +490,16 @@ impl Deployment {
             context: context.clone(),
             timeout_ms: timeout.as_millis() as u64,
         };
-        self.edge_done("prepare its cache", &command, timeout + REPLY_SLACK)
+        self.edge_done(edge, "prepare its cache", &command, timeout + REPLY_SLACK)
     }
 
-    /// Has the edge answer a request. The inner result is the request's own outcome.
+    /// Has an edge answer a request. The inner result is the request's own outcome.
     ///
     /// # Errors
     /// [`DeploymentError`] when the edge cannot be reached.
     pub fn answer(
         &mut self,
+        edge: usize,
         spec: &SystemSpec,
         request: &Request,
     ) -> Result<Result<Answer, SystemError>, DeploymentError> {
@@ -439,10 +508,10 @@ impl Deployment {
             spec: spec.clone(),
             request: request.clone(),
         };
-        match self.edge_call(&command, timeout)? {
+        match self.edge_call(edge, &command, timeout)? {
             EdgeReply::Answered(answer) => Ok(Ok(*answer)),
             EdgeReply::Failed(error) => Ok(Err(error)),
-            _ => Err(unexpected(Node::Edge)),
+            _ => Err(unexpected(self.edge_name(edge))),
         }
     }
 
@@ -451,62 +520,64 @@ impl Deployment {
     /// # Errors
     /// [`DeploymentError::NodeEnded`].
     pub fn check_alive(&self) -> Result<(), DeploymentError> {
-        check_alive(self.link.as_ref(), &self.logs)
+        self.stage.check_alive()
+    }
+
+    fn edge_name(&self, index: usize) -> Process {
+        Process::edge(index % self.edges.len(), self.edges.len())
     }
 
     fn edge_done(
-        &mut self,
+        &self,
+        edge: usize,
         what: &'static str,
         command: &EdgeCommand,
         timeout: Duration,
     ) -> Result<(), DeploymentError> {
-        match self.edge_call(command, timeout)? {
+        match self.edge_call(edge, command, timeout)? {
             EdgeReply::Done => Ok(()),
             EdgeReply::Failed(source) => {
                 // A dead cloud explains more than the edge's view of it.
                 self.check_alive()?;
                 Err(DeploymentError::Refused {
-                    node: Node::Edge,
+                    process: self.edge_name(edge),
                     what,
                     source,
                 })
             }
-            _ => Err(unexpected(Node::Edge)),
+            _ => Err(unexpected(self.edge_name(edge))),
         }
     }
 
     fn edge_call(
-        &mut self,
+        &self,
+        edge: usize,
         command: &EdgeCommand,
         timeout: Duration,
     ) -> Result<EdgeReply, DeploymentError> {
-        self.edge
+        self.edge(edge)
             .call(command, timeout)
-            .map_err(|source| self.control_failed(Node::Edge, source))
+            .map_err(|source| self.stage.control_failed(self.edge_name(edge), source))
     }
 
     fn cloud_call(
-        &mut self,
+        &self,
         command: &CloudCommand,
         timeout: Duration,
     ) -> Result<CloudReply, DeploymentError> {
         self.cloud
             .call(command, timeout)
-            .map_err(|source| self.control_failed(Node::Cloud, source))
-    }
-
-    fn control_failed(&self, node: Node, source: ControlError) -> DeploymentError {
-        control_failed(self.link.as_ref(), &self.logs, node, source)
+            .map_err(|source| self.stage.control_failed(Process::Cloud, source))
     }
 }
 
 impl Drop for Deployment {
     fn drop(&mut self) {
         // In good order first; the link ends whatever is left.
-        if self.link.is_some() {
-            let _ = self
-                .edge
-                .call(&EdgeCommand::Shutdown, Duration::from_millis(500));
+        if self.stage.link.is_some() {
+            for edge in &self.edges {
+                let _ = edge.call(&EdgeCommand::Shutdown, Duration::from_millis(500));
+            }
             let _ = self
                 .cloud
                 .call(&CloudCommand::Shutdown, Duration::from_millis(500));
@@ -514,45 +585,96 @@ impl Drop for Deployment {
     }
 }
 
-/// Nodes that are starting.
-struct Starting<'a> {
-    link: Option<&'a Link>,
-    logs: &'a Path,
-    timeout: Duration,
-}
-
-impl Starting<'_> {
-    fn failed(&self, node: Node, source: ControlError) -> DeploymentError {
-        control_failed(self.link, self.logs, node, source)
-    }
-
+impl Stage {
+    /// Connects to the control socket of a process that is starting.
     fn connect<C: serde::Serialize, R: serde::de::DeserializeOwned + Send + 'static>(
         &self,
-        node: Node,
+        process: Process,
         path: &Path,
+        timeout: Duration,
     ) -> Result<ControlClient<C, R>, DeploymentError> {
         let start = clock::now();
         loop {
-            let error = match ControlClient::connect(path) {
+            let source = match ControlClient::connect(path) {
                 Ok(client) => return Ok(client),
-                Err(error) => error,
+                Err(source) => source,
             };
-            check_alive(self.link, self.logs)?;
+            self.check_alive()?;
             if self.link.is_none() {
-                return Err(DeploymentError::Control {
-                    node,
-                    source: error,
-                });
+                return Err(DeploymentError::Control { process, source });
             }
-            if start.elapsed() >= self.timeout {
+            if start.elapsed() >= timeout {
                 return Err(DeploymentError::NotReady {
-                    node,
-                    seconds: self.timeout.as_secs(),
-                    log: log_tail(self.logs, node),
+                    process,
+                    seconds: timeout.as_secs(),
+                    log: self.log_tail(process),
                 });
             }
             std::thread::sleep(START_POLL);
         }
+    }
+
+    /// Fails if a process that was started here has ended.
+    fn check_alive(&self) -> Result<(), DeploymentError> {
+        let exits = self.link.as_ref().map(Link::exits).transpose()?;
+        match exits.unwrap_or_default().first() {
+            Some(exit) => Err(self.ended(exit)),
+            None => Ok(()),
+        }
+    }
+
+    fn ended(&self, exit: &NodeExit) -> DeploymentError {
+        let how = match (exit.code, exit.signal) {
+            (Some(code), _) => format!("code {code}"),
+            (None, Some(signal)) => format!("signal {signal}"),
+            (None, None) => "in an unknown way".to_owned(),
+        };
+        let started = self.processes.get(&exit.process).copied();
+        let process = started.unwrap_or(match exit.node {
+            Node::Cloud => Process::Cloud,
+            _ => Process::Edge,
+        });
+        DeploymentError::NodeEnded {
+            process,
+            how,
+            log: self.log_tail(process),
+        }
+    }
+
+    /// A closed socket means a node that ended; the link host says how, once it has noticed.
+    fn control_failed(&self, process: Process, source: ControlError) -> DeploymentError {
+        let give_up = clock::now() + Duration::from_secs(1);
+        while self.link.is_some() && clock::now() < give_up {
+            if let Err(error) = self.check_alive() {
+                return error;
+            }
+            std::thread::sleep(START_POLL);
+        }
+        DeploymentError::Control { process, source }
+    }
+
+    fn log_path(&self, process: Process) -> PathBuf {
+        self.logs.join(format!("{}.log", process.file_stem()))
+    }
+
+    fn log_tail(&self, process: Process) -> String {
+        let path = self.log_path(process);
+        let bytes = std::fs::read(&path).unwrap_or_default();
+        let tail = String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(LOG_TAIL_BYTES)..]);
+        match tail.trim() {
+            "" => String::new(),
+            tail => format!("; the end of {}:\n{tail}", path.display()),
+        }
+    }
+}
+
+/// The CPUs of edge `index` of `edges`: every `edges`-th of the list, or one of it where there
+/// are fewer CPUs than edges.
+fn share(cpus: &[usize], index: usize, edges: usize) -> Vec<usize> {
+    match cpus.len() {
+        0 => Vec::new(),
+        n if n < edges => vec![cpus[index % n]],
+        _ => cpus.iter().copied().skip(index).step_by(edges).collect(),
     }
 }
 
@@ -560,60 +682,24 @@ fn text(path: &Path) -> String {
     path.to_string_lossy().into_owned()
 }
 
-fn log_path(logs: &Path, node: Node) -> PathBuf {
-    logs.join(format!("{node}.log"))
-}
-
-fn check_alive(link: Option<&Link>, logs: &Path) -> Result<(), DeploymentError> {
-    let exits = link.map(Link::exits).transpose()?.unwrap_or_default();
-    match exits.first() {
-        Some(exit) => Err(node_ended(exit, logs)),
-        None => Ok(()),
-    }
-}
-
-/// A closed socket means a node that ended; the link host says how, once it has noticed.
-fn control_failed(
-    link: Option<&Link>,
-    logs: &Path,
-    node: Node,
-    source: ControlError,
-) -> DeploymentError {
-    let give_up = clock::now() + Duration::from_secs(1);
-    while link.is_some() && clock::now() < give_up {
-        if let Err(error) = check_alive(link, logs) {
-            return error;
-        }
-        std::thread::sleep(START_POLL);
-    }
-    DeploymentError::Control { node, source }
-}
-
-fn node_ended(exit: &NodeExit, logs: &Path) -> DeploymentError {
-    let how = match (exit.code, exit.signal) {
-        (Some(code), _) => format!("code {code}"),
-        (None, Some(signal)) => format!("signal {signal}"),
-        (None, None) => "in an unknown way".to_owned(),
-    };
-    DeploymentError::NodeEnded {
-        node: exit.node,
-        how,
-        log: log_tail(logs, exit.node),
-    }
-}
-
-fn log_tail(logs: &Path, node: Node) -> String {
-    let path = log_path(logs, node);
-    let bytes = std::fs::read(&path).unwrap_or_default();
-    let tail = String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(LOG_TAIL_BYTES)..]);
-    match tail.trim() {
-        "" => String::new(),
-        tail => format!("; the end of {}:\n{tail}", path.display()),
-    }
-}
-
-fn unexpected(node: Node) -> DeploymentError {
+fn unexpected(process: Process) -> DeploymentError {
     DeploymentError::Mismatch(format!(
-        "the {node} node gave a reply that does not belong to the command; is it the same version?"
+        "the {process} gave a reply that does not belong to the command; is it the same version?"
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn edges_share_the_cpus() {
+        assert_eq!(share(&[], 1, 3), Vec::<usize>::new());
+        assert_eq!(share(&[4, 5, 6], 0, 1), [4, 5, 6]);
+        assert_eq!(share(&[4, 5, 6], 0, 2), [4, 6]);
+        assert_eq!(share(&[4, 5, 6], 1, 2), [5]);
+        // Fewer CPUs than edges: the list begins again.
+        let few: Vec<_> = (0..4).flat_map(|i| share(&[7, 9], i, 4)).collect();
+        assert_eq!(few, [7, 9, 7, 9]);
+    }
 }

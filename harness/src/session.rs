@@ -214,18 +214,20 @@ impl Session<'_> {
             history: Vec::new(),
             client: 0,
         };
+        // With several edges, one request after the other goes round them.
+        let edge = planned.order as usize % deployment.edges();
         let key = (cell.draw, planned.document, planned.question, planned.seed);
         let reference = if must_match_reference(&cell.spec, request.sampling) {
-            self.reference(key, &request, deployment, progress)?
+            self.reference(key, edge, &request, deployment, progress)?
         } else {
             None
         };
-        deployment.prepare(&cell.spec, cell.contract, &request.context, timeout)?;
+        deployment.prepare(edge, &cell.spec, cell.contract, &request.context, timeout)?;
         let settle = SETTLE + rtt(&self.inputs.links[&cell.link]);
         std::thread::sleep(settle);
         let before = deployment.counters()?;
         request.scheduled_ns = now_ns();
-        let answer = deployment.answer(&cell.spec, &request)?;
+        let answer = deployment.answer(edge, &cell.spec, &request)?;
         std::thread::sleep(settle);
         let after = deployment.counters()?;
         if let Ok(answer) = &answer {
@@ -240,6 +242,7 @@ impl Session<'_> {
         let row = Row {
             cell,
             planned,
+            edge,
             document,
             question,
             request: &request,
@@ -254,6 +257,7 @@ impl Session<'_> {
     fn reference(
         &self,
         key: ReferenceKey,
+        edge: usize,
         request: &Request,
         deployment: &mut Deployment,
         progress: &mut Progress,
@@ -266,13 +270,13 @@ impl Session<'_> {
             kv: None,
         };
         let timeout = self.config.workload.request_timeout();
-        deployment.prepare(&spec, Contract::Primed, &request.context, timeout)?;
+        deployment.prepare(edge, &spec, Contract::Primed, &request.context, timeout)?;
         let request = Request {
             scheduled_ns: now_ns(),
             ..request.clone()
         };
         // Without the edge's own answer there is nothing to compare with; the row says so.
-        let Ok(answer) = deployment.answer(&spec, &request)? else {
+        let Ok(answer) = deployment.answer(edge, &spec, &request)? else {
             return Ok(None);
         };
         progress.references.insert(key, answer.output_ids.clone());
@@ -341,6 +345,7 @@ fn check_contract(cell: &Cell, answer: &Answer) -> Result<(), SessionError> {
 struct Row<'a> {
     cell: &'a Cell,
     planned: &'a PlannedRequest,
+    edge: usize,
     document: &'a Document,
     question: &'a Question,
     request: &'a Request,
@@ -424,7 +429,7 @@ impl Row<'_> {
             load,
             round: 0,
             offered_rps: None,
-            edge: 0,
+            edge: count(self.edge),
             conversation: None,
             turn: 0,
             document_id: self.document.id.clone(),
@@ -448,7 +453,7 @@ impl Row<'_> {
                 .collect(),
             context_tokens: count(answer.context_tokens),
             prompt_tokens: count(answer.context_tokens + answer.prompt_tokens),
-            output_tokens: count(answer.output_ids.len()),
+            output_tokens: count(answer.token_ns.len()),
             uplink_bytes: traffic.uplink.bytes,
             downlink_bytes: traffic.downlink.bytes,
             uplink_packets: traffic.uplink.packets,

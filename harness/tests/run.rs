@@ -446,6 +446,71 @@ fn ctrl_c_leaves_a_run_that_resumes() {
     );
 }
 
+const SEVERAL_EDGES: &str = "
+[deployment]
+edges = 2
+[workload]
+warmup = 0
+block_requests = 1
+[grid]
+systems = [\"edge_only\", \"ce_lslm\"]
+links = [\"brisk\"]
+datasets = [{ squad = { path = \"squad.json\" } }]
+";
+
+#[test]
+fn several_edges_share_a_cloud() {
+    if !can_emulate() {
+        return;
+    }
+    let lab = Lab::new();
+    lab.experiment("edges", SEVERAL_EDGES);
+    assert_code(&lab.run(&["run", "edges"]), 0);
+    let samples = lab.samples("edges");
+    assert_eq!(samples.len(), 8);
+    assert!(samples.iter().all(Sample::ok));
+    assert!(samples.iter().all(|s| u64::from(s.edge) == s.order % 2));
+    for log in ["edge-0.log", "edge-1.log", "cloud.log"] {
+        let text = std::fs::read_to_string(lab.path("results/edges/logs").join(log)).unwrap();
+        assert!(
+            text.contains("ready") || text.contains("serving"),
+            "{log}: {text}"
+        );
+    }
+}
+
+#[test]
+fn an_edge_that_dies_is_told_from_the_others() {
+    if !can_emulate() {
+        return;
+    }
+    let lab = Lab::new();
+    lab.experiment("widow", SEVERAL_EDGES);
+    let store = lab.path("store").display().to_string();
+    let mut child = Background(lab.command(&["run", "widow"]).spawn().unwrap());
+    let log = follow(child.0.stderr.take().unwrap());
+    wait_until("the link's set-up", || {
+        log.lock()
+            .unwrap()
+            .contains("link brisk: measuring")
+            .then_some(())
+    });
+    let edge = find_process(&["edge --model", "edge-1.sock", &store]).expect("the second edge");
+    Command::new("kill")
+        .args(["-9", &edge.to_string()])
+        .status()
+        .unwrap();
+    let status = child.0.wait().unwrap();
+    let text = log.lock().unwrap().clone();
+    assert_eq!(status.code(), Some(5), "{text}");
+    assert!(text.contains("the edge-1 node ended (signal 9)"), "{text}");
+    wait_until("the other edge to end", || {
+        find_process(&["edge-0.sock", &store])
+            .is_none()
+            .then_some(())
+    });
+}
+
 #[test]
 fn a_damaged_model_is_code_4_and_names_the_file() {
     let lab = Lab::new();

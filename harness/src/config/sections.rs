@@ -106,6 +106,8 @@ pub struct DeploymentConfig {
     pub backend: BackendChoice,
     /// TCP congestion control of both nodes; the kernel must have it.
     pub congestion_control: String,
+    /// Edge processes, all connected to the one cloud over the one link.
+    pub edges: usize,
     /// Which CPUs the processes may use.
     pub pinning: Pinning,
     /// Compute threads of each node.
@@ -123,6 +125,7 @@ impl Default for DeploymentConfig {
         Self {
             backend: BackendChoice::default(),
             congestion_control: "cubic".to_owned(),
+            edges: 1,
             pinning: Pinning::default(),
             threads: Threads::default(),
             startup_timeout_s: 120,
@@ -143,7 +146,8 @@ impl DeploymentConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Pinning {
-    /// CPUs of the edge process.
+    /// CPUs of the edge processes. Several edges share the list out: each takes every n-th, and
+    /// where there are fewer CPUs than edges the list begins again.
     pub edge_cpus: Vec<usize>,
     /// CPUs of the cloud process.
     pub cloud_cpus: Vec<usize>,
@@ -487,6 +491,7 @@ impl Config {
                 1,
                 LONGEST_WAIT_S,
             ),
+            ("deployment.edges", self.deployment.edges as u64, 1, 16),
             (
                 "deployment.threads.edge",
                 self.deployment.threads.edge as u64,
@@ -581,6 +586,12 @@ impl Config {
                 "deployment.backend",
                 "nodes started by hand use the network they are on: set backend = \"none\""
                     .to_owned(),
+            );
+        }
+        if self.deployment.external.is_some() && self.deployment.edges != 1 {
+            return fail(
+                "deployment.edges",
+                "nodes started by hand are one edge and one cloud".to_owned(),
             );
         }
         if self.models.cloud.is_empty() || self.models.edge.is_empty() {
