@@ -108,11 +108,33 @@ pub enum DatasetError {
         setting: &'static str,
     },
     /// A workload was asked for more requests than a run could hold.
-    #[error("plan {requests} requests: more than the limit of {limit}; lower `repetitions`")]
+    #[error("plan {requests} requests: more than the limit of {limit}; lower `{setting}`")]
     TooManyRequests {
         /// Requests the settings ask for.
         requests: u128,
         /// The largest number accepted.
         limit: usize,
+        /// The setting that asks for them.
+        setting: &'static str,
+    },
+    /// A setting has a value that the method cannot use.
+    #[error("use `{setting} = {value}`: {reason}")]
+    Setting {
+        /// The setting's name.
+        setting: &'static str,
+        /// Its value.
+        value: String,
+        /// What it must be.
+        reason: &'static str,
+    },
+    /// A line of a file does not follow its format.
+    #[error("accept `{path}` line {line}: {reason}")]
+    Line {
+        /// The resolved path.
+        path: PathBuf,
+        /// 1-based line.
+        line: usize,
+        /// What is wrong with it.
+        reason: String,
     },
 }

@@ -14,6 +14,7 @@ mod prompt;
 mod rank;
 mod registry;
 mod scorer;
+mod source;
 mod squad;
 mod workload;
 
@@ -27,5 +28,7 @@ pub use scorer::{
 };
 pub use squad::{Squad, SquadConfig};
 pub use workload::{
-    Arrival, ClosedLoop, Request, RequestOrder, WORKLOADS, Workload, WorkloadConfig, WorkloadEntry,
+    Arrival, ArrivalProcess, ClosedLoop, LoadedTrace, MultiTurn, OpenLoop, Popularity, Request,
+    RequestOrder, Saturation, Trace, TraceFormat, WORKLOADS, Workload, WorkloadConfig,
+    WorkloadEntry,
 };

@@ -15,6 +15,42 @@ pub const SYSTEM_INSTRUCTION: &str =
 /// compare: a short span, or the literal `unanswerable`.
 pub const ANSWER_INSTRUCTION: &str = "(Answer with only the short span from the document; if the document does not say, answer \"unanswerable\".)";
 
+/// Words that say nothing about any document.
+const PADDING: [&str; 32] = [
+    "again",
+    "also",
+    "around",
+    "before",
+    "between",
+    "either",
+    "even",
+    "further",
+    "however",
+    "indeed",
+    "just",
+    "later",
+    "maybe",
+    "meanwhile",
+    "mostly",
+    "next",
+    "often",
+    "once",
+    "only",
+    "otherwise",
+    "perhaps",
+    "quite",
+    "rather",
+    "since",
+    "some",
+    "still",
+    "then",
+    "there",
+    "though",
+    "usually",
+    "while",
+    "yet",
+];
+
 /// The two messages of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Prompt {
@@ -33,6 +69,33 @@ impl Prompt {
             system: Self::system(document),
             user: format!("{}\n{ANSWER_INSTRUCTION}", question.text.trim()),
         }
+    }
+
+    /// The same request with a private part of about `words` words: what is
+    /// missing is put before the question as notes without meaning, drawn by
+    /// `seed` so that no two requests share them. A part that is as long already
+    /// stays as it is.
+    #[must_use]
+    pub fn padded(mut self, words: usize, seed: u64) -> Self {
+        let missing = words.saturating_sub(self.user.split_whitespace().count());
+        if missing == 0 {
+            return self;
+        }
+        let mut notes = String::with_capacity(missing * 8);
+        let mut state = seed;
+        for index in 0..missing {
+            if index > 0 {
+                notes.push(' ');
+            }
+            // A step of the splitmix64 sequence; any other would do.
+            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let mut mixed = state;
+            mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            notes.push_str(PADDING[((mixed >> 33) as usize) % PADDING.len()]);
+        }
+        self.user = format!("{notes}\n\n{}", self.user);
+        self
     }
 
     /// The shared part alone, as needed to publish a context before any
@@ -74,6 +137,14 @@ mod tests {
         assert!(one.system.ends_with("# Lamp codes\n\nAmber means wait."));
         assert!(!one.system.contains("What does"));
         assert!(one.user.starts_with("What does amber mean?\n("));
+        let words = |prompt: &Prompt| prompt.user.split_whitespace().count();
+        let long = one.clone().padded(300, 1);
+        assert_eq!(words(&long), 300);
+        assert_eq!(long.system, one.system);
+        assert!(long.user.ends_with(&one.user));
+        assert_eq!(long, one.clone().padded(300, 1));
+        assert_ne!(long, one.clone().padded(300, 2));
+        assert_eq!(one.clone().padded(3, 1), one);
         assert!(!one.user.contains("Amber means wait"));
     }
 

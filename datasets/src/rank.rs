@@ -23,6 +23,13 @@ pub(crate) fn derive(seed: u64, parts: &[&str]) -> u64 {
     u64::from_le_bytes([a, b, c, d, e, f, g, h])
 }
 
+/// A number that is uniform over 0 to 1, both excluded, derived from `seed` by
+/// name.
+pub(crate) fn uniform(seed: u64, parts: &[&str]) -> f64 {
+    // 53 bits fill a mantissa; the half keeps 0 and 1 out.
+    ((derive(seed, parts) >> 11) as f64 + 0.5) / (1u64 << 53) as f64
+}
+
 /// The `count` items of lowest rank, in rank order; all of them when `count` is
 /// `None` or larger than the list.
 pub(crate) fn draw<T>(

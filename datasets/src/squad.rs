@@ -6,7 +6,6 @@
 //! through, as published files carry several.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{ErrorKind, Read as _};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -15,9 +14,7 @@ use crate::document::{Document, Question};
 use crate::draw::draw;
 use crate::error::DatasetError;
 use crate::registry::Dataset;
-
-/// Files above this size are refused; SQuAD 2.0's training set is 42 MB.
-const MAX_FILE_BYTES: u64 = 256 << 20;
+use crate::source;
 
 /// Published files by name, for the licence and for telling a user where to
 /// look: file name, licence, official home.
@@ -102,17 +99,8 @@ impl Squad {
             .file_name()
             .and_then(|name| KNOWN_FILES.iter().find(|k| name == k.0));
         let home = known.map_or("the data set's publisher", |k| k.2);
-        let path = match data_dir {
-            _ if config.path.is_absolute() => config.path.clone(),
-            Some(dir) => dir.join(&config.path),
-            None => {
-                return Err(DatasetError::NoDataDir {
-                    path: config.path.clone(),
-                    home: home.to_owned(),
-                });
-            }
-        };
-        let bytes = read(&path, home)?;
+        let path = source::resolve(&config.path, data_dir, home)?;
+        let bytes = source::read(&path, home)?;
         let documents = documents(&bytes, &path, config.merge_paragraphs)?;
         Ok(Self {
             licence: known.map_or("as stated by the file's publisher", |k| k.1),
@@ -150,34 +138,6 @@ impl Dataset for Squad {
     fn documents(&self) -> &[Document] {
         &self.documents
     }
-}
-
-fn read(path: &Path, home: &str) -> Result<Vec<u8>, DatasetError> {
-    let failed = |source: std::io::Error| match source.kind() {
-        ErrorKind::NotFound => DatasetError::FileMissing {
-            path: path.to_owned(),
-            home: home.to_owned(),
-        },
-        _ => DatasetError::Read {
-            path: path.to_owned(),
-            source,
-        },
-    };
-    let file = std::fs::File::open(path).map_err(failed)?;
-    let size = file.metadata().map_err(failed)?.len();
-    let mut bytes = Vec::new();
-    // One byte past the limit tells a file that grew, or a device, from one that fits.
-    file.take(MAX_FILE_BYTES + 1)
-        .read_to_end(&mut bytes)
-        .map_err(failed)?;
-    if bytes.len() as u64 > MAX_FILE_BYTES {
-        return Err(DatasetError::TooLarge {
-            path: path.to_owned(),
-            bytes: size.max(bytes.len() as u64),
-            limit_bytes: MAX_FILE_BYTES,
-        });
-    }
-    Ok(bytes)
 }
 
 #[derive(Deserialize)]

@@ -26,6 +26,15 @@ pub enum CatalogueError {
     /// A file of `configs/links` is not valid.
     #[error("read the link profiles")]
     Links(#[source] ProfileError),
+    /// A workload's file could not be read.
+    #[error("load the workload {name}")]
+    Workload {
+        /// Registry name.
+        name: &'static str,
+        /// The loader's reason.
+        #[source]
+        source: DatasetError,
+    },
     /// A data set could not be drawn.
     #[error("load the data set {name}")]
     Dataset {
@@ -196,7 +205,16 @@ impl Catalogue {
                 draws.push(DatasetDraw::new(dataset, loaded.as_ref()));
             }
         }
+        let arrivals = &config.workload.arrivals;
+        let workload =
+            arrivals
+                .load(data_dir.as_deref())
+                .map_err(|source| CatalogueError::Workload {
+                    name: arrivals.name(),
+                    source,
+                })?;
         Ok(Inputs {
+            workloads: vec![(arrivals.clone(), workload)],
             cloud_model,
             edge_model,
             links,

@@ -1,18 +1,17 @@
-//! `closed_loop`: one request at a time.
+//! `closed_loop`: so many requests at a time.
 
 use serde::{Deserialize, Serialize};
 
-use super::{Request, Workload};
+use super::{MAX_REQUESTS, Request, Workload, check_concurrency, number};
 use crate::document::Document;
 use crate::error::DatasetError;
 use crate::rank;
 
-/// A longer list would not end in any run, and is a slip in the settings.
-const MAX_REQUESTS: usize = 1 << 20;
-
-/// Asks every question `repetitions` times. The next request is scheduled when
-/// the last one has ended, so no queue builds up: latencies are those of an
-/// otherwise idle system, and say nothing about load.
+/// Asks every question `repetitions` times. `concurrency` clients each make
+/// their next request when their last one has ended. With one client no queue
+/// builds up, and latencies are those of an otherwise idle system. With more, a
+/// slow system is asked less often than a fast one: throughput at a fixed number
+/// of users, which says nothing about what happens at a fixed rate.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ClosedLoop {
@@ -21,6 +20,8 @@ pub struct ClosedLoop {
     pub repetitions: u32,
     /// Order within a repetition.
     pub order: RequestOrder,
+    /// Requests under way at once.
+    pub concurrency: usize,
 }
 
 /// The order of the requests within one repetition.
@@ -39,6 +40,7 @@ impl Default for ClosedLoop {
         Self {
             repetitions: 1,
             order: RequestOrder::default(),
+            concurrency: 1,
         }
     }
 }
@@ -48,7 +50,19 @@ impl Workload for ClosedLoop {
         "closed_loop"
     }
 
+    fn concurrency(&self) -> usize {
+        self.concurrency
+    }
+
+    fn label(&self) -> String {
+        match self.concurrency {
+            1 => "sequential".to_owned(),
+            n => format!("closed-{n}"),
+        }
+    }
+
     fn requests(&self, documents: &[Document], seed: u64) -> Result<Vec<Request>, DatasetError> {
+        check_concurrency(self.concurrency)?;
         if self.repetitions == 0 {
             return Err(DatasetError::Zero {
                 setting: "repetitions",
@@ -60,6 +74,7 @@ impl Workload for ClosedLoop {
             return Err(DatasetError::TooManyRequests {
                 requests: total,
                 limit: MAX_REQUESTS,
+                setting: "repetitions",
             });
         }
         let mut requests: Vec<Request> = Vec::with_capacity(total as usize);
@@ -85,10 +100,7 @@ impl Workload for ClosedLoop {
             }
             requests.extend(round.into_iter().map(|(request, _)| request));
         }
-        for (order, request) in requests.iter_mut().enumerate() {
-            request.order = order as u64;
-        }
-        Ok(requests)
+        Ok(number(requests))
     }
 }
 
@@ -97,26 +109,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::document::Question;
-
-    fn documents(count: usize) -> Vec<Document> {
-        (0..count)
-            .map(|d| Document {
-                id: format!("d{d}"),
-                title: String::new(),
-                kind: String::new(),
-                text: String::new(),
-                questions: (0..5)
-                    .map(|q| Question {
-                        id: format!("q{q}"),
-                        text: String::new(),
-                        answers: vec!["x".into()],
-                        answerable: true,
-                    })
-                    .collect(),
-            })
-            .collect()
-    }
+    use crate::workload::tests::documents;
 
     fn pairs(requests: &[Request]) -> Vec<(usize, usize)> {
         requests.iter().map(|r| (r.document, r.question)).collect()
@@ -167,8 +160,8 @@ mod tests {
     #[test]
     fn by_document_keeps_the_order_of_the_data_set() {
         let method = ClosedLoop {
-            repetitions: 1,
             order: RequestOrder::ByDocument,
+            ..ClosedLoop::default()
         };
         let requests = method.requests(&documents(2), 1).unwrap();
         assert_eq!(
@@ -187,5 +180,30 @@ mod tests {
         let error = method(u32::MAX).requests(&documents(4), 0).unwrap_err();
         assert!(error.to_string().contains("lower `repetitions`"), "{error}");
         assert_eq!(method(5).requests(&[], 0).unwrap(), []);
+        let none = ClosedLoop {
+            concurrency: 0,
+            ..ClosedLoop::default()
+        };
+        let error = none.requests(&documents(1), 0).unwrap_err().to_string();
+        assert!(error.contains("`concurrency = 0`"), "{error}");
+    }
+
+    #[test]
+    fn clients_do_not_change_what_is_asked() {
+        let eight = ClosedLoop {
+            concurrency: 8,
+            ..ClosedLoop::default()
+        };
+        let one = ClosedLoop::default();
+        assert_eq!((one.label().as_str(), one.concurrency()), ("sequential", 1));
+        assert_eq!(
+            (eight.label().as_str(), eight.concurrency()),
+            ("closed-8", 8)
+        );
+        let documents = documents(3);
+        assert_eq!(
+            one.requests(&documents, 1).unwrap(),
+            eight.requests(&documents, 1).unwrap()
+        );
     }
 }

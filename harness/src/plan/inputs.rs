@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
-use celslm_datasets::{Dataset, DatasetConfig, Document};
+use celslm_datasets::{Dataset, DatasetConfig, Document, Workload, WorkloadConfig};
 use celslm_kv::AlignmentConfig;
 use celslm_link::LinkProfile;
 use celslm_model::store::ModelSpec;
@@ -53,6 +54,8 @@ pub struct Inputs {
     pub links: BTreeMap<String, LinkProfile>,
     /// Every data set setting of the grids, drawn; no setting twice.
     pub draws: Vec<DatasetDraw>,
+    /// Every workload setting, with the file that it needs; no setting twice.
+    pub workloads: Vec<(WorkloadConfig, Arc<dyn Workload>)>,
     /// Sizes of the edge's KV, where the model is at hand to say.
     pub kv: Option<KvEstimator>,
     /// Fitted bridges by the alignment that needs them. A cell whose alignment is among them names
@@ -77,6 +80,15 @@ impl Inputs {
             .iter()
             .enumerate()
             .find(|(_, draw)| draw.config == *config)
+    }
+
+    /// The workload of `config`.
+    #[must_use]
+    pub fn workload(&self, config: &WorkloadConfig) -> Option<&Arc<dyn Workload>> {
+        self.workloads
+            .iter()
+            .find(|(of, _)| of == config)
+            .map(|(_, workload)| workload)
     }
 
     /// The fitted bridge that `alignment` maps through, if it is known.

@@ -133,10 +133,15 @@ impl Plan {
                     let first = plan.cells.len();
                     plan.add_cells(config, inputs, &scenario, &grid, link, draw)?;
                     let cells: Vec<usize> = (first..plan.cells.len()).collect();
-                    let requests = config
-                        .workload
-                        .arrivals
-                        .workload()
+                    let arrivals = &config.workload.arrivals;
+                    let workload =
+                        inputs
+                            .workload(arrivals)
+                            .ok_or_else(|| PlanError::MissingInput {
+                                scenario: scenario.clone(),
+                                what: format!("workload {}", arrivals.name()),
+                            })?;
+                    let requests = workload
                         .requests(&inputs.draws[draw].documents, seeds.derive("workload"))
                         .map_err(|source| PlanError::Workload {
                             scenario: scenario.clone(),
@@ -199,6 +204,9 @@ impl Plan {
                     (&dataset.config, &dataset.hash),
                     (&inputs.cloud_model.sha256, &inputs.edge_model.sha256),
                     (&config.generation, &config.workload, &config.limits),
+                    inputs
+                        .workload(&config.workload.arrivals)
+                        .and_then(|workload| workload.source_hash()),
                     &config.deployment,
                 ))
                 .map_err(|source| PlanError::Hash {
