@@ -8,6 +8,7 @@ use celslm_link::{LinkProfile, ProfileError};
 use celslm_model::store::{ModelSpec, StoreError, find_spec, load_specs};
 
 use crate::config::{Config, ConfigError, ConfigSource};
+use crate::device::{DeviceProfile, HOST};
 use crate::plan::{DatasetDraw, Inputs, Seeds};
 
 /// Environment variable that names the folder of data files when `data_dir` is absent.
@@ -100,6 +101,31 @@ impl Catalogue {
     #[must_use]
     pub fn links_dir(&self) -> PathBuf {
         self.root.join("links")
+    }
+
+    /// The folder of device profiles.
+    #[must_use]
+    pub fn devices_dir(&self) -> PathBuf {
+        self.root.join("devices")
+    }
+
+    /// Every device profile, by name; [`HOST`] is always among them.
+    ///
+    /// # Errors
+    /// [`CatalogueError::Config`] for a file that is not a profile, with line and column.
+    pub fn devices(&self) -> Result<BTreeMap<String, DeviceProfile>, CatalogueError> {
+        let mut devices = BTreeMap::from([(HOST.to_owned(), DeviceProfile::host())]);
+        let files = std::fs::read_dir(self.devices_dir())
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|entry| entry.path())
+            .filter(|path| path.extension().is_some_and(|e| e == "toml"));
+        for path in files {
+            let profile = DeviceProfile::load(&path)?;
+            devices.insert(profile.name.clone(), profile);
+        }
+        Ok(devices)
     }
 
     /// The folder of experiments.

@@ -9,6 +9,7 @@ use celslm_reports::ReportError;
 
 use crate::catalogue::CatalogueError;
 use crate::config::ConfigError;
+use crate::device::{DeviceError, MeasureError, QuotaError};
 use crate::plan::{PlanError, ShardError};
 use crate::store::StoreError;
 
@@ -107,6 +108,12 @@ impl ExitCode {
                 E::InvalidLimits { .. } => Self::Config,
                 _ => Self::Measurement,
             });
+        }
+        if error.is::<DeviceError>() || error.is::<QuotaError>() {
+            return Some(Self::Environment);
+        }
+        if let Some(MeasureError::Settings(_)) = error.downcast_ref::<MeasureError>() {
+            return Some(Self::Config);
         }
         if error.is::<celslm_model::ModelError>() {
             return Some(Self::Environment);

@@ -11,6 +11,7 @@ pub mod claims;
 pub mod clock;
 pub mod config;
 pub mod deployment;
+pub mod device;
 pub mod environment;
 pub mod exit;
 pub mod fit;

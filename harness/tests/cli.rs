@@ -34,9 +34,13 @@ fn failure(arguments: &[&str]) -> (i32, String) {
 #[test]
 fn help_teaches() {
     insta::assert_snapshot!("help", stdout(&["--help"]));
-    for command in ["run", "models", "link", "report", "doctor", "ls"] {
+    for command in ["run", "models", "link", "device", "report", "doctor", "ls"] {
         insta::assert_snapshot!(format!("help_{command}"), stdout(&[command, "--help"]));
     }
+    insta::assert_snapshot!(
+        "help_device_measure",
+        stdout(&["device", "measure", "--help"])
+    );
 }
 
 #[test]
@@ -143,6 +147,100 @@ fn a_wrong_command_line_ends_with_2() {
 }
 
 #[test]
+fn nonsense_is_not_measured() {
+    let cases: [(&[&str], &str); 9] = [
+        (&["--prefill", "0"], "--prefill 0 is outside"),
+        (&["--decode", "0"], "--decode 0 is outside"),
+        (&["--batch", "1,0"], "--batch 0 is outside"),
+        (&["--context", "9999999"], "--context 9999999 is outside"),
+        (&["--repeat", "0"], "--repeat 0 is outside"),
+        (&["--threads", "5000"], "--threads 5000 is outside"),
+        (&["--sessions", "0"], "--sessions 0 is outside"),
+        (&["--tail", "4"], "--sessions"),
+        (&["--model", "gpt"], "no known model: edge, cloud, qwen2.5"),
+    ];
+    for (arguments, part) in cases {
+        let mut all = vec!["device", "measure"];
+        all.extend(arguments);
+        let (code, error) = failure(&all);
+        assert_eq!(code, 2, "{arguments:?}: {error}");
+        assert!(error.contains(part), "{error}\nlacks {part}");
+    }
+    for (file, part) in [
+        ("here.txt", "a profile is a .toml file"),
+        ("no/such/folder.toml", "there is no such folder"),
+        ("host.toml", "this machine by definition"),
+    ] {
+        let (code, error) = failure(&["device", "measure", "--write", file]);
+        assert_eq!(code, 2, "{error}");
+        assert!(error.contains(part), "{error}\nlacks {part}");
+    }
+    let (code, error) = failure(&["device", "measure"]);
+    assert_eq!(code, 4, "{error}");
+    assert!(error.contains("celslm models fetch qwen2.5"), "{error}");
+}
+
+#[test]
+fn a_measured_machine_becomes_a_profile() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let model = dir.path().join("tiny.gguf");
+    celslm_model::synthetic::SyntheticModel {
+        architecture: "qwen2",
+        num_layers: 2,
+        num_heads: 4,
+        num_kv_heads: 2,
+        head_dim: 32,
+        quantised: false,
+        seed: 1,
+    }
+    .write(&model)
+    .expect("a model");
+    let model = model.to_str().expect("utf-8");
+    let profile = dir.path().join("my-box.toml");
+    let small = [
+        "device",
+        "measure",
+        "--model",
+        model,
+        "--decode",
+        "4",
+        "--threads",
+        "1",
+    ];
+    let mut all = small.to_vec();
+    all.extend([
+        "--prefill",
+        "20",
+        "--batch",
+        "2",
+        "--format",
+        "json",
+        "--write",
+    ]);
+    all.push(profile.to_str().expect("utf-8"));
+    let found: serde_json::Value = serde_json::from_str(&stdout(&all)).expect("JSON");
+    for key in ["prefill_tok_s", "decode_tok_s", "peak_rss_bytes", "load_s"] {
+        assert!(
+            found[key].as_f64().is_some_and(|value| value > 0.0),
+            "{key} in {found}"
+        );
+    }
+    assert_eq!(found["decode"].as_array().map(Vec::len), Some(2));
+    let profile = std::fs::read_to_string(profile).expect("a profile");
+    assert!(
+        profile.contains("kind = \"measured\"") && profile.contains("[rates]"),
+        "{profile}"
+    );
+    let mut all = small.to_vec();
+    all.extend(["--sessions", "3", "--shared-context", "40", "--tail", "5"]);
+    let table = stdout(&all);
+    assert!(
+        table.contains("first token, all arriving at once"),
+        "{table}"
+    );
+}
+
+#[test]
 fn what_the_machine_lacks_ends_with_4() {
     let set = "grid.datasets=[{ squad = { path = 'quality/xquad.en.json' } }]";
     let (code, error) = failure(&["run", "smoke", "--dry-run", "--set", set]);
@@ -188,6 +286,11 @@ fn every_registry_is_listed() {
     assert!(
         profiles.contains("slow-20m-60ms") && profiles.contains("60 ms"),
         "{profiles}"
+    );
+    let devices = stdout(&["device", "ls"]);
+    assert!(
+        devices.contains("raspberry-pi-5") && devices.contains("published"),
+        "{devices}"
     );
     let models = stdout(&["models", "ls"]);
     assert!(models.contains("absent"), "{models}");

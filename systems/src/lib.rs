@@ -4,6 +4,7 @@
 //! - [`schedule`]: how loading KV and computing the prompt overlap.
 //! - [`edge`] and [`cloud`]: the node processes.
 //! - [`control`]: how a controller drives them, outside the measured path.
+//! - [`rates`]: how fast a device computes, as device profiles state it.
 //! - [`timeline`]: where the time to the first token went.
 
 pub mod answer;
@@ -14,6 +15,7 @@ pub mod edge;
 mod generation;
 mod loaded;
 mod prefix_cache;
+pub mod rates;
 pub mod schedule;
 pub mod spec;
 pub mod system;

@@ -31,6 +31,7 @@ enum Registry {
     Contracts,
     Backends,
     Links,
+    Devices,
     Datasets,
     Scorers,
     Workloads,
@@ -111,6 +112,11 @@ fn rows(registry: Registry, catalogue: &Catalogue) -> anyhow::Result<Vec<[String
             .links()?
             .values()
             .map(|link| row(&link.name, &link.description))
+            .collect(),
+        Registry::Devices => catalogue
+            .devices()?
+            .values()
+            .map(|device| row(&device.name, &device.description))
             .collect(),
         Registry::Datasets => celslm_datasets::DATASETS
             .iter()

@@ -2,6 +2,7 @@
 
 mod align;
 mod cloud;
+mod device;
 mod doctor;
 mod edge;
 mod link;
@@ -53,6 +54,7 @@ enum Command {
     Run(prepare::RunArgs),
     Models(models::ModelsArgs),
     Link(link::LinkArgs),
+    Device(device::DeviceArgs),
     Report(report::ReportArgs),
     Doctor(doctor::DoctorArgs),
     Ls(ls::LsArgs),
@@ -72,6 +74,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Run(args) => run::run(&args),
         Command::Models(args) => models::run(&args),
         Command::Link(args) => link::run(&args),
+        Command::Device(args) => device::run(&args),
         Command::Report(args) => report::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Ls(args) => ls::run(&args),

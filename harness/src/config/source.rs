@@ -58,6 +58,14 @@ impl ConfigSource {
         Ok(config)
     }
 
+    /// The text as another typed file of the same manners, such as a device profile.
+    ///
+    /// # Errors
+    /// Syntax, an unknown key, or a wrong type, with its place.
+    pub fn read_as<T: serde::de::DeserializeOwned>(&self) -> Result<T, ConfigError> {
+        toml::from_str(&self.text).map_err(|e| self.in_file(&e))
+    }
+
     fn overridden(&self, base: toml::Table) -> Result<Config, ConfigError> {
         let mut table = base.clone();
         for set in &self.overrides {
