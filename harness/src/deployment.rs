@@ -236,6 +236,7 @@ impl Deployment {
             "--threads".to_owned(),
             deployment.threads.cloud.to_string(),
         ];
+        cloud.extend(engine_args(config));
         for bridge in &materials.bridges {
             cloud.extend(["--bridge".to_owned(), text(bridge)]);
         }
@@ -249,7 +250,7 @@ impl Deployment {
         for index in 0..deployment.edges {
             let process = Process::edge(index, deployment.edges);
             let control = socket(process);
-            let args = vec![
+            let mut args = vec![
                 "edge".to_owned(),
                 "--model".to_owned(),
                 text(&materials.edge_model),
@@ -262,6 +263,7 @@ impl Deployment {
                 "--threads".to_owned(),
                 deployment.threads.edge.to_string(),
             ];
+            args.extend(engine_args(config));
             let cpus = share(&deployment.pinning.edge_cpus, index, deployment.edges);
             starts.push((process, Node::Edge, args, cpus));
             edge_controls.push(control);
@@ -676,6 +678,19 @@ fn share(cpus: &[usize], index: usize, edges: usize) -> Vec<usize> {
         n if n < edges => vec![cpus[index % n]],
         _ => cpus.iter().copied().skip(index).step_by(edges).collect(),
     }
+}
+
+/// The bounds of a node's engines, as its arguments.
+fn engine_args(config: &Config) -> impl Iterator<Item = String> {
+    let limits = &config.limits;
+    [
+        ("--max-sessions", limits.max_sessions),
+        ("--max-queue", limits.max_queue),
+        ("--session-kv-bytes", limits.session_kv_bytes),
+        ("--step-tokens", limits.step_tokens),
+    ]
+    .into_iter()
+    .flat_map(|(name, value)| [name.to_owned(), value.to_string()])
 }
 
 fn text(path: &Path) -> String {

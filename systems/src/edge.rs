@@ -1,21 +1,25 @@
-//! The edge node: the small model, a bounded cache of contexts, a connection to the cloud, and
-//! the control loop that drives them.
+//! The edge node: the small model in its engine, a bounded cache of contexts, a connection to the
+//! cloud, and the control loop that drives them.
 
 use crate::answer::{Answer, ContextRef, Request, SystemError};
 use crate::clock::now_ns;
-use crate::control::{ControlListener, EdgeCommand, EdgeReply, Flow};
-use crate::generation::{GenerationLimits, generate};
+use crate::control::{ControlListener, EdgeCommand, EdgeReply, Flow, Reply};
+use crate::engine::{
+    Engine, EngineLimits, NodeStats, Pace, Prefilled, SessionContext, SessionEvent, SessionHandle,
+    SessionRequest, Times,
+};
 use crate::loaded::LoadedModel;
 use crate::prefix_cache::PrefixCache;
 use crate::spec::{Contract, SystemSpec};
 use crate::system;
-use crate::timeline::{Part, Timeline};
+use crate::timeline::{Timeline, Track};
+use crate::workers::Workers;
 use celslm_kv::ContextId;
-use celslm_model::{Hidden, KeyRetention, KvCache, KvPrefix};
+use celslm_model::KvPrefix;
 use celslm_wire::{CloudClient, Limits};
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::runtime::Runtime;
 
@@ -28,16 +32,21 @@ pub struct EdgeOptions {
     pub cache_bytes: usize,
     /// Bounds of the protocol.
     pub limits: Limits,
+    /// Bounds of the engine.
+    pub engine: EngineLimits,
+    /// How fast the engine is, compared with this machine.
+    pub pace: Pace,
     /// Compute threads.
     pub threads: usize,
 }
 
 /// A running edge node.
 pub struct EdgeNode {
-    model: LoadedModel,
+    engine: Engine,
     cache: PrefixCache,
-    client: Option<CloudClient>,
+    client: Mutex<Option<CloudClient>>,
     limits: Limits,
+    max_calls: usize,
     threads: usize,
     runtime: Runtime,
 }
@@ -46,10 +55,10 @@ impl EdgeNode {
     /// Loads the model; the connection to the cloud comes with the first `Connect`.
     ///
     /// # Errors
-    /// When the model file is unusable or no runtime can be started.
+    /// When the model file is unusable or no thread can be started.
     pub fn start(options: &EdgeOptions) -> anyhow::Result<Self> {
         celslm_model::set_threads(options.threads)?;
-        let model = LoadedModel::load(&options.model)?;
+        let model = Arc::new(LoadedModel::load(&options.model)?);
         // Receiving and checking chunks goes on beside the compute threads.
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
@@ -57,41 +66,84 @@ impl EdgeNode {
             .enable_all()
             .build()?;
         Ok(Self {
-            model,
+            engine: Engine::start("edge", model, options.engine, options.pace)?,
             cache: PrefixCache::new(options.cache_bytes),
-            client: None,
+            client: Mutex::default(),
             limits: options.limits.clone(),
+            max_calls: options.engine.max_calls(),
             threads: options.threads,
             runtime,
         })
     }
 
-    /// Serves controllers until one says shutdown.
+    /// Serves controllers until one says shutdown. Every request is answered on a thread of its
+    /// own; there are as many of them as the engine takes sessions, and a request beyond that is
+    /// refused.
     ///
     /// # Errors
     /// When the control socket fails.
-    pub fn serve(mut self, listener: &ControlListener) -> std::io::Result<()> {
+    pub fn serve(self, listener: &ControlListener) -> std::io::Result<()> {
+        let workers = Workers::new("answer", self.max_calls);
+        let node = Arc::new(self);
         listener.serve(
-            |command, reply| {
-                let flow = match command {
-                    EdgeCommand::Shutdown => Flow::Stop,
-                    _ => Flow::Continue,
-                };
-                reply.send(&self.handle(command).unwrap_or_else(EdgeReply::Failed));
-                flow
-            },
+            |command, reply| node.take_up(command, reply, &workers),
             |reason| EdgeReply::Failed(SystemError::new("control", reason)),
         )
     }
 
-    fn handle(&mut self, command: EdgeCommand) -> Result<EdgeReply, SystemError> {
+    fn take_up(
+        self: &Arc<Self>,
+        command: EdgeCommand,
+        reply: Reply<EdgeReply>,
+        workers: &Workers,
+    ) -> Flow {
         match command {
-            EdgeCommand::Hello => Ok(EdgeReply::Edge {
-                fingerprint: self.model.decoder.fingerprint().to_string(),
-                tokenizer: self.model.tokenizer.hash()?,
-                num_layers: self.model.decoder.config().num_hidden_layers,
-                threads: self.threads,
-            }),
+            EdgeCommand::Hello => reply.send(&self.hello().unwrap_or_else(EdgeReply::Failed)),
+            EdgeCommand::Stats { reset } => reply.send(&EdgeReply::Stats(self.stats(reset))),
+            EdgeCommand::Shutdown => {
+                reply.send(&EdgeReply::Done);
+                return Flow::Stop;
+            }
+            EdgeCommand::Connect { .. }
+            | EdgeCommand::Prepare { .. }
+            | EdgeCommand::Answer { .. } => {
+                // Both the thread and the refusal need the reply; whoever comes first has it.
+                let reply = Arc::new(Mutex::new(Some(reply)));
+                let node = self.clone();
+                let later = reply.clone();
+                let call = move || {
+                    let result = node.handle(command).unwrap_or_else(EdgeReply::Failed);
+                    send(&later, &result);
+                };
+                if workers.run(Box::new(call)).is_err() {
+                    let error = SystemError::new(
+                        "overloaded",
+                        format!("{} requests are under way, which is all", self.max_calls),
+                    );
+                    send(&reply, &EdgeReply::Failed(error));
+                }
+            }
+        }
+        Flow::Continue
+    }
+
+    fn hello(&self) -> Result<EdgeReply, SystemError> {
+        let model = self.model();
+        Ok(EdgeReply::Edge {
+            fingerprint: model.decoder.fingerprint().to_string(),
+            tokenizer: model.tokenizer.hash()?,
+            num_layers: model.decoder.config().num_hidden_layers,
+            threads: self.threads,
+        })
+    }
+
+    fn stats(&self, reset: bool) -> NodeStats {
+        let cached = self.cache.bytes() as u64;
+        NodeStats::new(vec![self.engine.stats(reset)], cached, reset)
+    }
+
+    fn handle(&self, command: EdgeCommand) -> Result<EdgeReply, SystemError> {
+        match command {
             EdgeCommand::Connect { addr } => {
                 self.connect(addr)?;
                 Ok(EdgeReply::Done)
@@ -102,12 +154,8 @@ impl EdgeNode {
                 context,
                 timeout_ms,
             } => {
-                self.prepare(
-                    &spec,
-                    contract,
-                    &context,
-                    deadline_after(now_ns(), timeout_ms),
-                )?;
+                let deadline_ns = deadline_after(now_ns(), timeout_ms);
+                self.prepare(&spec, contract, &context, deadline_ns)?;
                 Ok(EdgeReply::Done)
             }
             EdgeCommand::Answer { spec, request } => {
@@ -118,19 +166,26 @@ impl EdgeNode {
                     system.answer(self, spec.kv.as_ref(), &request, timeline, deadline_ns)?;
                 Ok(EdgeReply::Answered(Box::new(answer)))
             }
-            EdgeCommand::Shutdown => Ok(EdgeReply::Done),
+            EdgeCommand::Hello | EdgeCommand::Stats { .. } | EdgeCommand::Shutdown => {
+                Ok(EdgeReply::Done)
+            }
         }
     }
 
-    fn connect(&mut self, addr: SocketAddr) -> Result<(), SystemError> {
-        self.client = None;
+    fn connect(&self, addr: SocketAddr) -> Result<(), SystemError> {
+        *self.connection() = None;
         let deadline = self.limits.connect_timeout();
         let limits = self.limits.clone();
         let client = self
             .runtime
             .block_on(CloudClient::connect(addr, limits, deadline))?;
-        self.client = Some(client);
+        *self.connection() = Some(client);
         Ok(())
+    }
+
+    fn connection(&self) -> std::sync::MutexGuard<'_, Option<CloudClient>> {
+        // It is set as a whole, so a panic elsewhere does not spoil it.
+        self.client.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn prepare(
@@ -143,6 +198,7 @@ impl EdgeNode {
         match contract {
             Contract::Cold | Contract::Primed => {
                 self.cache.evict(&context.context_id);
+                self.engine.forget(&context.context_id);
                 Ok(())
             }
             Contract::Warm => {
@@ -154,7 +210,12 @@ impl EdgeNode {
 
     /// The edge's model.
     pub fn model(&self) -> &LoadedModel {
-        &self.model
+        self.engine.model()
+    }
+
+    /// The engine that runs it.
+    pub(crate) fn engine(&self) -> &Engine {
+        &self.engine
     }
 
     /// The runtime of the network side.
@@ -164,7 +225,7 @@ impl EdgeNode {
 
     /// The connection to the cloud.
     pub(crate) fn client(&self) -> Result<CloudClient, SystemError> {
-        self.client
+        self.connection()
             .clone()
             .ok_or_else(|| SystemError::new("connect", "this edge is not connected to a cloud"))
     }
@@ -204,82 +265,89 @@ impl EdgeNode {
         }
     }
 
-    /// A cache for one request: the shared prefix, and room for the prompt and the answer.
-    pub(crate) fn session_cache(
+    /// Submits a request's prompt over its context to the engine.
+    ///
+    /// # Errors
+    /// As [`Engine::session`].
+    pub(crate) fn submit(
         &self,
-        prefix: Option<Arc<KvPrefix>>,
-        prompt_tokens: usize,
         request: &Request,
-    ) -> Result<KvCache, SystemError> {
-        if prompt_tokens == 0 {
-            return Err(SystemError::new("config", "the prompt is empty"));
-        }
-        let shape = self.model.decoder.kv_shape();
-        let window = self.model.decoder.config().max_position_embeddings;
-        let capacity = prompt_tokens.saturating_add(request.max_tokens).min(window);
-        Ok(KvCache::new(
-            shape,
-            prefix,
-            capacity,
-            KeyRetention::RotatedOnly,
-        )?)
-    }
-
-    /// Generates from the prompt's last hidden state on and completes the answer.
-    pub(crate) fn decode(
-        &self,
-        cache: &mut KvCache,
-        hidden: Hidden,
-        request: &Request,
-        mut timeline: Timeline,
+        prompt: Vec<u32>,
+        context: SessionContext,
         deadline_ns: u64,
-        mut answer: Answer,
-    ) -> Result<Answer, SystemError> {
-        let limits = GenerationLimits {
+    ) -> Result<SessionHandle, SystemError> {
+        self.engine.session(SessionRequest {
+            client: request.client,
+            context,
+            prompt,
+            sampling: request.sampling,
+            seed: request.seed,
             max_tokens: request.max_tokens,
             deadline_ns,
-        };
+        })
+    }
+
+    /// Collects what a session generates and completes the answer. `track` is what the caller did
+    /// while the session waited for its context.
+    ///
+    /// # Errors
+    /// Whatever ended the session.
+    pub(crate) fn collect(
+        &self,
+        mut session: SessionHandle,
+        mut timeline: Timeline,
+        track: Option<&Track>,
+        mut answer: Answer,
+    ) -> Result<Answer, SystemError> {
         answer.sent_ns = timeline.sent_ns();
+        let mut blocked = Vec::new();
         // Tokens whose text is not visible yet get the time of the text that completes them.
         let mut invisible = 0;
-        generate(
-            &self.model,
-            cache,
-            hidden,
-            request.sampling,
-            request.seed,
-            limits,
-            |step| {
-                answer.output_ids.push(step.id);
-                answer.output_text.push_str(step.text);
-                invisible += 1;
-                if !step.text.is_empty() {
-                    if answer.token_ns.is_empty() {
-                        timeline.lap(Part::FirstStep);
-                        answer.parts = timeline.parts();
-                    }
-                    answer
-                        .token_ns
-                        .extend(std::iter::repeat_n(now_ns(), invisible));
-                    invisible = 0;
-                }
-                true
-            },
-        )?;
-        if answer.token_ns.is_empty() {
-            // An answer without visible text still has an end that its parts lead to.
-            timeline.lap(Part::FirstStep);
+        let mut first = |answer: &mut Answer, at_ns: u64, times: &Times, blocked: &[(u64, u64)]| {
+            timeline.lap_engine(at_ns, times, blocked, track);
             answer.parts = timeline.parts();
+        };
+        loop {
+            match session.next()? {
+                SessionEvent::Prefilled(Prefilled { blocked: spent, .. }) => blocked = spent,
+                SessionEvent::Token(token) => {
+                    answer.output_ids.push(token.id);
+                    answer.output_text.push_str(&token.text);
+                    invisible += 1;
+                    if !token.text.is_empty() {
+                        if answer.token_ns.is_empty() {
+                            first(&mut answer, token.at_ns, &token.times, &blocked);
+                        }
+                        let times = std::iter::repeat_n(token.at_ns, invisible);
+                        answer.token_ns.extend(times);
+                        invisible = 0;
+                    }
+                }
+                SessionEvent::End(end) => {
+                    if answer.token_ns.is_empty() {
+                        // An answer without visible text still has an end that its parts lead to.
+                        first(&mut answer, end.at_ns, &end.times, &blocked);
+                    }
+                    let times = std::iter::repeat_n(end.at_ns, invisible);
+                    answer.token_ns.extend(times);
+                    answer.edge_kv_bytes = end.kv_bytes as u64;
+                    return Ok(answer);
+                }
+            }
         }
-        answer
-            .token_ns
-            .extend(std::iter::repeat_n(now_ns(), invisible));
-        answer.edge_kv_bytes = cache.bytes() as u64;
-        Ok(answer)
     }
 }
 
-fn cache_key(context: &ContextRef, variant: &str) -> String {
+/// Sends a reply that two may want to send.
+fn send(reply: &Mutex<Option<Reply<EdgeReply>>>, result: &EdgeReply) {
+    let reply = reply.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if let Some(reply) = reply {
+        reply.send(result);
+    }
+}
+
+/// Names a variant of a context's KV, in the cache and in the engine.
+pub(crate) fn cache_key(context: &ContextRef, variant: &str) -> String {
     format!("{}/{variant}", context.context_id)
 }
 

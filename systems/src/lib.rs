@@ -3,6 +3,7 @@
 //! - [`system`]: the trait, the registry, one file per system; they run at the edge.
 //! - [`schedule`]: how loading KV and computing the prompt overlap.
 //! - [`edge`] and [`cloud`]: the node processes.
+//! - [`engine`]: one model, many sessions at once.
 //! - [`control`]: how a controller drives them, outside the measured path.
 //! - [`rates`]: how fast a device computes, as device profiles state it.
 //! - [`timeline`]: where the time to the first token went.
@@ -12,7 +13,7 @@ pub mod clock;
 pub mod cloud;
 pub mod control;
 pub mod edge;
-mod generation;
+pub mod engine;
 mod loaded;
 mod prefix_cache;
 pub mod rates;
@@ -20,6 +21,7 @@ pub mod schedule;
 pub mod spec;
 pub mod system;
 pub mod timeline;
+mod workers;
 
 pub use answer::{Answer, ContextRef, Request, SystemError};
 /// Bounds of the protocol between the nodes.

@@ -55,8 +55,8 @@ impl PrefixCache {
         self.entries().retain(|(held, _)| !held.starts_with(start));
     }
 
-    #[cfg(test)]
-    fn bytes(&self) -> usize {
+    /// Bytes held.
+    pub(crate) fn bytes(&self) -> usize {
         self.entries()
             .iter()
             .map(|(_, prefix)| prefix.bytes())

@@ -1,11 +1,15 @@
 //! Where the time to the first token went.
 //!
-//! The edge's own thread is followed from the scheduled arrival to the first token, and every
-//! nanosecond of it belongs to exactly one part: that is the *exposed* time, and it adds up to
-//! TTFT. Work that went on beside it (a transfer behind a computation) is *overlapped* and
-//! stands apart.
+//! A request is followed from its scheduled arrival to its first token, and every nanosecond of
+//! it belongs to exactly one part: that is the *exposed* time, and it adds up to TTFT. Work that
+//! went on beside it (a transfer behind a computation) is *overlapped* and stands apart.
+//!
+//! While a request is in the engine, the engine says which moments it was computed, and in which
+//! it waited for its turn. What remains is what it was blocked on, and that its own thread says:
+//! a [`Track`] of what it did meanwhile.
 
 use crate::clock::now_ns;
+use crate::engine::Times;
 use serde::{Deserialize, Serialize};
 
 /// A part of TTFT.
@@ -112,8 +116,13 @@ impl Timeline {
     /// Ends a stretch spent waiting for a peer that reports how long its own steps took: each
     /// step gets its reported share, as far as the wait covers it, and `rest` what remains.
     pub fn lap_split(&mut self, reported: &[(Part, u64)], rest: Part) {
-        let now = now_ns();
-        let mut left = now.saturating_sub(self.last_ns);
+        self.lap_split_at(now_ns(), reported, rest);
+    }
+
+    /// As [`Timeline::lap_split`], for a stretch that ended at a moment not long ago.
+    pub fn lap_split_at(&mut self, at_ns: u64, reported: &[(Part, u64)], rest: Part) {
+        let now = at_ns.max(self.last_ns);
+        let mut left = now - self.last_ns;
         for &(part, ns) in reported {
             let share = ns.min(left);
             self.exposed[part as usize] += share;
@@ -122,6 +131,42 @@ impl Timeline {
         }
         self.exposed[rest as usize] += left;
         self.last_ns = now;
+    }
+
+    /// Ends a stretch in which the engine had the request, at `at_ns`. Of the time in which it
+    /// was blocked, each moment belongs to what the track says was done then.
+    pub(crate) fn lap_engine(
+        &mut self,
+        at_ns: u64,
+        times: &Times,
+        blocked: &[(u64, u64)],
+        track: Option<&Track>,
+    ) {
+        let mut reported = vec![
+            (Part::Queue, times.queued_ns),
+            (Part::EdgePrefill, times.prefill_ns),
+            (Part::FirstStep, times.decode_ns),
+        ];
+        let mut seen = [0; Part::ALL.len()];
+        if let Some(track) = track {
+            seen = track.within(blocked);
+            for part in [Part::Encode, Part::Decode] {
+                let done = track.total(part);
+                self.overlap(part, done.saturating_sub(seen[part as usize]));
+            }
+            // KV goes on arriving while what has arrived is decoded.
+            let seen = seen[Part::Transfer as usize] + seen[Part::Encode as usize];
+            self.overlap(Part::Transfer, track.under_way_ns.saturating_sub(seen));
+        }
+        // What it was blocked on and nobody worked at was on its way.
+        let worked: u64 = seen.iter().sum();
+        seen[Part::Transfer as usize] += times.blocked_ns.saturating_sub(worked);
+        reported.extend(
+            Part::ALL
+                .into_iter()
+                .map(|part| (part, seen[part as usize])),
+        );
+        self.lap_split_at(at_ns, &reported, Part::FirstStep);
     }
 
     /// Adds time of a part that was hidden behind others.
@@ -148,6 +193,82 @@ impl Timeline {
     }
 }
 
+/// What a request's own thread did while the engine had the request: stretches without gaps.
+pub(crate) struct Track {
+    last_ns: u64,
+    /// End and part of each stretch. One or two for each message that is waited for.
+    stretches: Vec<(u64, Part)>,
+    start_ns: u64,
+    /// From the first to the last arrival of the transfer that it followed.
+    under_way_ns: u64,
+}
+
+impl Track {
+    /// Starts now.
+    pub(crate) fn start() -> Self {
+        let start_ns = now_ns();
+        Self {
+            last_ns: start_ns,
+            stretches: Vec::new(),
+            start_ns,
+            under_way_ns: 0,
+        }
+    }
+
+    /// States how long the transfer went on.
+    pub(crate) fn transferred(&mut self, ns: u64) {
+        self.under_way_ns = ns;
+    }
+
+    /// Ends a stretch.
+    pub(crate) fn lap(&mut self, part: Part) {
+        self.lap_split(&[], part);
+    }
+
+    /// Ends a stretch, the first of which belongs to the parts reported, as far as it goes.
+    pub(crate) fn lap_split(&mut self, reported: &[(Part, u64)], rest: Part) {
+        let now = now_ns();
+        for &(part, ns) in reported {
+            self.last_ns = self.last_ns.saturating_add(ns).min(now);
+            self.stretches.push((self.last_ns, part));
+        }
+        self.last_ns = now;
+        self.stretches.push((now, rest));
+    }
+
+    /// Time of a part.
+    fn total(&self, part: Part) -> u64 {
+        let mut start_ns = self.start_ns;
+        let mut total = 0;
+        for &(end_ns, of) in &self.stretches {
+            if of == part {
+                total += end_ns - start_ns;
+            }
+            start_ns = end_ns;
+        }
+        total
+    }
+
+    /// Time of every part inside intervals, which are in order and apart.
+    fn within(&self, intervals: &[(u64, u64)]) -> [u64; Part::ALL.len()] {
+        let mut shares = [0; Part::ALL.len()];
+        let mut start_ns = self.start_ns;
+        let mut intervals = intervals.iter().copied().peekable();
+        for &(end_ns, part) in &self.stretches {
+            while let Some(&(from, to)) = intervals.peek() {
+                let (first, last) = (from.max(start_ns), to.min(end_ns));
+                shares[part as usize] += last.saturating_sub(first);
+                if to > end_ns {
+                    break;
+                }
+                intervals.next();
+            }
+            start_ns = end_ns;
+        }
+        shares
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -170,5 +291,63 @@ mod tests {
         assert_eq!(sum, elapsed);
         assert_eq!(timeline.exposed_ns(Part::CloudCompute), 1_000_000);
         assert_eq!(timeline.exposed_ns(Part::Request), 0);
+    }
+
+    #[test]
+    fn blocked_time_belongs_to_what_was_done_meanwhile() {
+        let track = Track {
+            start_ns: 100,
+            last_ns: 180,
+            under_way_ns: 60,
+            stretches: vec![
+                (120, Part::Transfer),
+                (130, Part::Decode),
+                (135, Part::Encode),
+                (160, Part::Transfer),
+                (180, Part::Decode),
+            ],
+        };
+        assert_eq!(track.total(Part::Transfer), 45);
+        assert_eq!(track.total(Part::Decode), 30);
+        let seen = track.within(&[(90, 125), (128, 129), (150, 200)]);
+        assert_eq!(seen[Part::Transfer as usize], 30);
+        assert_eq!(seen[Part::Decode as usize], 26);
+        assert_eq!(seen[Part::Encode as usize], 0);
+
+        let mut timeline = Timeline::start(0);
+        let start = timeline.last_ns;
+        let shifted = |ns: u64| start + ns;
+        let track = Track {
+            start_ns: shifted(track.start_ns),
+            last_ns: shifted(track.last_ns),
+            under_way_ns: track.under_way_ns,
+            stretches: track
+                .stretches
+                .iter()
+                .map(|&(end, part)| (shifted(end), part))
+                .collect(),
+        };
+        let times = Times {
+            queued_ns: 10,
+            blocked_ns: 35,
+            prefill_ns: 40,
+            decode_ns: 5,
+        };
+        timeline.lap_engine(
+            shifted(190),
+            &times,
+            &[(shifted(100), shifted(125)), (shifted(175), shifted(185))],
+            Some(&track),
+        );
+        // 20 and 5 of the first stretch, 5 of the second; the last 5 were on nobody's track.
+        assert_eq!(timeline.exposed_ns(Part::Transfer), 20 + 5);
+        assert_eq!(timeline.exposed_ns(Part::Decode), 10);
+        assert_eq!(timeline.exposed_ns(Part::EdgePrefill), 40);
+        // All that the engine does not account for lies before the submission.
+        assert_eq!(timeline.exposed_ns(Part::FirstStep), 5 + 100);
+        let exposed: u64 = timeline.parts().iter().map(|time| time.exposed_ns).sum();
+        assert_eq!(exposed, shifted(190));
+        assert_eq!(timeline.overlapped[Part::Decode as usize], 20);
+        assert_eq!(timeline.overlapped[Part::Transfer as usize], 60 - 20);
     }
 }

@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use celslm::exit::ExitCode;
-use celslm_systems::WireLimits;
 use celslm_systems::cloud::{CloudNode, CloudOptions};
+use celslm_systems::engine::Pace;
 use clap::Args;
 
 /// Be the cloud node: hold the large model and serve edges over the network
@@ -42,6 +42,8 @@ pub(crate) struct CloudArgs {
     /// Largest message on the wire, in bytes
     #[arg(long, value_name = "N", default_value_t = 8 << 20)]
     message_bytes: usize,
+    #[command(flatten)]
+    engine: super::edge::EngineArgs,
     /// Compute threads; 0 means every CPU it may use
     #[arg(long, value_name = "N", default_value_t = 0)]
     threads: usize,
@@ -57,10 +59,9 @@ pub(crate) fn run(args: &CloudArgs) -> anyhow::Result<ExitCode> {
         listen: args.listen,
         advertise: args.advertise,
         store_bytes: args.store_bytes,
-        limits: WireLimits {
-            max_message_bytes: args.message_bytes,
-            ..WireLimits::default()
-        },
+        limits: args.engine.wire(args.message_bytes),
+        engine: args.engine.limits(),
+        pace: Pace::default(),
         threads: super::edge::threads(args.threads),
     })?;
     eprintln!(

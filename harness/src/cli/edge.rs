@@ -6,6 +6,7 @@ use celslm::exit::{ExitCode, Verdict};
 use celslm_systems::WireLimits;
 use celslm_systems::control::ControlListener;
 use celslm_systems::edge::{EdgeNode, EdgeOptions};
+use celslm_systems::engine::{EngineLimits, Pace};
 use clap::Args;
 
 /// Be the edge node: hold the small model and answer a controller's requests
@@ -30,9 +31,52 @@ pub(crate) struct EdgeArgs {
     /// Largest message on the wire, in bytes
     #[arg(long, value_name = "N", default_value_t = 8 << 20)]
     message_bytes: usize,
+    #[command(flatten)]
+    engine: EngineArgs,
     /// Compute threads; 0 means every CPU it may use
     #[arg(long, value_name = "N", default_value_t = 0)]
     threads: usize,
+}
+
+/// Bounds of a node's engines.
+#[derive(Debug, Args)]
+pub(super) struct EngineArgs {
+    /// Most sessions that are computed at once
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    max_sessions: usize,
+    /// Most sessions that wait for a place; further ones are refused
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    max_queue: usize,
+    /// Most bytes of KV that the sessions may grow to, a shared context counted once
+    #[arg(long, value_name = "N", default_value_t = 512 << 20)]
+    session_kv_bytes: u64,
+    /// Prompt tokens that one step takes in beside the sessions that generate
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    step_tokens: usize,
+}
+
+impl EngineArgs {
+    pub(super) fn limits(&self) -> EngineLimits {
+        EngineLimits {
+            max_sessions: self.max_sessions,
+            max_queue: self.max_queue,
+            kv_bytes: usize::try_from(self.session_kv_bytes).unwrap_or(usize::MAX),
+            step_tokens: self.step_tokens,
+        }
+    }
+
+    /// Bounds of the protocol under which a call waits at the engines or is refused there, and
+    /// never at the connection, where nobody sees it wait.
+    pub(super) fn wire(&self, message_bytes: usize) -> WireLimits {
+        let calls = self.limits().max_calls().clamp(1, 1 << 15);
+        let base = WireLimits::default();
+        WireLimits {
+            max_message_bytes: message_bytes,
+            max_server_calls: base.max_server_calls.max(2 * calls),
+            max_concurrent_streams: base.max_concurrent_streams.max(2 * calls as u32),
+            ..base
+        }
+    }
 }
 
 /// Runs the command.
@@ -41,10 +85,9 @@ pub(crate) fn run(args: &EdgeArgs) -> anyhow::Result<ExitCode> {
     let node = EdgeNode::start(&EdgeOptions {
         model: args.model.clone(),
         cache_bytes: usize::try_from(args.cache_bytes).unwrap_or(usize::MAX),
-        limits: WireLimits {
-            max_message_bytes: args.message_bytes,
-            ..WireLimits::default()
-        },
+        limits: args.engine.wire(args.message_bytes),
+        engine: args.engine.limits(),
+        pace: Pace::default(),
         threads: threads(args.threads),
     })?;
     eprintln!("edge: ready at {}", args.control.display());

@@ -252,6 +252,14 @@ pub struct LimitsConfig {
     pub edge_cache_bytes: u64,
     /// Largest message on the wire, in bytes.
     pub message_bytes: u64,
+    /// Most sessions that an engine computes at once.
+    pub max_sessions: u64,
+    /// Most sessions that wait for a place in an engine; further ones are refused.
+    pub max_queue: u64,
+    /// Most bytes of KV that an engine's sessions may grow to, a shared context counted once.
+    pub session_kv_bytes: u64,
+    /// Prompt tokens that one step of an engine takes in beside the sessions that generate.
+    pub step_tokens: u64,
 }
 
 impl Default for LimitsConfig {
@@ -260,6 +268,10 @@ impl Default for LimitsConfig {
             cloud_store_bytes: 2 << 30,
             edge_cache_bytes: 256 << 20,
             message_bytes: 8 << 20,
+            max_sessions: 64,
+            max_queue: 256,
+            session_kv_bytes: 512 << 20,
+            step_tokens: 256,
         }
     }
 }
@@ -541,6 +553,15 @@ impl Config {
                 64 << 10,
                 1 << 30,
             ),
+            ("limits.max_sessions", self.limits.max_sessions, 1, 4096),
+            ("limits.max_queue", self.limits.max_queue, 0, 4096),
+            (
+                "limits.session_kv_bytes",
+                self.limits.session_kv_bytes,
+                1 << 20,
+                1 << 50,
+            ),
+            ("limits.step_tokens", self.limits.step_tokens, 1, 1 << 16),
         ];
         for (path, value, least, most) in integers {
             if !(least..=most).contains(&value) {

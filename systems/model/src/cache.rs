@@ -224,19 +224,16 @@ impl KvCache {
 
     /// Bytes of KV held by this sequence alone.
     pub fn tail_bytes(&self) -> usize {
-        self.bytes() - self.prefix.as_ref().map_or(0, |prefix| prefix.bytes())
+        let tail: usize = self.tail.iter().map(LayerSegment::bytes).sum();
+        let keys = self.pre_rope.iter().flatten();
+        tail + keys
+            .map(|keys| keys.len() * size_of::<f16>())
+            .sum::<usize>()
     }
 
     /// Bytes of KV held, the shared prefix included.
     pub fn bytes(&self) -> usize {
-        let tail: usize = self.tail.iter().map(LayerSegment::bytes).sum();
-        let pre_rope: usize = self
-            .pre_rope
-            .iter()
-            .flatten()
-            .map(|keys| keys.len() * size_of::<f16>())
-            .sum();
-        tail + pre_rope + self.prefix.as_ref().map_or(0, |prefix| prefix.bytes())
+        self.tail_bytes() + self.prefix.as_ref().map_or(0, |prefix| prefix.bytes())
     }
 
     /// Forgets the tail from position `len` on (prefix included in the count): the next token

@@ -122,9 +122,14 @@ mod pre_tokenizer {
 }
 
 /// Turns a growing list of ids into text pieces, holding back incomplete characters.
+///
+/// A token costs the same however long the text is: only ids since the piece before the last are
+/// decoded, which is as far back as a decoder's rules for the start of a text reach.
 #[derive(Default)]
 pub struct TextStream {
     ids: Vec<u32>,
+    /// Ids before here are decoded no more; the text of those up to `emitted` is out.
+    start: usize,
     emitted: usize,
 }
 
@@ -135,12 +140,14 @@ impl TextStream {
     /// As [`Tokenizer::decode`].
     pub fn push(&mut self, tokenizer: &Tokenizer, id: u32) -> Result<String, ModelError> {
         self.ids.push(id);
-        let text = tokenizer.decode(&self.ids)?;
-        if text.ends_with(char::REPLACEMENT_CHARACTER) || text.len() <= self.emitted {
+        let before = tokenizer.decode(&self.ids[self.start..self.emitted])?;
+        let text = tokenizer.decode(&self.ids[self.start..])?;
+        if text.ends_with(char::REPLACEMENT_CHARACTER) || text.len() <= before.len() {
             return Ok(String::new());
         }
-        let piece = text.get(self.emitted..).unwrap_or_default().to_owned();
-        self.emitted = text.len();
+        let piece = text.get(before.len()..).unwrap_or_default().to_owned();
+        self.start = self.emitted;
+        self.emitted = self.ids.len();
         Ok(piece)
     }
 

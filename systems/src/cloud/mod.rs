@@ -2,11 +2,14 @@
 //! content-addressed store.
 
 mod contexts;
+mod flights;
 mod serving;
 mod variants;
 
 use crate::answer::SystemError;
-use crate::control::{CloudCommand, CloudReply, ControlListener, Flow, PublishedContext};
+use crate::clock::now_ns;
+use crate::control::{CloudCommand, CloudReply, ControlListener, Flow, PublishedContext, Reply};
+use crate::engine::{EngineLimits, Pace};
 use crate::loaded::LoadedModel;
 use crate::spec::{Contract, SystemSpec};
 use crate::system::{self, CloudNeed};
@@ -15,9 +18,13 @@ use serving::Serving;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
-use variants::Shared;
+use variants::{Compute, Shared};
+
+/// Longest time that one context may take to be prepared; its controller waits no longer.
+const PREPARE: Duration = Duration::from_secs(3600);
 
 /// What a cloud node is started with.
 #[derive(Debug, Clone)]
@@ -36,6 +43,10 @@ pub struct CloudOptions {
     pub store_bytes: u64,
     /// Bounds of the protocol.
     pub limits: Limits,
+    /// Bounds of each of its engines.
+    pub engine: EngineLimits,
+    /// How fast its engines are, compared with this machine.
+    pub pace: Pace,
     /// Compute threads.
     pub threads: usize,
 }
@@ -77,6 +88,11 @@ impl CloudNode {
             edge_model,
             &options.bridges,
             options.store_bytes,
+            Compute {
+                limits: options.engine,
+                pace: options.pace,
+                threads: options.threads,
+            },
         )?);
         let (shutdown, stopped) = oneshot::channel::<()>();
         let service = Serving(shared.clone());
@@ -104,97 +120,114 @@ impl CloudNode {
         self.addr
     }
 
-    /// Serves controllers until one says shutdown.
+    /// Serves controllers until one says shutdown. Commands overlap.
     ///
     /// # Errors
     /// When the control socket fails.
     pub fn serve(self, listener: &ControlListener) -> std::io::Result<()> {
         listener.serve(
-            |command, reply| {
-                let flow = match command {
-                    CloudCommand::Shutdown => Flow::Stop,
-                    _ => Flow::Continue,
-                };
-                reply.send(&self.handle(command).unwrap_or_else(CloudReply::Failed));
-                flow
-            },
+            |command, reply| self.take_up(command, reply),
             |reason| CloudReply::Failed(SystemError::new("control", reason)),
         )
     }
 
-    fn handle(&self, command: CloudCommand) -> Result<CloudReply, SystemError> {
+    fn take_up(&self, command: CloudCommand, reply: Reply<CloudReply>) -> Flow {
         match command {
-            CloudCommand::Hello => Ok(CloudReply::Cloud {
-                fingerprint: self.shared.model.decoder.fingerprint().to_string(),
-                tokenizer: self.shared.model.tokenizer.hash()?,
-                edge_fingerprint: self
-                    .shared
-                    .edge_model
-                    .as_ref()
-                    .map(|model| model.decoder.fingerprint().to_string()),
-                addr: self.addr,
-                threads: self.threads,
-            }),
+            CloudCommand::Hello => reply.send(&self.hello().unwrap_or_else(CloudReply::Failed)),
+            CloudCommand::Stats { reset } => {
+                reply.send(&CloudReply::Stats(self.shared.stats(reset)));
+            }
+            CloudCommand::Shutdown => {
+                reply.send(&CloudReply::Done);
+                return Flow::Stop;
+            }
             CloudCommand::Publish { system } => {
-                let (id, context) = self.shared.publish(&system).map_err(from_service)?;
-                Ok(CloudReply::Published(PublishedContext {
-                    context_id: id.to_string(),
-                    context_tokens: context.tokens.len(),
-                }))
+                let shared = self.shared.clone();
+                self.runtime.spawn(async move {
+                    let result = publish(&shared, system).await;
+                    reply.send(&result.unwrap_or_else(CloudReply::Failed));
+                });
             }
             CloudCommand::Prepare {
                 spec,
                 contract,
                 context_id,
             } => {
-                self.prepare(&spec, contract, &context_id)?;
-                Ok(CloudReply::Done)
+                let shared = self.shared.clone();
+                self.runtime.spawn(async move {
+                    let result = prepare(&shared, &spec, contract, &context_id).await;
+                    reply.send(&match result {
+                        Ok(()) => CloudReply::Done,
+                        Err(error) => CloudReply::Failed(error),
+                    });
+                });
             }
-            CloudCommand::Shutdown => Ok(CloudReply::Done),
         }
+        Flow::Continue
     }
 
-    fn prepare(
-        &self,
-        spec: &SystemSpec,
-        contract: Contract,
-        context_id: &str,
-    ) -> Result<(), SystemError> {
-        let entry = system::find(&spec.system)?;
-        let id = context_id
-            .parse()
-            .map_err(|error| SystemError::new("config", format!("bad context id: {error}")))?;
-        if contract == Contract::Cold {
-            self.shared.evict(&id);
-            return Ok(());
-        }
-        // Requests of edges wait meanwhile, as they would for each other.
-        let _turn = self
-            .runtime
-            .block_on(self.shared.turn())
-            .map_err(from_service)?;
-        match entry.cloud_need {
-            CloudNeed::Nothing => {}
-            CloudNeed::Native => {
-                self.shared
-                    .native_prefix(&id, &mut || true)
-                    .map_err(from_service)?;
-            }
-            CloudNeed::EdgeShaped => {
-                let path = spec.kv.as_ref().ok_or_else(|| {
-                    SystemError::new("config", format!("{} needs an alignment", spec.system))
-                })?;
-                let variant = self
-                    .shared
-                    .variant(&path.wire_variant()?)
-                    .map_err(from_service)?;
-                self.shared
-                    .edge_shaped(&id, &variant, &mut || true)
-                    .map_err(from_service)?;
-            }
-        }
-        Ok(())
+    fn hello(&self) -> Result<CloudReply, SystemError> {
+        let model = self.shared.model();
+        Ok(CloudReply::Cloud {
+            fingerprint: model.decoder.fingerprint().to_string(),
+            tokenizer: model.tokenizer.hash()?,
+            edge_fingerprint: self
+                .shared
+                .edge_engine
+                .as_ref()
+                .map(|engine| engine.model().decoder.fingerprint().to_string()),
+            addr: self.addr,
+            threads: self.threads,
+        })
     }
+}
+
+async fn publish(shared: &Arc<Shared>, system: String) -> Result<CloudReply, SystemError> {
+    let register = shared.clone();
+    let published = shared.work(move || register.publish(&system)).await;
+    let (id, context) = published
+        .and_then(|published| published)
+        .map_err(from_service)?;
+    Ok(CloudReply::Published(PublishedContext {
+        context_id: id.to_string(),
+        context_tokens: context.tokens.len(),
+    }))
+}
+
+/// Requests of edges compete with it for the engines, as they would with each other.
+async fn prepare(
+    shared: &Shared,
+    spec: &SystemSpec,
+    contract: Contract,
+    context_id: &str,
+) -> Result<(), SystemError> {
+    let entry = system::find(&spec.system)?;
+    let id = context_id
+        .parse()
+        .map_err(|error| SystemError::new("config", format!("bad context id: {error}")))?;
+    if contract == Contract::Cold {
+        shared.evict(&id);
+        return Ok(());
+    }
+    let deadline_ns = now_ns().saturating_add(PREPARE.as_nanos() as u64);
+    match entry.cloud_need {
+        CloudNeed::Nothing => {}
+        CloudNeed::Native => {
+            let ready = shared.native_prefix(&id, deadline_ns).await;
+            ready.map_err(from_service)?;
+        }
+        CloudNeed::EdgeShaped => {
+            let path = spec.kv.as_ref().ok_or_else(|| {
+                SystemError::new("config", format!("{} needs an alignment", spec.system))
+            })?;
+            let variant = shared
+                .variant(&path.wire_variant()?)
+                .map_err(from_service)?;
+            let ready = shared.edge_shaped(&id, &variant, deadline_ns).await;
+            ready.map_err(from_service)?;
+        }
+    }
+    Ok(())
 }
 
 fn from_service(error: ServiceError) -> SystemError {

@@ -1,21 +1,22 @@
 //! The calls of the edges.
 
-use super::variants::Shared;
-use crate::answer::SystemError;
+use super::variants::{EdgeVariant, Shared, internal, invalid, to_service};
 use crate::clock::now_ns;
-use crate::generation::{End, GenerationLimits, Step, generate};
+use crate::engine::{Ending, SessionContext, SessionEvent, SessionRequest};
 use celslm_kv::{CodecConfig, KvChunk, chunk};
-use celslm_model::{KeyRetention, KvCache, Sampling};
+use celslm_model::Sampling;
 use celslm_wire::{
     CloudService, ContextContent, ContextEntry, FetchChunk, FetchEvent, FetchHeader, FetchRequest,
     FinishReason, GenerateEvent, GenerateFinished, GenerateRequest, GenerateStarted, GenerateToken,
     LookupReply, LookupRequest, PublishReply, PublishRequest, ServiceError, TrailerBuilder,
 };
+use std::future::Future;
 use std::sync::Arc;
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use std::time::Duration;
+use tokio::sync::mpsc;
 
-/// Messages that wait between the compute thread and the network. A chunk is at most a few
-/// hundred kilobytes, so a slow link holds back the encoder early.
+/// Messages that wait between a call and the network. A chunk is at most a few hundred
+/// kilobytes, so a slow link holds back the encoder early.
 const OUTBOX: usize = 8;
 
 /// The cloud's side of the protocol.
@@ -24,23 +25,11 @@ pub(super) struct Serving(pub(super) Arc<Shared>);
 type Sender<T> = mpsc::Sender<Result<T, ServiceError>>;
 type Receiver<T> = mpsc::Receiver<Result<T, ServiceError>>;
 
-/// The caller went away; nobody is left to tell.
-struct Gone;
-
-fn send<T>(outbox: &Sender<T>, message: T) -> Result<(), Gone> {
-    outbox.blocking_send(Ok(message)).map_err(|_| Gone)
-}
-
 /// What ends a call early.
 enum Stop {
+    /// The caller went away; nobody is left to tell.
     Gone,
     Failed(ServiceError),
-}
-
-impl From<Gone> for Stop {
-    fn from(_: Gone) -> Self {
-        Self::Gone
-    }
 }
 
 impl From<ServiceError> for Stop {
@@ -49,42 +38,43 @@ impl From<ServiceError> for Stop {
     }
 }
 
-impl Serving {
-    /// Waits for the models, then runs a call on a blocking thread.
-    async fn run<T: Send + 'static>(
-        &self,
-        call: impl FnOnce(&Shared, Turn, &Sender<T>) -> Result<(), Stop> + Send + 'static,
-    ) -> Result<Receiver<T>, ServiceError> {
-        let start = now_ns();
-        let permit = self.0.turn().await?;
-        let turn = Turn {
-            permit,
-            queue_ns: now_ns() - start,
-        };
-        let shared = self.0.clone();
-        let (outbox, inbox) = mpsc::channel(OUTBOX);
-        tokio::task::spawn_blocking(move || {
-            if let Err(Stop::Failed(error)) = call(&shared, turn, &outbox) {
-                // A receiver that is gone needs no error.
-                let _ = outbox.blocking_send(Err(error));
-            }
-        });
-        Ok(inbox)
-    }
+async fn send<T>(outbox: &Sender<T>, message: T) -> Result<(), Stop> {
+    outbox.send(Ok(message)).await.map_err(|_| Stop::Gone)
 }
 
-/// A call's turn at the models.
-struct Turn {
-    permit: OwnedSemaphorePermit,
-    queue_ns: u64,
+/// Runs a call as a task of its own, until it ends or its caller goes away. It holds no thread
+/// while it waits for an engine or a slow link.
+fn run<T, F>(call: impl FnOnce(Sender<T>) -> F) -> Receiver<T>
+where
+    T: Send + 'static,
+    F: Future<Output = Result<(), Stop>> + Send + 'static,
+{
+    let (outbox, inbox) = mpsc::channel(OUTBOX);
+    let call = call(outbox.clone());
+    tokio::spawn(async move {
+        tokio::select! {
+            result = call => if let Err(Stop::Failed(error)) = result {
+                // A receiver that is gone needs no error.
+                let _ = outbox.send(Err(error)).await;
+            },
+            // What the call was waiting for is cancelled with it.
+            () = outbox.closed() => {}
+        }
+    });
+    inbox
+}
+
+/// When a call must be done, by the engines' clock.
+fn deadline_ns(deadline: Duration) -> u64 {
+    now_ns().saturating_add(u64::try_from(deadline.as_nanos()).unwrap_or(u64::MAX))
 }
 
 impl CloudService for Serving {
     async fn publish(&self, request: PublishRequest) -> Result<PublishReply, ServiceError> {
-        if request.model != self.0.model.decoder.fingerprint() {
+        if request.model != self.0.model().decoder.fingerprint() {
             return Err(ServiceError::Unsupported(format!(
                 "this cloud runs model {}, not {}",
-                self.0.model.decoder.fingerprint(),
+                self.0.model().decoder.fingerprint(),
                 request.model
             )));
         }
@@ -94,15 +84,12 @@ impl CloudService for Serving {
             ));
         };
         let shared = self.0.clone();
-        tokio::task::spawn_blocking(move || {
-            let (context_id, context) = shared.publish(&system)?;
-            Ok(PublishReply {
-                context_id,
-                context_tokens: context.tokens.len(),
-            })
+        let published = self.0.work(move || shared.publish(&system)).await?;
+        let (context_id, context) = published?;
+        Ok(PublishReply {
+            context_id,
+            context_tokens: context.tokens.len(),
         })
-        .await
-        .map_err(|error| ServiceError::Internal(error.to_string()))?
     }
 
     async fn lookup(&self, request: LookupRequest) -> Result<LookupReply, ServiceError> {
@@ -113,12 +100,11 @@ impl CloudService for Serving {
         let variant = shared.variant(&request.variant)?;
         // Every variant has the shape of the edge's model; only its owner knows it.
         let (shape, fingerprint) = match &variant {
-            super::variants::EdgeVariant::Identity(model) => {
-                (model.decoder.kv_shape(), model.decoder.fingerprint())
+            EdgeVariant::Identity(engine) => {
+                let decoder = &engine.model().decoder;
+                (decoder.kv_shape(), decoder.fingerprint())
             }
-            super::variants::EdgeVariant::Bridged(bridge, _) => {
-                (bridge.target().shape, bridge.target().fingerprint)
-            }
+            EdgeVariant::Bridged(bridge, _) => (bridge.target().shape, bridge.target().fingerprint),
         };
         Ok(LookupReply {
             found: Some(ContextEntry {
@@ -136,9 +122,11 @@ impl CloudService for Serving {
             .parse()
             .map_err(|error| ServiceError::Unsupported(format!("{error}")))?;
         self.0.context(&request.context_id)?;
-        self.0.variant(&request.variant)?;
-        self.run(move |shared, turn, outbox| fetch(shared, turn, &request, &codec, outbox))
-            .await
+        let variant = self.0.variant(&request.variant)?;
+        let shared = self.0.clone();
+        Ok(run(|outbox| async move {
+            fetch(&shared, &request, &variant, &codec, &outbox).await
+        }))
     }
 
     async fn generate(
@@ -146,109 +134,85 @@ impl CloudService for Serving {
         request: GenerateRequest,
     ) -> Result<Receiver<GenerateEvent>, ServiceError> {
         self.0.context(&request.context_id)?;
-        self.run(move |shared, turn, outbox| answer(shared, turn, &request, outbox))
-            .await
+        let shared = self.0.clone();
+        Ok(run(|outbox| async move {
+            answer(&shared, request, &outbox).await
+        }))
     }
 }
 
-fn fetch(
+async fn fetch(
     shared: &Shared,
-    turn: Turn,
     request: &FetchRequest,
+    variant: &EdgeVariant,
     codec: &CodecConfig,
     outbox: &Sender<FetchEvent>,
 ) -> Result<(), Stop> {
-    let variant = shared.variant(&request.variant)?;
-    let ready = shared.edge_shaped(&request.context_id, &variant, &mut || !outbox.is_closed())?;
-    let Turn { permit, queue_ns } = turn;
-    // Encoding and a slow link must not keep the models from the next call.
-    drop(permit);
+    let deadline_ns = deadline_ns(request.deadline);
+    let ready = shared
+        .edge_shaped(&request.context_id, variant, deadline_ns)
+        .await?;
     let layers = request.first_layer..ready.block.shape().num_layers;
-    let invalid = |error: &dyn std::fmt::Display| ServiceError::InvalidArgument(error.to_string());
+    let unfit = |error: &dyn std::fmt::Display| ServiceError::InvalidArgument(error.to_string());
     let block = match request.first_layer {
         0 => ready.block,
         _ => Arc::new(
             ready
                 .block
                 .slice_layers(layers)
-                .map_err(|error| invalid(&error))?,
+                .map_err(|error| unfit(&error))?,
         ),
     };
-    let chain = codec.build();
+    let chain = Arc::new(codec.build());
     let places =
-        chunk::plan(block.spec(), request.chunk_tokens, &chain).map_err(|error| invalid(&error))?;
-    send(
-        outbox,
-        FetchEvent::Header(FetchHeader {
-            spec: block.spec().clone(),
-            codec: codec.id(),
-            store_hit: ready.store_hit,
-            queue_ns,
-            cloud_compute_ns: ready.compute_ns,
-            align_ns: ready.align_ns,
-        }),
-    )?;
+        chunk::plan(block.spec(), request.chunk_tokens, &*chain).map_err(|error| unfit(&error))?;
+    let header = FetchEvent::Header(FetchHeader {
+        spec: block.spec().clone(),
+        codec: codec.id(),
+        store_hit: ready.store_hit,
+        queue_ns: ready.queue_ns,
+        cloud_compute_ns: ready.compute_ns,
+        align_ns: ready.align_ns,
+    });
+    send(outbox, header).await?;
     let mut totals = TrailerBuilder::default();
     for (layer, tokens) in places {
-        let start = now_ns();
-        let chunk = KvChunk::encode(&block, layer, tokens, &chain)
-            .map_err(|error| ServiceError::Internal(error.to_string()))?;
-        let encode_ns = now_ns() - start;
+        // Chunk by chunk, so that a slow link keeps no other call from encoding.
+        let (block, chain) = (block.clone(), chain.clone());
+        let encode = move || {
+            let start = now_ns();
+            let chunk = KvChunk::encode(&block, layer, tokens, &*chain);
+            (chunk, now_ns() - start)
+        };
+        let (chunk, encode_ns) = shared.work(encode).await?;
+        let chunk = chunk.map_err(internal)?;
         totals.add(&chunk, encode_ns);
-        send(outbox, FetchEvent::Chunk(FetchChunk { chunk, encode_ns }))?;
+        send(outbox, FetchEvent::Chunk(FetchChunk { chunk, encode_ns })).await?;
     }
-    send(outbox, FetchEvent::Trailer(totals.finish()))?;
-    Ok(())
+    send(outbox, FetchEvent::Trailer(totals.finish())).await
 }
 
-fn answer(
+async fn answer(
     shared: &Shared,
-    turn: Turn,
-    request: &GenerateRequest,
+    request: GenerateRequest,
     outbox: &Sender<GenerateEvent>,
 ) -> Result<(), Stop> {
-    let failed = |error: SystemError| match error.kind.as_str() {
-        "deadline" => ServiceError::DeadlineExceeded(error.message),
-        _ => ServiceError::Internal(error.message),
-    };
     // What the edge allows counts from here, not from the first token.
-    let deadline_ns = now_ns().saturating_add(request.deadline.as_nanos() as u64);
-    let model = &shared.model;
+    let deadline_ns = deadline_ns(request.deadline);
+    let model = shared.engine.model().clone();
     let context = shared.context(&request.context_id)?;
-    let tokenising = now_ns();
-    let prompt = model
-        .conversation_tokens(&context.system, &request.history, &request.prompt)
-        .map_err(|error| ServiceError::InvalidArgument(format!("failed to {error}")))?;
-    let tokenise_ns = now_ns() - tokenising;
-    let (prefix, ready) = shared.native_prefix(&request.context_id, &mut || {
-        !outbox.is_closed() && now_ns() <= deadline_ns
-    })?;
-    let window = model.decoder.config().max_position_embeddings;
-    let capacity = prompt.len().saturating_add(request.max_tokens).min(window);
-    let prefilling = now_ns();
-    let mut cache = KvCache::new(
-        model.decoder.kv_shape(),
-        Some(prefix),
-        capacity,
-        KeyRetention::RotatedOnly,
-    )
-    .map_err(|error| failed(error.into()))?;
-    let hidden = model
-        .decoder
-        .forward(&prompt, &mut cache)
-        .map_err(|error| failed(error.into()))?;
-    send(
-        outbox,
-        GenerateEvent::Started(GenerateStarted {
-            context_tokens: context.tokens.len(),
-            prompt_tokens: prompt.len(),
-            store_hit: ready.store_hit,
-            tokenise_ns,
-            queue_ns: turn.queue_ns,
-            cloud_compute_ns: ready.compute_ns,
-            prompt_prefill_ns: now_ns() - prefilling,
-        }),
-    )?;
+    let context_tokens = context.tokens.len();
+    let (history, text) = (request.history, request.prompt);
+    let tokenise = move || {
+        let start = now_ns();
+        let prompt = model.conversation_tokens(&context.system, &history, &text);
+        (prompt, now_ns() - start)
+    };
+    let (prompt, tokenise_ns) = shared.work(tokenise).await?;
+    let prompt = prompt.map_err(invalid)?;
+    let (prefix, ready) = shared
+        .native_prefix(&request.context_id, deadline_ns)
+        .await?;
     let (sampling, seed) = match request.sampling {
         celslm_wire::Sampling::Greedy => (Sampling::Greedy, 0),
         celslm_wire::Sampling::Draw {
@@ -263,46 +227,55 @@ fn answer(
             seed,
         ),
     };
-    let limits = GenerationLimits {
-        max_tokens: request.max_tokens,
-        deadline_ns,
-    };
-    let mut index = 0;
-    let mut stepping = now_ns();
-    let end = generate(
-        model,
-        &mut cache,
-        hidden,
+    let prompt_tokens = prompt.len();
+    let session = shared.engine.session(SessionRequest {
+        client: 0,
+        context: SessionContext::Ready(prefix),
+        prompt,
         sampling,
         seed,
-        limits,
-        |Step { id, text }| {
-            let step_ns = now_ns() - stepping;
-            let token = GenerateToken {
-                index,
-                id,
-                text: text.to_owned(),
-                step_ns,
-            };
-            index += 1;
-            let sent = send(outbox, GenerateEvent::Token(token)).is_ok();
-            stepping = now_ns();
-            sent
-        },
-    )
-    .map_err(failed)?;
-    drop(turn.permit);
-    let reason = match end {
-        End::Turn => FinishReason::EndOfSequence,
-        End::Length => FinishReason::MaxTokens,
-        End::Stopped => return Err(Stop::Gone),
-    };
-    send(
-        outbox,
-        GenerateEvent::Finished(GenerateFinished {
-            reason,
-            output_tokens: index,
-        }),
-    )?;
-    Ok(())
+        max_tokens: request.max_tokens,
+        deadline_ns,
+    });
+    let mut session = session.map_err(to_service)?;
+    let (mut index, mut last_ns) = (0, 0);
+    loop {
+        match session.next_event().await.map_err(to_service)? {
+            SessionEvent::Prefilled(prefilled) => {
+                last_ns = prefilled.at_ns;
+                let started = GenerateStarted {
+                    context_tokens,
+                    prompt_tokens,
+                    store_hit: ready.store_hit,
+                    tokenise_ns,
+                    queue_ns: ready.queue_ns + prefilled.times.queued_ns,
+                    cloud_compute_ns: ready.compute_ns,
+                    prompt_prefill_ns: prefilled.times.prefill_ns,
+                };
+                send(outbox, GenerateEvent::Started(started)).await?;
+            }
+            SessionEvent::Token(token) => {
+                let event = GenerateToken {
+                    index,
+                    id: token.id,
+                    text: token.text,
+                    step_ns: token.at_ns - last_ns,
+                };
+                last_ns = token.at_ns;
+                index += 1;
+                send(outbox, GenerateEvent::Token(event)).await?;
+            }
+            SessionEvent::End(end) => {
+                let finished = GenerateFinished {
+                    reason: match end.ending {
+                        Ending::Turn => FinishReason::EndOfSequence,
+                        Ending::Length => FinishReason::MaxTokens,
+                        Ending::Full => FinishReason::ContextFull,
+                    },
+                    output_tokens: index,
+                };
+                return send(outbox, GenerateEvent::Finished(finished)).await;
+            }
+        }
+    }
 }

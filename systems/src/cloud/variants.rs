@@ -1,7 +1,10 @@
 //! The forms in which a context's KV can be had, and the store that keeps them.
 
 use super::contexts::{Context, Contexts};
+use super::flights::Flights;
+use crate::SystemError;
 use crate::clock::now_ns;
+use crate::engine::{ContextOutput, ContextRequest, Engine, EngineLimits, NodeStats, Pace};
 use crate::loaded::LoadedModel;
 use crate::prefix_cache::PrefixCache;
 use anyhow::Context as _;
@@ -11,39 +14,36 @@ use celslm_model::{KvPrefix, ModelError};
 use celslm_wire::{ServiceError, Variant};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-
-/// Calls that may wait for the models at once; further ones are refused.
-const MAX_WAITING: usize = 64;
+use tokio::sync::Semaphore;
 
 /// The store's name for the cloud model's own KV.
 const NATIVE: &str = "native";
 
 /// What the node's calls share.
 pub(super) struct Shared {
-    pub(super) model: LoadedModel,
-    pub(super) edge_model: Option<LoadedModel>,
-    bridges: Vec<(Bridge, [u8; 32])>,
+    pub(super) engine: Engine,
+    pub(super) edge_engine: Option<Arc<Engine>>,
+    bridges: Vec<(Arc<Bridge>, [u8; 32])>,
     contexts: Contexts,
     /// Half of the node's bound; the other half is for `prefixes`.
     store: KvStore,
     /// Attention-ready native contexts, for answers of the cloud itself.
     prefixes: PrefixCache,
-    /// The models compute for one call at a time, as they use every compute thread.
-    compute: Arc<Semaphore>,
-    waiting: AtomicUsize,
+    /// Conversions in work.
+    flights: Flights,
+    /// Work on blocking threads beside the engines: tokenising, mapping, encoding.
+    helpers: Arc<Semaphore>,
 }
 
 /// A form of KV that fits the edge's model.
-pub(super) enum EdgeVariant<'a> {
+pub(super) enum EdgeVariant {
     /// Computed here by the edge's own model.
-    Identity(&'a LoadedModel),
+    Identity(Arc<Engine>),
     /// Mapped from the cloud model's KV.
-    Bridged(&'a Bridge, String),
+    Bridged(Arc<Bridge>, String),
 }
 
-impl EdgeVariant<'_> {
+impl EdgeVariant {
     fn key(&self) -> &str {
         match self {
             Self::Identity(_) => "identity",
@@ -56,8 +56,29 @@ impl EdgeVariant<'_> {
 pub(super) struct Ready {
     pub(super) block: Arc<KvBlock>,
     pub(super) store_hit: bool,
+    pub(super) queue_ns: u64,
     pub(super) compute_ns: u64,
     pub(super) align_ns: u64,
+}
+
+impl Ready {
+    fn stored(block: Arc<KvBlock>) -> Self {
+        Self {
+            block,
+            store_hit: true,
+            queue_ns: 0,
+            compute_ns: 0,
+            align_ns: 0,
+        }
+    }
+}
+
+/// How the node computes.
+#[derive(Clone, Copy)]
+pub(super) struct Compute {
+    pub(super) limits: EngineLimits,
+    pub(super) pace: Pace,
+    pub(super) threads: usize,
 }
 
 impl Shared {
@@ -66,6 +87,7 @@ impl Shared {
         edge_model: Option<LoadedModel>,
         bridges: &[PathBuf],
         store_bytes: u64,
+        compute: Compute,
     ) -> anyhow::Result<Self> {
         let bridges = bridges
             .iter()
@@ -82,33 +104,72 @@ impl Shared {
                     .update_mmap(path)?
                     .finalize()
                     .as_bytes();
-                Ok((bridge, hash))
+                Ok((Arc::new(bridge), hash))
             })
             .collect::<anyhow::Result<Vec<_>>>()?;
+        let Compute {
+            limits,
+            pace,
+            threads,
+        } = compute;
+        let edge_engine = edge_model
+            .map(|model| Engine::start("edge", Arc::new(model), limits, pace).map(Arc::new))
+            .transpose()?;
         Ok(Self {
-            model,
-            edge_model,
+            engine: Engine::start("cloud", Arc::new(model), limits, pace)?,
+            edge_engine,
             bridges,
             contexts: Contexts::default(),
             store: KvStore::new(store_bytes / 2),
             prefixes: PrefixCache::new(usize::try_from(store_bytes / 2).unwrap_or(usize::MAX)),
-            compute: Arc::new(Semaphore::new(1)),
-            waiting: AtomicUsize::new(0),
+            flights: Flights::default(),
+            helpers: Arc::new(Semaphore::new(threads.max(1))),
         })
+    }
+
+    /// The cloud's model.
+    pub(super) fn model(&self) -> &LoadedModel {
+        self.engine.model()
+    }
+
+    /// What the node says of itself.
+    pub(super) fn stats(&self, reset: bool) -> NodeStats {
+        let engines = std::iter::once(&self.engine).chain(self.edge_engine.as_deref());
+        let engines = engines.map(|engine| engine.stats(reset)).collect();
+        let cached = self.store.stats().bytes + self.prefixes.bytes() as u64;
+        NodeStats::new(engines, cached, reset)
+    }
+
+    /// Runs a piece of work on a blocking thread, of which only as many work at once as there
+    /// are compute threads.
+    pub(super) async fn work<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, ServiceError> {
+        let closed = || ServiceError::Unavailable("the cloud is shutting down".to_owned());
+        let permit = self.helpers.clone().acquire_owned().await;
+        let permit = permit.map_err(|_| closed())?;
+        tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            work()
+        })
+        .await
+        .map_err(internal)
     }
 
     /// Registers a context by its system message.
     pub(super) fn publish(&self, system: &str) -> Result<(ContextId, Arc<Context>), ServiceError> {
-        let tokens = self.model.context_tokens(system).map_err(invalid)?;
-        let window = self.model.decoder.config().max_position_embeddings;
+        let model = self.model();
+        let tokens = model.context_tokens(system).map_err(invalid)?;
+        let window = model.decoder.config().max_position_embeddings;
         if tokens.is_empty() || tokens.len() >= window {
             return Err(ServiceError::InvalidArgument(format!(
                 "the context has {} tokens, the cloud model's window is {window}",
                 tokens.len()
             )));
         }
-        let fingerprint = self.model.decoder.fingerprint();
-        let id = ContextId::new(&fingerprint, self.model.template.source(), &tokens);
+        let fingerprint = model.decoder.fingerprint();
+        let id = ContextId::new(&fingerprint, model.template.source(), &tokens);
         let context = self.contexts.insert(
             id,
             Context {
@@ -124,28 +185,6 @@ impl Shared {
         self.contexts.get(id)
     }
 
-    /// Waits for the models; the permit is the turn.
-    pub(super) async fn turn(&self) -> Result<OwnedSemaphorePermit, ServiceError> {
-        struct Waiting<'a>(&'a AtomicUsize);
-        impl Drop for Waiting<'_> {
-            fn drop(&mut self) {
-                self.0.fetch_sub(1, Ordering::Relaxed);
-            }
-        }
-        let ahead = self.waiting.fetch_add(1, Ordering::Relaxed);
-        let _waiting = Waiting(&self.waiting);
-        if ahead >= MAX_WAITING {
-            return Err(ServiceError::Overloaded(format!(
-                "{ahead} calls wait for the models"
-            )));
-        }
-        self.compute
-            .clone()
-            .acquire_owned()
-            .await
-            .map_err(|_| ServiceError::Unavailable("the cloud is shutting down".to_owned()))
-    }
-
     /// Forgets everything that was computed for a context.
     pub(super) fn evict(&self, id: &ContextId) {
         self.store.remove(id, NATIVE);
@@ -153,15 +192,20 @@ impl Shared {
         for (bridge, hash) in &self.bridges {
             self.store.remove(id, &bridge_key(bridge, hash));
         }
-        self.prefixes.evict(&id.to_string());
+        let id = id.to_string();
+        self.prefixes.evict(&id);
+        self.engine.forget(&id);
+        if let Some(engine) = &self.edge_engine {
+            engine.forget(&id);
+        }
     }
 
     /// The form that a request names.
-    pub(super) fn variant(&self, variant: &Variant) -> Result<EdgeVariant<'_>, ServiceError> {
+    pub(super) fn variant(&self, variant: &Variant) -> Result<EdgeVariant, ServiceError> {
         if variant.alignment == "identity" {
             return self
-                .edge_model
-                .as_ref()
+                .edge_engine
+                .clone()
                 .map(EdgeVariant::Identity)
                 .ok_or_else(|| {
                     ServiceError::Unsupported(
@@ -176,7 +220,7 @@ impl Shared {
                 bridge.alignment() == variant.alignment
                     && variant.bridge.is_none_or(|wanted| wanted == *hash)
             })
-            .map(|(bridge, hash)| EdgeVariant::Bridged(bridge, bridge_key(bridge, hash)))
+            .map(|(bridge, hash)| EdgeVariant::Bridged(bridge.clone(), bridge_key(bridge, hash)))
             .ok_or_else(|| {
                 ServiceError::NotFound(format!(
                     "no bridge for the alignment {:?} is loaded; start the cloud with --bridge",
@@ -186,50 +230,46 @@ impl Shared {
     }
 
     /// Whether a form of a context's KV is in the store.
-    pub(super) fn has(&self, id: &ContextId, variant: &EdgeVariant<'_>) -> bool {
+    pub(super) fn has(&self, id: &ContextId, variant: &EdgeVariant) -> bool {
         self.store.contains(id, variant.key())
     }
 
     /// The cloud model's own KV of a context, computed once.
-    fn native(
-        &self,
-        id: &ContextId,
-        proceed: &mut dyn FnMut() -> bool,
-    ) -> Result<Ready, ServiceError> {
-        let context = self.context(id)?;
-        self.stored(id, NATIVE, &self.model, &context.tokens, proceed)
+    async fn native(&self, id: &ContextId, deadline_ns: u64) -> Result<Ready, ServiceError> {
+        if let Some(block) = self.store.get(id, NATIVE) {
+            return Ok(Ready::stored(block));
+        }
+        let tokens = self.context(id)?.tokens.clone();
+        self.computed(id, NATIVE, &self.engine, tokens, deadline_ns)
+            .await
     }
 
-    /// KV from the store, or computed by a model and kept.
-    fn stored(
+    /// KV computed by a model, together with everyone else who needs it now, and kept.
+    async fn computed(
         &self,
         id: &ContextId,
         key: &str,
-        model: &LoadedModel,
-        tokens: &[u32],
-        proceed: &mut dyn FnMut() -> bool,
+        engine: &Engine,
+        tokens: Vec<u32>,
+        deadline_ns: u64,
     ) -> Result<Ready, ServiceError> {
-        if let Some(block) = self.store.get(id, key) {
-            return Ok(Ready {
-                block,
-                store_hit: true,
-                compute_ns: 0,
-                align_ns: 0,
-            });
-        }
-        let start = now_ns();
-        let block = model
-            .decoder
-            .context_kv(tokens, proceed)
-            .map_err(internal)?
-            .ok_or_else(|| ServiceError::Cancelled("the caller went away".to_owned()))?;
-        let block = Arc::new(block);
-        let compute_ns = now_ns() - start;
+        let request = ContextRequest {
+            key: id.to_string(),
+            client: 0,
+            tokens,
+            output: ContextOutput::Block,
+            deadline_ns,
+        };
+        let handle = engine.context(request).map_err(to_service)?;
+        let ready = handle.ready().await.map_err(to_service)?;
+        let times = ready.times;
+        let block = ready.into_block().map_err(to_service)?;
         self.keep(id, key, &block)?;
         Ok(Ready {
             block,
             store_hit: false,
-            compute_ns,
+            queue_ns: times.queued_ns,
+            compute_ns: times.prefill_ns,
             align_ns: 0,
         })
     }
@@ -241,35 +281,47 @@ impl Shared {
     }
 
     /// A context's KV in the edge model's form: from the store, or computed (and mapped) and kept.
-    pub(super) fn edge_shaped(
+    pub(super) async fn edge_shaped(
         &self,
         id: &ContextId,
-        variant: &EdgeVariant<'_>,
-        proceed: &mut dyn FnMut() -> bool,
+        variant: &EdgeVariant,
+        deadline_ns: u64,
     ) -> Result<Ready, ServiceError> {
+        if let Some(block) = self.store.get(id, variant.key()) {
+            return Ok(Ready::stored(block));
+        }
         match variant {
-            EdgeVariant::Identity(model) => {
+            EdgeVariant::Identity(engine) => {
                 let context = self.context(id)?;
-                let tokens = model.context_tokens(&context.system).map_err(invalid)?;
-                self.stored(id, variant.key(), model, &tokens, proceed)
+                let model = engine.model().clone();
+                let tokens = self.work(move || model.context_tokens(&context.system));
+                let tokens = tokens.await?.map_err(invalid)?;
+                self.computed(id, variant.key(), engine, tokens, deadline_ns)
+                    .await
             }
             EdgeVariant::Bridged(bridge, key) => {
+                let waiting = now_ns();
+                let _flight = self.flights.board(&format!("{id}/{key}")).await;
+                let waited_ns = now_ns() - waiting;
+                // Whoever was here before has kept it.
                 if let Some(block) = self.store.get(id, key) {
                     return Ok(Ready {
-                        block,
-                        store_hit: true,
-                        compute_ns: 0,
-                        align_ns: 0,
+                        queue_ns: waited_ns,
+                        ..Ready::stored(block)
                     });
                 }
-                let native = self.native(id, proceed)?;
+                let native = self.native(id, deadline_ns).await?;
                 let start = now_ns();
-                let block = Arc::new(bridge.map(&native.block).map_err(internal)?);
+                let bridge = bridge.clone();
+                let source = native.block.clone();
+                let mapped = self.work(move || bridge.map(&source)).await?;
+                let block = Arc::new(mapped.map_err(internal)?);
                 let align_ns = now_ns() - start;
                 self.keep(id, key, &block)?;
                 Ok(Ready {
                     block,
                     store_hit: false,
+                    queue_ns: waited_ns + native.queue_ns,
                     compute_ns: native.compute_ns,
                     align_ns,
                 })
@@ -278,23 +330,28 @@ impl Shared {
     }
 
     /// A context ready for the cloud model to continue, with whether its KV was there.
-    pub(super) fn native_prefix(
+    pub(super) async fn native_prefix(
         &self,
         id: &ContextId,
-        proceed: &mut dyn FnMut() -> bool,
+        deadline_ns: u64,
     ) -> Result<(Arc<KvPrefix>, Ready), ServiceError> {
-        let native = self.native(id, proceed)?;
+        let mut native = self.native(id, deadline_ns).await?;
         let key = id.to_string();
-        let prefix = match self.prefixes.get(&key) {
-            Some(prefix) => prefix,
-            None => {
-                let prefix = KvPrefix::from_block(&native.block, self.model.decoder.rope());
-                let prefix = Arc::new(prefix.map_err(internal)?);
-                // One that does not fit is rebuilt next time: slower, not wrong.
-                self.prefixes.insert(key, prefix.clone());
-                prefix
-            }
-        };
+        if let Some(prefix) = self.prefixes.get(&key) {
+            return Ok((prefix, native));
+        }
+        let waiting = now_ns();
+        let _flight = self.flights.board(&key).await;
+        native.queue_ns += now_ns() - waiting;
+        if let Some(prefix) = self.prefixes.get(&key) {
+            return Ok((prefix, native));
+        }
+        let block = native.block.clone();
+        let model = self.engine.model().clone();
+        let prefix = self.work(move || KvPrefix::from_block(&block, model.decoder.rope()));
+        let prefix = Arc::new(prefix.await?.map_err(internal)?);
+        // One that does not fit is rebuilt next time: slower, not wrong.
+        self.prefixes.insert(key, prefix.clone());
         Ok((prefix, native))
     }
 }
@@ -316,10 +373,22 @@ fn bridge_key(bridge: &Bridge, hash: &[u8; 32]) -> String {
     clippy::needless_pass_by_value,
     reason = "the shape of a closure for map_err"
 )]
-fn invalid(error: ModelError) -> ServiceError {
+pub(super) fn invalid(error: ModelError) -> ServiceError {
     ServiceError::InvalidArgument(format!("failed to {error}"))
 }
 
-fn internal(error: impl std::fmt::Display) -> ServiceError {
+pub(super) fn internal(error: impl std::fmt::Display) -> ServiceError {
     ServiceError::Internal(error.to_string())
+}
+
+/// An engine's error as it crosses the wire.
+pub(super) fn to_service(error: SystemError) -> ServiceError {
+    let SystemError { kind, message } = error;
+    match kind.as_str() {
+        "overloaded" => ServiceError::Overloaded(message),
+        "deadline" => ServiceError::DeadlineExceeded(message),
+        "config" => ServiceError::InvalidArgument(message),
+        "engine" => ServiceError::Unavailable(message),
+        _ => ServiceError::Internal(message),
+    }
 }

@@ -1,6 +1,7 @@
 //! The commands and their replies.
 
 use crate::answer::{Answer, ContextRef, Request, SystemError};
+use crate::engine::NodeStats;
 use crate::spec::{Contract, SystemSpec};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
@@ -34,6 +35,11 @@ pub enum EdgeCommand {
         /// The request.
         request: Request,
     },
+    /// How much is in work, and what was done and held at most since the last reset.
+    Stats {
+        /// Start anew afterwards.
+        reset: bool,
+    },
     /// Ends the process.
     Shutdown,
 }
@@ -53,6 +59,8 @@ pub enum EdgeReply {
         /// Threads it computes with.
         threads: usize,
     },
+    /// To `Stats`.
+    Stats(NodeStats),
     /// Done.
     Done,
     /// To `Answer`.
@@ -80,6 +88,11 @@ pub enum CloudCommand {
         contract: Contract,
         /// The context, in hex.
         context_id: String,
+    },
+    /// How much is in work, and what was done and held at most since the last reset.
+    Stats {
+        /// Start anew afterwards.
+        reset: bool,
     },
     /// Ends the process.
     Shutdown,
@@ -113,6 +126,8 @@ pub enum CloudReply {
     },
     /// To `Publish`.
     Published(PublishedContext),
+    /// To `Stats`.
+    Stats(NodeStats),
     /// Done.
     Done,
     /// The command failed.

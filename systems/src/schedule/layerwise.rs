@@ -3,19 +3,12 @@
 //!
 //! It gains at most the prompt's prefill time, so little where prompts are short.
 
-use super::{HandOff, Schedule};
-use crate::SystemError;
-use celslm_model::Hidden;
+use super::Schedule;
 
 pub(super) struct Layerwise;
 
 impl Schedule for Layerwise {
-    fn run(&self, hand_off: &mut dyn HandOff) -> Result<Hidden, SystemError> {
-        let mut hidden = hand_off.embed()?;
-        for layer in 0..hand_off.num_layers() {
-            hand_off.wait_for_layer(layer)?;
-            hidden = hand_off.forward_layer(layer, &hidden)?;
-        }
-        Ok(hidden)
+    fn runnable_layers(&self, arrived: usize, _num_layers: usize) -> usize {
+        arrived
     }
 }

@@ -3,42 +3,17 @@
 mod layerwise;
 mod sequential;
 
-use crate::SystemError;
-use celslm_model::Hidden;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// What a schedule drives: one prompt whose context KV is on its way.
+/// An overlap of loading and computing: how far a prompt may run while its context's KV arrives.
 ///
-/// The shape is that of the KV connectors of serving engines: loading has started, a layer can
-/// be waited for, and a layer can be run once it is there.
-pub trait HandOff {
-    /// Layers of the edge model.
-    fn num_layers(&self) -> usize;
-    /// Blocks until the context's KV of a layer is in the cache.
-    ///
-    /// # Errors
-    /// Whatever interrupted the transfer.
-    fn wait_for_layer(&mut self, layer: usize) -> Result<(), SystemError>;
-    /// The prompt's embedding.
-    ///
-    /// # Errors
-    /// What the model reports.
-    fn embed(&mut self) -> Result<Hidden, SystemError>;
-    /// Runs the prompt through a layer whose context KV is there.
-    ///
-    /// # Errors
-    /// What the model reports.
-    fn forward_layer(&mut self, layer: usize, hidden: &Hidden) -> Result<Hidden, SystemError>;
-}
-
-/// An overlap of loading and computing.
+/// Layers arrive in order, and a prompt runs through them in order, so a number says it all. The
+/// engine does the rest, and computes others meanwhile.
 pub trait Schedule: Sync {
-    /// Brings the prompt through all layers; the result is the output of the last one.
-    ///
-    /// # Errors
-    /// Whatever the hand-off reports.
-    fn run(&self, hand_off: &mut dyn HandOff) -> Result<Hidden, SystemError>;
+    /// Layers, from the first on, that the prompt may run through once `arrived` of
+    /// `num_layers` are there: at most `arrived`, never fewer for more, and all of them for all.
+    fn runnable_layers(&self, arrived: usize, num_layers: usize) -> usize;
 }
 
 /// A registered schedule, by name in configs.
@@ -106,48 +81,18 @@ impl fmt::Display for ScheduleKind {
 mod tests {
     use super::*;
 
-    /// Records the order of calls and refuses a layer that was not waited for.
-    struct Recorder {
-        calls: Vec<String>,
-        ready: Vec<bool>,
-    }
-
-    impl HandOff for Recorder {
-        fn num_layers(&self) -> usize {
-            self.ready.len()
-        }
-        fn wait_for_layer(&mut self, layer: usize) -> Result<(), SystemError> {
-            self.ready[layer] = true;
-            self.calls.push(format!("wait {layer}"));
-            Ok(())
-        }
-        fn embed(&mut self) -> Result<Hidden, SystemError> {
-            Ok(Hidden::zeros(1, 4)?)
-        }
-        fn forward_layer(&mut self, layer: usize, _: &Hidden) -> Result<Hidden, SystemError> {
-            assert!(
-                self.ready[layer],
-                "layer {layer} ran before its KV was there"
-            );
-            self.calls.push(format!("run {layer}"));
-            Ok(Hidden::zeros(1, 4)?)
-        }
-    }
-
     #[test]
-    fn every_schedule_waits_before_it_runs_and_runs_every_layer() {
+    fn every_schedule_runs_what_has_arrived_and_ends_with_everything() {
         for entry in registry() {
-            let mut recorder = Recorder {
-                calls: Vec::new(),
-                ready: vec![false; 3],
-            };
-            entry.schedule.run(&mut recorder).unwrap();
-            for layer in 0..3 {
-                let run = format!("run {layer}");
-                assert_eq!(
-                    recorder.calls.iter().filter(|call| **call == run).count(),
-                    1
-                );
+            for num_layers in 0..5 {
+                let runnable: Vec<_> = (0..=num_layers)
+                    .map(|arrived| entry.schedule.runnable_layers(arrived, num_layers))
+                    .collect();
+                assert!(runnable.is_sorted(), "{}: {runnable:?}", entry.name);
+                for (arrived, runnable) in runnable.iter().enumerate() {
+                    assert!(*runnable <= arrived, "{}: {runnable} layers", entry.name);
+                }
+                assert_eq!(runnable.last(), Some(&num_layers), "{}", entry.name);
             }
             assert_eq!(entry.kind.to_string(), entry.name);
             let config: ScheduleKind = serde_json::from_str(&format!("{:?}", entry.name)).unwrap();
@@ -156,18 +101,8 @@ mod tests {
     }
 
     #[test]
-    fn layerwise_runs_a_layer_before_the_next_one_is_waited_for() {
-        let mut recorder = Recorder {
-            calls: Vec::new(),
-            ready: vec![false; 2],
-        };
-        layerwise::Layerwise.run(&mut recorder).unwrap();
-        assert_eq!(recorder.calls, ["wait 0", "run 0", "wait 1", "run 1"]);
-        let mut recorder = Recorder {
-            calls: Vec::new(),
-            ready: vec![false; 2],
-        };
-        sequential::Sequential.run(&mut recorder).unwrap();
-        assert_eq!(recorder.calls, ["wait 0", "wait 1", "run 0", "run 1"]);
+    fn layerwise_runs_a_layer_before_the_next_one_is_there() {
+        assert_eq!(layerwise::Layerwise.runnable_layers(1, 2), 1);
+        assert_eq!(sequential::Sequential.runnable_layers(1, 2), 0);
     }
 }

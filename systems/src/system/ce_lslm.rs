@@ -10,11 +10,11 @@ use super::System;
 use crate::answer::{Answer, ContextRef, Request, SystemError};
 use crate::clock::now_ns;
 use crate::edge::EdgeNode;
-use crate::schedule::HandOff;
+use crate::engine::{ArrivingKv, SessionContext, SessionHandle};
 use crate::spec::KvPath;
-use crate::timeline::{Part, Timeline};
+use crate::timeline::{Part, Timeline, Track};
 use celslm_kv::{Assembler, BlockSpec, KeyRope};
-use celslm_model::{Hidden, KvCache, KvPrefix};
+use celslm_model::KvPrefix;
 use celslm_wire::{FetchEvent, FetchHeader, FetchRequest, Traffic, WireError};
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,7 +22,7 @@ use tokio::sync::mpsc;
 
 pub(super) struct CeLslm;
 
-/// Messages that wait between the network and the compute thread. Chunks beyond that stay in
+/// Messages that wait between the network and the request's thread. Chunks beyond that stay in
 /// the transport's windows, which are bounded too.
 const INBOX: usize = 32;
 
@@ -41,11 +41,8 @@ impl System for CeLslm {
         if edge.cached(context, &variant_key(path)).is_none() {
             let mut timeline = Timeline::start(now_ns());
             let mut transfer = Transfer::open(edge, path, context, deadline_ns, &mut timeline)?;
-            for layer in 0..edge.model().decoder.kv_shape().num_layers {
-                transfer.wait_for_layer(edge, layer, &mut timeline)?;
-            }
-            transfer.close(&mut timeline)?;
-            edge.keep(context, &variant_key(path), transfer.prefix)?;
+            transfer.receive_all(edge, None, &mut Track::start())?;
+            edge.keep(context, &variant_key(path), transfer.kv.prefix().clone())?;
         }
         Ok(())
     }
@@ -69,36 +66,30 @@ impl System for CeLslm {
                 as u64,
             ..Answer::default()
         };
-        let (mut cache, hidden);
         if let Some(prefix) = edge.cached(&request.context, &variant_key(path)) {
             answer.edge_cache_hit = true;
             answer.context_tokens = prefix.len();
-            cache = edge.session_cache(Some(prefix), prompt.len(), request)?;
-            hidden = model.decoder.forward(&prompt, &mut cache)?;
-            timeline.lap(Part::EdgePrefill);
-        } else {
-            let transfer =
-                Transfer::open(edge, path, &request.context, deadline_ns, &mut timeline)?;
-            answer.context_tokens = transfer.prefix.len();
-            answer.cloud_store_hit = transfer.header.store_hit;
-            cache = edge.session_cache(Some(transfer.prefix.clone()), prompt.len(), request)?;
-            let mut job = Job {
-                edge,
-                prompt: &prompt,
-                cache: &mut cache,
-                transfer,
-                timeline: &mut timeline,
-            };
-            hidden = path.schedule.schedule().run(&mut job)?;
-            let Job { mut transfer, .. } = job;
-            transfer.close(&mut timeline)?;
-            let traffic = transfer.traffic;
-            answer.uplink_payload_bytes = traffic.uplink_payload_bytes;
-            answer.downlink_payload_bytes = traffic.downlink_payload_bytes;
-            answer.kv_payload_bytes = transfer.payload_bytes;
-            answer.kv_fp16_bytes = transfer.header.spec.fp16_bytes();
+            let context = SessionContext::Ready(prefix);
+            let session = edge.submit(request, prompt, context, deadline_ns)?;
+            return edge.collect(session, timeline, None, answer);
         }
-        edge.decode(&mut cache, hidden, request, timeline, deadline_ns, answer)
+        let mut transfer =
+            Transfer::open(edge, path, &request.context, deadline_ns, &mut timeline)?;
+        answer.context_tokens = transfer.kv.prefix().len();
+        answer.cloud_store_hit = transfer.header.store_hit;
+        let context = SessionContext::Arriving {
+            kv: transfer.kv.clone(),
+            schedule: path.schedule,
+        };
+        let mut session = edge.submit(request, prompt, context, deadline_ns)?;
+        let mut track = Track::start();
+        transfer.receive_all(edge, Some(&mut session), &mut track)?;
+        let traffic = transfer.traffic;
+        answer.uplink_payload_bytes = traffic.uplink_payload_bytes;
+        answer.downlink_payload_bytes = traffic.downlink_payload_bytes;
+        answer.kv_payload_bytes = transfer.payload_bytes;
+        answer.kv_fp16_bytes = transfer.header.spec.fp16_bytes();
+        edge.collect(session, timeline, Some(&track), answer)
     }
 }
 
@@ -117,17 +108,16 @@ fn variant_key(path: &KvPath) -> String {
     format!("{}/{bridge}/{}", path.alignment, path.codec)
 }
 
-/// A transfer in progress: the network side runs on the edge's runtime and stamps what arrives;
-/// this side decodes on the caller's thread.
+/// A transfer in progress: the network side runs on the edge's runtime and stamps what
+/// arrives; this side decodes on the
+/// caller's thread, while the engine computes what it can with the layers that are there.
 struct Transfer {
     header: FetchHeader,
-    prefix: Arc<KvPrefix>,
+    kv: Arc<ArrivingKv>,
     assembler: Assembler,
     inbox: mpsc::Receiver<Result<Arrival, WireError>>,
-    /// When the header was in, and the last chunk.
+    /// When the header was in.
     header_ns: u64,
-    last_arrival_ns: u64,
-    encode_ns: u64,
     payload_bytes: u64,
     traffic: Traffic,
 }
@@ -200,30 +190,30 @@ impl Transfer {
             MAX_CONTEXT_BYTES,
         )
         .map_err(|error| SystemError::new("corrupt_chunk", error))?;
+        let prefix = KvPrefix::new(header.spec.shape, header.spec.positions.len());
         Ok(Self {
-            prefix: Arc::new(KvPrefix::new(
-                header.spec.shape,
-                header.spec.positions.len(),
-            )),
+            kv: edge.engine().arriving(Arc::new(prefix)),
             header,
             assembler,
             inbox,
             header_ns: arrival.at_ns,
-            last_arrival_ns: arrival.at_ns,
-            encode_ns: 0,
             payload_bytes: 0,
             traffic: arrival.traffic,
         })
     }
 
-    /// Receives and decodes until a layer is complete and in the prefix.
-    fn wait_for_layer(
+    /// Receives and decodes every layer. The last one is let into the prefix only after the
+    /// trailer has vouched for the whole, so that no token can come of less.
+    fn receive_all(
         &mut self,
         edge: &EdgeNode,
-        layer: usize,
-        timeline: &mut Timeline,
+        mut session: Option<&mut SessionHandle>,
+        track: &mut Track,
     ) -> Result<(), SystemError> {
-        loop {
+        let rope = edge.model().decoder.rope();
+        let mut left = self.header.spec.shape.num_layers;
+        let mut last = None;
+        while left > 0 {
             let arrival = receive(&mut self.inbox)?;
             self.traffic = arrival.traffic;
             let FetchEvent::Chunk(received) = arrival.event else {
@@ -232,29 +222,24 @@ impl Transfer {
                     "the fetch ended before its last layer",
                 ));
             };
-            timeline.lap_split(&[(Part::Encode, received.encode_ns)], Part::Transfer);
-            self.last_arrival_ns = arrival.at_ns;
-            self.encode_ns += received.encode_ns;
+            track.lap_split(&[(Part::Encode, received.encode_ns)], Part::Transfer);
+            track.transferred(arrival.at_ns - self.header_ns);
             self.payload_bytes += received.chunk.payload.len() as u64;
             let complete = self
                 .assembler
                 .accept(&received.chunk)
                 .map_err(|error| SystemError::new("corrupt_chunk", error))?;
-            if let Some((complete, layer_kv)) = complete {
-                self.prefix
-                    .set_layer(complete, &layer_kv, edge.model().decoder.rope())?;
-                timeline.lap(Part::Decode);
-                if complete == layer {
-                    return Ok(());
+            if let Some((layer, layer_kv)) = complete {
+                left -= 1;
+                match left {
+                    0 => last = Some((layer, layer_kv)),
+                    _ => self.kv.set_layer(layer, &layer_kv, rope)?,
                 }
-            } else {
-                timeline.lap(Part::Decode);
             }
+            // A session whose time is up needs no more KV.
+            session.as_mut().map_or(Ok(()), |session| session.check())?;
+            track.lap(Part::Decode);
         }
-    }
-
-    /// Waits for the trailer, which vouches for the whole, and accounts what was hidden.
-    fn close(&mut self, timeline: &mut Timeline) -> Result<(), SystemError> {
         let arrival = receive(&mut self.inbox)?;
         self.traffic = arrival.traffic;
         if !matches!(arrival.event, FetchEvent::Trailer(_)) {
@@ -263,10 +248,11 @@ impl Transfer {
                 "the fetch did not end with a trailer",
             ));
         }
-        timeline.lap(Part::Transfer);
-        let under_way = self.last_arrival_ns - self.header_ns;
-        let seen = timeline.exposed_ns(Part::Transfer) + timeline.exposed_ns(Part::Encode);
-        timeline.overlap(Part::Transfer, under_way.saturating_sub(seen));
+        track.lap(Part::Transfer);
+        if let Some((layer, layer_kv)) = last {
+            self.kv.set_layer(layer, &layer_kv, rope)?;
+        }
+        track.lap(Part::Decode);
         Ok(())
     }
 }
@@ -303,40 +289,4 @@ fn check_header(edge: &EdgeNode, spec: &BlockSpec) -> Result<(), SystemError> {
         ));
     }
     Ok(())
-}
-
-/// One request as a schedule sees it.
-struct Job<'a> {
-    edge: &'a EdgeNode,
-    prompt: &'a [u32],
-    cache: &'a mut KvCache,
-    transfer: Transfer,
-    timeline: &'a mut Timeline,
-}
-
-impl HandOff for Job<'_> {
-    fn num_layers(&self) -> usize {
-        self.edge.model().decoder.config().num_hidden_layers
-    }
-
-    fn wait_for_layer(&mut self, layer: usize) -> Result<(), SystemError> {
-        self.transfer
-            .wait_for_layer(self.edge, layer, self.timeline)
-    }
-
-    fn embed(&mut self) -> Result<Hidden, SystemError> {
-        let hidden = self.edge.model().decoder.embed(self.prompt)?;
-        self.timeline.lap(Part::EdgePrefill);
-        Ok(hidden)
-    }
-
-    fn forward_layer(&mut self, layer: usize, hidden: &Hidden) -> Result<Hidden, SystemError> {
-        let hidden = self
-            .edge
-            .model()
-            .decoder
-            .forward_layer(layer, hidden, self.cache)?;
-        self.timeline.lap(Part::EdgePrefill);
-        Ok(hidden)
-    }
 }

@@ -5,37 +5,33 @@
 
 use super::System;
 use crate::answer::{Answer, ContextRef, Request, SystemError};
-use crate::clock::now_ns;
-use crate::edge::EdgeNode;
+use crate::edge::{EdgeNode, cache_key};
+use crate::engine::{ContextOutput, ContextReady, ContextRequest, SessionContext};
 use crate::spec::KvPath;
 use crate::timeline::{Part, Timeline};
-use celslm_model::{KeyRetention, KvCache, KvPrefix};
-use std::sync::Arc;
 
 pub(super) struct EdgeOnly;
 
 /// The edge's cache keeps what it computed itself under this variant.
 const VARIANT: &str = "local";
 
-impl EdgeOnly {
-    fn prefill(
-        &self,
-        edge: &EdgeNode,
-        tokens: &[u32],
-        deadline_ns: u64,
-    ) -> Result<Arc<KvPrefix>, SystemError> {
-        let decoder = &edge.model().decoder;
-        let mut cache = KvCache::new(
-            decoder.kv_shape(),
-            None,
-            tokens.len(),
-            KeyRetention::RotatedOnly,
-        )?;
-        if !decoder.prefill(tokens, &mut cache, || now_ns() <= deadline_ns)? {
-            return Err(SystemError::new("deadline", "the request's time is up"));
-        }
-        Ok(Arc::new(cache.freeze()?))
-    }
+/// Prefills a context, together with everyone else who needs it now.
+fn prefill(
+    edge: &EdgeNode,
+    context: &ContextRef,
+    client: u32,
+    tokens: Vec<u32>,
+    deadline_ns: u64,
+) -> Result<ContextReady, SystemError> {
+    edge.engine()
+        .context(ContextRequest {
+            key: cache_key(context, VARIANT),
+            client,
+            tokens,
+            output: ContextOutput::Prefix,
+            deadline_ns,
+        })?
+        .wait()
 }
 
 impl System for EdgeOnly {
@@ -48,8 +44,8 @@ impl System for EdgeOnly {
     ) -> Result<(), SystemError> {
         if edge.cached(context, VARIANT).is_none() {
             let tokens = edge.model().context_tokens(&context.system)?;
-            let prefix = self.prefill(edge, &tokens, deadline_ns)?;
-            edge.keep(context, VARIANT, prefix)?;
+            let ready = prefill(edge, context, 0, tokens, deadline_ns)?;
+            edge.keep(context, VARIANT, ready.into_prefix()?)?;
         }
         Ok(())
     }
@@ -75,21 +71,24 @@ impl System for EdgeOnly {
             None => {
                 let tokens = model.context_tokens(&request.context.system)?;
                 timeline.lap(Part::Tokenise);
-                (self.prefill(edge, &tokens, deadline_ns)?, tokens.len())
+                let ready = prefill(edge, &request.context, request.client, tokens, deadline_ns)?;
+                let queued = (Part::Queue, ready.times.queued_ns);
+                timeline.lap_split(&[queued], Part::EdgePrefill);
+                let computed = ready.computed;
+                let prefix = ready.into_prefix()?;
+                let computed = if computed { prefix.len() } else { 0 };
+                (prefix, computed)
             }
         };
-        let context_tokens = prefix.len();
-        let mut cache = edge.session_cache(Some(prefix), prompt.len(), request)?;
-        let hidden = model.decoder.forward(&prompt, &mut cache)?;
-        timeline.lap(Part::EdgePrefill);
         let num_layers = model.decoder.config().num_hidden_layers;
         let answer = Answer {
-            context_tokens,
+            context_tokens: prefix.len(),
             prompt_tokens: prompt.len(),
             edge_prefill_token_layers: ((computed + prompt.len()) * num_layers) as u64,
             edge_cache_hit,
             ..Answer::default()
         };
-        edge.decode(&mut cache, hidden, request, timeline, deadline_ns, answer)
+        let session = edge.submit(request, prompt, SessionContext::Ready(prefix), deadline_ns)?;
+        edge.collect(session, timeline, None, answer)
     }
 }

@@ -48,7 +48,7 @@ impl ServiceError {
             Self::NotFound(_) => "not_found",
             Self::Unsupported(_) => "unsupported",
             Self::InvalidArgument(_) => "invalid_argument",
-            Self::Overloaded(_) => "refused",
+            Self::Overloaded(_) => "overloaded",
             Self::Unavailable(_) => "unavailable",
             Self::DeadlineExceeded(_) => "deadline",
             Self::Cancelled(_) => "cancelled",

@@ -655,7 +655,7 @@ async fn calls_beyond_the_bound_are_refused() {
     let (client, _server) = pair(cloud.clone(), limits).await;
     let open = client.fetch(fetch_request(4)).await.unwrap();
     let error = client.publish(publish_request("x")).await.unwrap_err();
-    assert_eq!(error.kind(), "refused");
+    assert_eq!(error.kind(), "overloaded");
     drop(open);
     wait_cancelled(&cloud.cancelled).await;
     client.publish(publish_request("x")).await.unwrap();
