@@ -100,10 +100,7 @@ fn run(
                 client: index as u32,
                 context: SessionContext::Ready(prefix.clone()),
                 prompt: ids(PROMPT_TOKENS, 1 + index + count * seed),
-                sampling: Sampling::Nucleus {
-                    temperature: 1.0,
-                    top_p: 0.95,
-                },
+                sampling: Sampling::Greedy,
                 seed: index as u64,
                 max_tokens: tokens,
                 deadline_ns,
@@ -126,7 +123,10 @@ fn run(
     let all_began = stamps.iter().filter_map(|times| times.first()).max();
     let one_ended = stamps.iter().filter_map(|times| times.last()).min();
     let (from, to) = all_began.zip(one_ended).unwrap_or((&0, &1));
-    let generated = stamps.iter().flatten().filter(|at| (*from..=*to).contains(at));
+    let generated = stamps
+        .iter()
+        .flatten()
+        .filter(|at| (*from..=*to).contains(at));
     // The first token of each falls on the border.
     let generated = generated.count().saturating_sub(count);
     let mut firsts: Vec<f64> = stamps

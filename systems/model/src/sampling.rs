@@ -54,17 +54,29 @@ impl Sampler {
             .filter(|(logit, _)| !logit.is_nan())
             .map(|(logit, id)| (id, ((logit - max) / temperature).exp()))
             .collect();
-        candidates.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
         let total: f32 = candidates.iter().map(|(_, weight)| weight).sum();
-        let mut kept = 0.0;
-        let nucleus = candidates
-            .iter()
-            .position(|(_, weight)| {
+        // The nucleus is a handful of a large vocabulary as a rule: only as many are sorted as
+        // it takes.
+        let order = |a: &(u32, f32), b: &(u32, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
+        let mut sorted = 64;
+        let count = loop {
+            if sorted < candidates.len() {
+                candidates.select_nth_unstable_by(sorted, order);
+            }
+            let most = sorted.min(candidates.len());
+            candidates[..most].sort_unstable_by(order);
+            let mut kept = 0.0;
+            let last = candidates[..most].iter().position(|(_, weight)| {
                 kept += weight;
                 kept >= top_p * total
-            })
-            .map_or(candidates.len(), |last| last + 1);
-        let nucleus = &candidates[..nucleus];
+            });
+            match last {
+                Some(last) => break last + 1,
+                None if most == candidates.len() => break most,
+                None => sorted *= 8,
+            }
+        };
+        let nucleus = &candidates[..count];
         let mass: f32 = nucleus.iter().map(|(_, weight)| weight).sum();
         let mut draw = self.rng.random::<f32>() * mass;
         for &(id, weight) in nucleus {
@@ -113,6 +125,20 @@ mod tests {
         assert_eq!(counts[2], 0);
         let share = f64::from(counts[0]) / 6000.0;
         assert!((share - 2.0 / 3.0).abs() < 0.03, "{share}");
+    }
+
+    #[test]
+    fn a_large_nucleus_is_found_too() {
+        let sampling = Sampling::Nucleus {
+            temperature: 1.0,
+            top_p: 0.5,
+        };
+        let mut sampler = Sampler::new(sampling, 7);
+        // Equal weights: of 2,000 the nucleus is the first half, in the order of their ids.
+        let drawn: Vec<_> = (0..3000).map(|_| sampler.sample(&[0.25; 2000])).collect();
+        let largest = drawn.iter().max().copied().unwrap_or_default();
+        assert!((950..1001).contains(&largest), "{largest}");
+        assert!(drawn.iter().any(|id| *id < 50));
     }
 
     #[test]

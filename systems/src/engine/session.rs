@@ -129,6 +129,11 @@ impl Session {
         self.cache.prefix()
     }
 
+    /// Tokens of its prompt.
+    pub(super) fn prompt_len(&self) -> usize {
+        self.prompt.len()
+    }
+
     /// Tokens that its tail may grow to.
     pub(super) fn capacity(&self) -> usize {
         self.full_at - self.prefix().map_or(0, |prefix| prefix.len())

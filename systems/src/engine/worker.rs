@@ -408,10 +408,15 @@ impl Worker {
         };
         let sampled = guarded(|| session.run_layers(&model, layers))
             .map(|logits| logits.map(|logits| session.sample(&logits)));
+        let computed = match &sampled {
+            Ok(Some(_)) => session.prompt_len(),
+            _ => 0,
+        };
         let end_ns = self.end(start_ns);
         {
             let mut stats = self.shared.stats();
             stats.layer_steps += layers as u64;
+            stats.prefill_tokens += computed as u64;
             stats.busy_ns += end_ns - start_ns;
         }
         let goes_on = matches!(sampled, Ok(None));
