@@ -8,6 +8,7 @@
 use crate::{ModelError, RotaryEmbedding};
 use celslm_kv::{KeyRope, KvBlock, KvShape, LayerKv, ModelFingerprint};
 use half::f16;
+use half::slice::HalfFloatSliceExt as _;
 use std::sync::{Arc, OnceLock};
 
 /// Whether a cache keeps pre-RoPE keys beside the rotated ones.
@@ -19,28 +20,85 @@ pub enum KeyRetention {
     PreRope,
 }
 
-/// Keys (rotated) and values of one layer, `[num_kv_heads, capacity, head_dim]` each, of which
-/// the first `len` tokens are valid.
+/// Tokens per page: memory grows by pages, and attention reads keys by the page.
+pub(crate) const PAGE: usize = 16;
+
+/// Keys (rotated) and values of one layer, in pages of [`PAGE`] tokens and, within a page, by
+/// KV head. Keys of a page and head are transposed, `[head_dim, PAGE]`; values are
+/// `[PAGE, head_dim]`. What lies beyond the last token is zero or forgotten.
 pub(crate) struct LayerSegment {
-    pub(crate) k: Vec<f16>,
-    pub(crate) v: Vec<f16>,
-    pub(crate) capacity: usize,
+    k: Vec<f16>,
+    v: Vec<f16>,
+    num_kv_heads: usize,
+    head_dim: usize,
+    /// Tokens.
     pub(crate) len: usize,
 }
 
 impl LayerSegment {
-    fn with_capacity(shape: KvShape, capacity: usize) -> Self {
-        let elements = shape.num_kv_heads * capacity * shape.head_dim;
+    pub(crate) fn new(num_kv_heads: usize, head_dim: usize) -> Self {
         Self {
-            k: vec![f16::ZERO; elements],
-            v: vec![f16::ZERO; elements],
-            capacity,
+            k: Vec::new(),
+            v: Vec::new(),
+            num_kv_heads,
+            head_dim,
             len: 0,
         }
     }
 
+    /// Bytes taken.
     fn bytes(&self) -> usize {
-        (self.k.len() + self.v.len()) * size_of::<f16>()
+        (self.k.capacity() + self.v.capacity()) * size_of::<f16>()
+    }
+
+    /// Where a page of a head begins.
+    fn at(&self, page: usize, kv_head: usize) -> usize {
+        (page * self.num_kv_heads + kv_head) * PAGE * self.head_dim
+    }
+
+    /// Keys and values of a page and head.
+    pub(crate) fn page(&self, page: usize, kv_head: usize) -> (&[f16], &[f16]) {
+        let at = self.at(page, kv_head);
+        let range = at..at + PAGE * self.head_dim;
+        (&self.k[range.clone()], &self.v[range])
+    }
+
+    /// Appends tokens: rotated keys and values, `[num_kv_heads, tokens, head_dim]` each.
+    pub(crate) fn append(&mut self, k: &[f16], v: &[f16], tokens: usize) {
+        let head_dim = self.head_dim;
+        let elements = (self.len + tokens).div_ceil(PAGE) * PAGE * self.num_kv_heads * head_dim;
+        for store in [&mut self.k, &mut self.v] {
+            if elements > store.len() {
+                // Exact: what a session takes is what is counted.
+                store.reserve_exact(elements - store.len());
+                store.resize(elements, f16::ZERO);
+            }
+        }
+        for kv_head in 0..self.num_kv_heads {
+            for t in 0..tokens {
+                let from = (kv_head * tokens + t) * head_dim;
+                let token = self.len + t;
+                let (page, slot) = (self.at(token / PAGE, kv_head), token % PAGE);
+                for (d, key) in k[from..from + head_dim].iter().enumerate() {
+                    self.k[page + d * PAGE + slot] = *key;
+                }
+                let to = page + slot * head_dim;
+                self.v[to..to + head_dim].copy_from_slice(&v[from..from + head_dim]);
+            }
+        }
+        self.len += tokens;
+    }
+
+    /// Values of some tokens, `[num_kv_heads, tokens, head_dim]`.
+    fn values(&self, tokens: std::ops::Range<usize>) -> Vec<f16> {
+        let mut values = Vec::with_capacity(self.num_kv_heads * tokens.len() * self.head_dim);
+        for kv_head in 0..self.num_kv_heads {
+            for token in tokens.clone() {
+                let at = self.at(token / PAGE, kv_head) + token % PAGE * self.head_dim;
+                values.extend_from_slice(&self.v[at..at + self.head_dim]);
+            }
+        }
+        values
     }
 }
 
@@ -92,12 +150,8 @@ impl KvPrefix {
         if self.len > 0 {
             rope.rotate_keys(&layer_kv.k, &mut k, self.len, 0);
         }
-        let segment = LayerSegment {
-            k,
-            v: layer_kv.v.clone(),
-            capacity: self.len,
-            len: self.len,
-        };
+        let mut segment = LayerSegment::new(self.shape.num_kv_heads, self.shape.head_dim);
+        segment.append(&k, &layer_kv.v, self.len);
         slot.set(segment)
             .map_err(|_| ModelError::Kv(format!("layer {layer} arrived twice")))
     }
@@ -165,13 +219,18 @@ pub struct KvCache {
     shape: KvShape,
     prefix: Option<Arc<KvPrefix>>,
     tail: Vec<LayerSegment>,
-    /// Pre-RoPE keys of the tail, per layer, `[num_kv_heads, capacity, head_dim]`.
+    /// Most tokens of the tail.
+    capacity: usize,
+    /// Pre-RoPE keys of the tail, per layer, `[tokens, num_kv_heads, head_dim]`.
     pre_rope: Option<Vec<Vec<f16>>>,
 }
 
 impl KvCache {
-    /// An empty cache for up to `capacity` tokens after the prefix. Memory is taken at once:
-    /// what a sequence may use is known when it starts.
+    /// An empty cache for up to `capacity` tokens after the prefix. Memory is taken as it
+    /// fills, in pages of 16 tokens.
+    ///
+    /// # Errors
+    /// [`ModelError::Kv`] when the prefix belongs to a model of another shape.
     pub fn new(
         shape: KvShape,
         prefix: Option<Arc<KvPrefix>>,
@@ -186,19 +245,16 @@ impl KvCache {
                 prefix.shape
             )));
         }
-        let tail: Vec<_> = (0..shape.num_layers)
-            .map(|_| LayerSegment::with_capacity(shape, capacity))
+        let tail = (0..shape.num_layers)
+            .map(|_| LayerSegment::new(shape.num_kv_heads, shape.head_dim))
             .collect();
-        let pre_rope = (retention == KeyRetention::PreRope).then(|| {
-            tail.iter()
-                .map(|layer| vec![f16::ZERO; layer.k.len()])
-                .collect()
-        });
         Ok(Self {
             shape,
             prefix,
             tail,
-            pre_rope,
+            capacity,
+            pre_rope: (retention == KeyRetention::PreRope)
+                .then(|| vec![Vec::new(); shape.num_layers]),
         })
     }
 
@@ -225,10 +281,13 @@ impl KvCache {
     /// Bytes of KV held by this sequence alone.
     pub fn tail_bytes(&self) -> usize {
         let tail: usize = self.tail.iter().map(LayerSegment::bytes).sum();
-        let keys = self.pre_rope.iter().flatten();
-        tail + keys
-            .map(|keys| keys.len() * size_of::<f16>())
-            .sum::<usize>()
+        let pre_rope: usize = self
+            .pre_rope
+            .iter()
+            .flatten()
+            .map(|keys| keys.capacity() * size_of::<f16>())
+            .sum();
+        tail + pre_rope
     }
 
     /// Bytes of KV held, the shared prefix included.
@@ -245,8 +304,12 @@ impl KvCache {
         let tail = len.checked_sub(self.prefix_len()).ok_or_else(|| {
             ModelError::Kv("a shared prefix cannot be truncated by one of its users".to_owned())
         })?;
+        let width = self.shape.num_kv_heads * self.shape.head_dim;
         for layer in &mut self.tail {
             layer.len = layer.len.min(tail);
+        }
+        for keys in self.pre_rope.iter_mut().flatten() {
+            keys.truncate(tail * width);
         }
         Ok(())
     }
@@ -272,39 +335,35 @@ impl KvCache {
             head_dim,
             ..
         } = self.shape;
-        let seq_len = k.len() / (num_kv_heads * head_dim);
+        let width = num_kv_heads * head_dim;
+        let seq_len = k.len() / width;
         let first_position = self.len(layer);
         let segment = &mut self.tail[layer];
-        if segment.len + seq_len > segment.capacity {
+        if segment.len + seq_len > self.capacity {
             return Err(ModelError::TooLong {
                 wanted: segment.len + seq_len,
-                limit: segment.capacity,
+                limit: self.capacity,
                 what: "the capacity this cache was made with",
             });
         }
-        let mut pre = vec![f16::ZERO; num_kv_heads * seq_len * head_dim];
-        for t in 0..seq_len {
-            for head in 0..num_kv_heads {
-                let from = (t * num_kv_heads + head) * head_dim;
-                let to = (head * seq_len + t) * head_dim;
-                let cached = (head * segment.capacity + segment.len + t) * head_dim;
-                for d in 0..head_dim {
-                    pre[to + d] = f16::from_f32(k[from + d]);
-                    segment.v[cached + d] = f16::from_f32(v[from + d]);
+        // By head, as the cache keeps them, and rounded to fp16.
+        let by_head = |x: &[f32]| {
+            let mut out = vec![f16::ZERO; x.len()];
+            for (t, token) in x.chunks_exact(width).enumerate() {
+                for (head, x) in token.chunks_exact(head_dim).enumerate() {
+                    let at = (head * seq_len + t) * head_dim;
+                    out[at..at + head_dim].convert_from_f32_slice(x);
                 }
             }
-        }
+            out
+        };
+        let pre = by_head(k);
         let mut rotated = vec![f16::ZERO; pre.len()];
         rope.rotate_keys(&pre, &mut rotated, seq_len, first_position);
-        for head in 0..num_kv_heads {
-            let from = head * seq_len * head_dim..(head + 1) * seq_len * head_dim;
-            let to = (head * segment.capacity + segment.len) * head_dim;
-            segment.k[to..to + seq_len * head_dim].copy_from_slice(&rotated[from.clone()]);
-            if let Some(pre_rope) = &mut self.pre_rope {
-                pre_rope[layer][to..to + seq_len * head_dim].copy_from_slice(&pre[from]);
-            }
+        segment.append(&rotated, &by_head(v), seq_len);
+        if let Some(pre_rope) = &mut self.pre_rope {
+            pre_rope[layer].extend(k.iter().map(|&k| f16::from_f32(k)));
         }
-        segment.len += seq_len;
         Ok(())
     }
 
@@ -353,18 +412,17 @@ impl KvCache {
                     segment.len
                 )));
             }
-            let gather = |source: &[f16]| {
-                (0..num_kv_heads)
-                    .flat_map(|head| {
-                        let start = (head * segment.capacity + tokens.start) * head_dim;
-                        &source[start..start + tokens.len() * head_dim]
-                    })
-                    .copied()
-                    .collect()
-            };
+            let width = num_kv_heads * head_dim;
+            let mut k = Vec::with_capacity(tokens.len() * width);
+            for kv_head in 0..num_kv_heads {
+                for token in tokens.clone() {
+                    let at = token * width + kv_head * head_dim;
+                    k.extend_from_slice(&keys[at..at + head_dim]);
+                }
+            }
             layers.push(LayerKv {
-                k: gather(keys),
-                v: gather(&segment.v),
+                k,
+                v: segment.values(tokens.clone()),
             });
         }
         let start = self.prefix_len() + tokens.start;
@@ -395,29 +453,12 @@ impl KvCache {
                 "the layers have seen different tokens".to_owned(),
             ));
         }
-        let KvShape {
-            num_kv_heads,
-            head_dim,
-            ..
-        } = self.shape;
         let prefix = KvPrefix::new(self.shape, len);
-        for (slot, segment) in prefix.layers.iter().zip(self.tail) {
-            let gather = |source: &[f16]| {
-                (0..num_kv_heads)
-                    .flat_map(|head| {
-                        &source[head * segment.capacity * head_dim..][..len * head_dim]
-                    })
-                    .copied()
-                    .collect()
-            };
-            let compact = LayerSegment {
-                k: gather(&segment.k),
-                v: gather(&segment.v),
-                capacity: len,
-                len,
-            };
+        for (slot, mut segment) in prefix.layers.iter().zip(self.tail) {
+            segment.k.shrink_to_fit();
+            segment.v.shrink_to_fit();
             // A fresh prefix's slots are empty.
-            let _ = slot.set(compact);
+            let _ = slot.set(segment);
         }
         Ok(prefix)
     }

@@ -1,12 +1,14 @@
 //! A Llama-like decoder, layer by layer.
 
-use crate::attention::{Heads, attend};
 use crate::families::read_config;
-use crate::linear::Linear;
+use crate::kernel::activations::Activations;
+use crate::kernel::attention::{Heads, Sequence, attend};
+use crate::kernel::matmul::{Product, multiply};
+use crate::kernel::packed::PackedMatrix;
+use crate::kernel::pool::{Turn, pool};
+use crate::kernel::rows::{add, gated, rms_norm};
 use crate::{Config, GgufFile, KeyRetention, KvCache, ModelError, RotaryEmbedding};
-use candle_core::quantized::QTensor;
-use candle_core::{DType, Device, Tensor};
-use candle_nn::ops::{rms_norm, silu};
+use candle_core::Device;
 use celslm_kv::{KvBlock, KvShape, ModelFingerprint};
 
 /// Tokens per forward pass when a context is prefilled. One constant for every system, so
@@ -23,54 +25,52 @@ pub struct BatchItem<'a> {
     pub logits: bool,
 }
 
-/// Activations between two layers, `[batch = 1, seq_len, hidden_size]`.
-pub struct Hidden(Tensor);
+/// Activations between two layers, `[seq_len, hidden_size]`.
+pub struct Hidden {
+    values: Vec<f32>,
+    hidden_size: usize,
+}
 
 impl Hidden {
     /// Tokens in flight.
     pub fn seq_len(&self) -> usize {
-        self.0.dims().get(1).copied().unwrap_or(0)
+        self.values.len() / self.hidden_size.max(1)
     }
 
     /// Activations of zeros, for exercising schedules without a model.
     ///
     /// # Errors
-    /// [`ModelError::Compute`] when they cannot be allocated.
+    /// Never; kept fallible for its callers.
     pub fn zeros(seq_len: usize, hidden_size: usize) -> Result<Self, ModelError> {
-        Ok(Self(Tensor::zeros(
-            (1, seq_len, hidden_size),
-            DType::F32,
-            &Device::Cpu,
-        )?))
+        Ok(Self {
+            values: vec![0.0; seq_len * hidden_size],
+            hidden_size,
+        })
     }
 
     /// The activations as `[seq_len, hidden_size]` in f32.
     ///
     /// # Errors
-    /// [`ModelError::Compute`] when the tensor cannot be read.
+    /// Never; kept fallible for its callers.
     pub fn to_vec(&self) -> Result<Vec<f32>, ModelError> {
-        Ok(self.0.flatten_all()?.to_vec1()?)
+        Ok(self.values.clone())
     }
 }
 
-struct RmsNorm {
-    weight: Tensor,
-    eps: f32,
+/// `y = x Wᵀ + b`.
+struct Linear {
+    weight: PackedMatrix,
+    bias: Option<Vec<f32>>,
 }
 
-impl RmsNorm {
-    fn load(gguf: &mut GgufFile, name: &str, config: &Config) -> Result<Self, ModelError> {
-        let weight = gguf
-            .tensor(name, &[config.hidden_size])?
-            .dequantize(&Device::Cpu)?;
-        Ok(Self {
-            weight,
-            eps: config.rms_norm_eps,
-        })
-    }
-
-    fn forward(&self, x: &Tensor) -> Result<Tensor, ModelError> {
-        Ok(rms_norm(&x.contiguous()?, &self.weight, self.eps)?)
+impl Linear {
+    fn to<'a>(&'a self, out: &'a mut Vec<f32>, rows: usize) -> Product<'a> {
+        out.resize(rows * self.weight.rows(), 0.0);
+        Product {
+            matrix: &self.weight,
+            bias: self.bias.as_deref(),
+            out,
+        }
     }
 }
 
@@ -87,18 +87,50 @@ struct Mlp {
     down_proj: Linear,
 }
 
-impl Mlp {
-    fn forward(&self, x: &Tensor) -> Result<Tensor, ModelError> {
-        let gate = silu(&self.gate_proj.forward(x)?)?;
-        self.down_proj.forward(&(gate * self.up_proj.forward(x)?)?)
+struct DecoderLayer {
+    input_layernorm: Vec<f32>,
+    self_attn: Attention,
+    post_attention_layernorm: Vec<f32>,
+    mlp: Mlp,
+}
+
+impl DecoderLayer {
+    fn linears(&self) -> [&Linear; 7] {
+        let Attention {
+            q_proj,
+            k_proj,
+            v_proj,
+            o_proj,
+        } = &self.self_attn;
+        let Mlp {
+            gate_proj,
+            up_proj,
+            down_proj,
+        } = &self.mlp;
+        [
+            q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj,
+        ]
     }
 }
 
-struct DecoderLayer {
-    input_layernorm: RmsNorm,
-    self_attn: Attention,
-    post_attention_layernorm: RmsNorm,
-    mlp: Mlp,
+/// Buffers of one forward pass, reused from layer to layer.
+#[derive(Default)]
+struct Workspace {
+    activations: Activations,
+    q: Vec<f32>,
+    k: Vec<f32>,
+    v: Vec<f32>,
+    attended: Vec<f32>,
+    gate: Vec<f32>,
+    up: Vec<f32>,
+    /// What a block adds to the residual stream.
+    residual: Vec<f32>,
+}
+
+/// A sequence's rows in a pass: as many as it has tokens there.
+struct Span<'a> {
+    tokens: usize,
+    cache: &'a mut KvCache,
 }
 
 /// A loaded model. Immutable: any number of sequences, each with its own [`KvCache`], may run
@@ -107,12 +139,11 @@ pub struct Decoder {
     config: Config,
     fingerprint: ModelFingerprint,
     rope: RotaryEmbedding,
-    embed_tokens: QTensor,
-    vocab_size: usize,
+    embed_tokens: PackedMatrix,
     layers: Vec<DecoderLayer>,
-    norm: RmsNorm,
-    lm_head: Linear,
-    weights_bytes: usize,
+    norm: Vec<f32>,
+    /// `None` where the model ties it to the embedding.
+    lm_head: Option<PackedMatrix>,
 }
 
 impl Decoder {
@@ -122,30 +153,40 @@ impl Decoder {
     /// [`ModelError::UnknownArchitecture`], or whatever the file lacks.
     pub fn load(gguf: &mut GgufFile) -> Result<Self, ModelError> {
         let config = read_config(gguf)?;
+        // Before the weights: hashing maps the whole file.
+        let fingerprint = gguf.fingerprint()?;
+        let turn = pool().turn();
         let hidden = config.hidden_size;
         let q_width = config.num_attention_heads * config.head_dim;
         let kv_width = config.num_key_value_heads * config.head_dim;
         let vocab_size = gguf.rows("token_embd.weight")?;
-        let embed_tokens = gguf.tensor("token_embd.weight", &[vocab_size, hidden])?;
-        // A model without an output matrix ties it to the embedding.
-        let output = match gguf.has_tensor("output.weight") {
-            true => "output.weight",
-            false => "token_embd.weight",
+        let mut matrix = |name: &str, rows: usize, columns: usize| {
+            PackedMatrix::new(&gguf.tensor(name, &[rows, columns])?, &turn)
         };
-        let lm_head = Linear::new(gguf.tensor(output, &[vocab_size, hidden])?, None)?;
+        let embed_tokens = matrix("token_embd.weight", vocab_size, hidden)?;
+        let lm_head = match gguf.has_tensor("output.weight") {
+            true => {
+                let weight = gguf.tensor("output.weight", &[vocab_size, hidden])?;
+                Some(PackedMatrix::new(&weight, &turn)?)
+            }
+            false => None,
+        };
         let mut layers = Vec::with_capacity(config.num_hidden_layers);
         for layer in 0..config.num_hidden_layers {
             let name = |part: &str| format!("blk.{layer}.{part}");
+            let norm = |gguf: &mut GgufFile, part: &str| vector(gguf, &name(part), hidden);
+            let input_layernorm = norm(gguf, "attn_norm.weight")?;
+            let post_attention_layernorm = norm(gguf, "ffn_norm.weight")?;
             let mut linear = |part: &str, rows: usize, columns: usize, biased: bool| {
                 let weight = gguf.tensor(&name(&format!("{part}.weight")), &[rows, columns])?;
                 let bias = match biased {
-                    true => {
-                        let bias = gguf.tensor(&name(&format!("{part}.bias")), &[rows])?;
-                        Some(bias.dequantize(&Device::Cpu)?)
-                    }
+                    true => Some(vector(gguf, &name(&format!("{part}.bias")), rows)?),
                     false => None,
                 };
-                Linear::new(weight, bias)
+                Ok::<_, ModelError>(Linear {
+                    weight: PackedMatrix::new(&weight, &turn)?,
+                    bias,
+                })
             };
             let biased = config.attention_bias;
             let self_attn = Attention {
@@ -160,19 +201,17 @@ impl Decoder {
                 down_proj: linear("ffn_down", hidden, config.intermediate_size, false)?,
             };
             layers.push(DecoderLayer {
-                input_layernorm: RmsNorm::load(gguf, &name("attn_norm.weight"), &config)?,
+                input_layernorm,
                 self_attn,
-                post_attention_layernorm: RmsNorm::load(gguf, &name("ffn_norm.weight"), &config)?,
+                post_attention_layernorm,
                 mlp,
             });
         }
         Ok(Self {
             rope: RotaryEmbedding::new(config.rope_style, config.head_dim, config.rope_theta),
-            fingerprint: gguf.fingerprint()?,
-            weights_bytes: gguf.tensor_bytes(),
-            norm: RmsNorm::load(gguf, "output_norm.weight", &config)?,
+            fingerprint,
+            norm: vector(gguf, "output_norm.weight", hidden)?,
             embed_tokens,
-            vocab_size,
             layers,
             lm_head,
             config,
@@ -191,7 +230,13 @@ impl Decoder {
 
     /// Bytes that the weights take in memory.
     pub fn weights_bytes(&self) -> usize {
-        self.weights_bytes
+        let layers = self.layers.iter().flat_map(DecoderLayer::linears);
+        let head = self.lm_head.iter().map(PackedMatrix::bytes);
+        layers
+            .map(|linear| linear.weight.bytes())
+            .chain(head)
+            .sum::<usize>()
+            + self.embed_tokens.bytes()
     }
 
     /// Shape of the KV of a context.
@@ -206,7 +251,7 @@ impl Decoder {
 
     /// Entries of the vocabulary, and the length of a row of logits.
     pub fn vocab_size(&self) -> usize {
-        self.vocab_size
+        self.embed_tokens.rows()
     }
 
     /// Embeds tokens: the input of layer 0.
@@ -214,19 +259,21 @@ impl Decoder {
     /// # Errors
     /// [`ModelError::Incomplete`]-like computation errors for ids outside the vocabulary.
     pub fn embed(&self, tokens: &[u32]) -> Result<Hidden, ModelError> {
-        if let Some(&token) = tokens
-            .iter()
-            .find(|&&token| token as usize >= self.vocab_size)
-        {
+        let vocab_size = self.vocab_size();
+        if let Some(&token) = tokens.iter().find(|&&token| token as usize >= vocab_size) {
             return Err(ModelError::Kv(format!(
-                "token {token} lies outside the vocabulary of {}",
-                self.vocab_size
+                "token {token} lies outside the vocabulary of {vocab_size}"
             )));
         }
-        let ids = Tensor::new(tokens, &Device::Cpu)?.unsqueeze(0)?;
-        Ok(Hidden(
-            self.embed_tokens.embedding(&ids)?.to_dtype(DType::F32)?,
-        ))
+        let hidden_size = self.config.hidden_size;
+        let mut values = vec![0f32; tokens.len() * hidden_size];
+        for (token, out) in tokens.iter().zip(values.chunks_exact_mut(hidden_size)) {
+            self.embed_tokens.row(*token as usize, out);
+        }
+        Ok(Hidden {
+            values,
+            hidden_size,
+        })
     }
 
     /// Runs one layer and appends its KV to the cache, at the position that the cache states.
@@ -240,52 +287,143 @@ impl Decoder {
         hidden: &Hidden,
         cache: &mut KvCache,
     ) -> Result<Hidden, ModelError> {
-        let weights = &self.layers[layer];
-        let x = &hidden.0;
-        let normed = weights.input_layernorm.forward(x)?;
-        let attended = self.attention(layer, &weights.self_attn, &normed, cache)?;
-        let x = (x + attended)?;
-        let normed = weights.post_attention_layernorm.forward(&x)?;
-        Ok(Hidden((&x + weights.mlp.forward(&normed)?)?))
+        let turn = pool().turn();
+        let mut workspace = Workspace::default();
+        let mut values = Vec::with_capacity(hidden.values.len());
+        for piece in hidden
+            .values
+            .chunks(PREFILL_CHUNK * self.config.hidden_size)
+        {
+            let mut x = piece.to_vec();
+            let span = Span {
+                tokens: x.len() / self.config.hidden_size,
+                cache: &mut *cache,
+            };
+            self.layer(layer, &turn, &mut x, &mut [span], None, &mut workspace)?;
+            values.extend(x);
+        }
+        Ok(Hidden {
+            values,
+            hidden_size: hidden.hidden_size,
+        })
     }
 
-    fn attention(
+    /// Runs the rows `x: [rows, hidden_size]` of several sequences through a layer, in place.
+    /// With `keep`, only the last row of the sequences that it marks comes out.
+    fn layer(
         &self,
         layer: usize,
-        weights: &Attention,
-        x: &Tensor,
-        cache: &mut KvCache,
-    ) -> Result<Tensor, ModelError> {
-        let (batch, seq_len, _) = x.dims3()?;
+        turn: &Turn<'_>,
+        x: &mut Vec<f32>,
+        spans: &mut [Span<'_>],
+        keep: Option<&[bool]>,
+        workspace: &mut Workspace,
+    ) -> Result<(), ModelError> {
+        let Workspace {
+            activations,
+            q,
+            k,
+            v,
+            attended,
+            gate,
+            up,
+            residual,
+        } = workspace;
         let config = &self.config;
-        let position = cache.len(layer);
-        if position + seq_len > config.max_position_embeddings {
-            return Err(ModelError::TooLong {
-                wanted: position + seq_len,
-                limit: config.max_position_embeddings,
-                what: "the model's context window",
-            });
+        let weights = &self.layers[layer];
+        let (hidden, eps) = (config.hidden_size, config.rms_norm_eps);
+        let rows = x.len() / hidden;
+        for span in spans.iter() {
+            let wanted = span.cache.len(layer) + span.tokens;
+            if wanted > config.max_position_embeddings {
+                return Err(ModelError::TooLong {
+                    wanted,
+                    limit: config.max_position_embeddings,
+                    what: "the model's context window",
+                });
+            }
         }
-        let flat = |x: Tensor| -> Result<Vec<f32>, ModelError> { Ok(x.flatten_all()?.to_vec1()?) };
-        let mut queries = flat(weights.q_proj.forward(x)?)?;
-        let keys = flat(weights.k_proj.forward(x)?)?;
-        let values = flat(weights.v_proj.forward(x)?)?;
-        self.rope
-            .rotate(&mut queries, config.num_attention_heads, position);
-        cache.append(layer, &keys, &values, &self.rope)?;
-        let (prefix, tail) = cache.segments(layer)?;
+
+        let normed = |norm: &[f32], x: &[f32], activations: &mut Activations| {
+            activations.reset(x.len() / hidden, hidden);
+            activations.fill(turn, |row, out| {
+                rms_norm(&x[row * hidden..(row + 1) * hidden], norm, eps, out);
+            });
+        };
+        normed(&weights.input_layernorm, x, activations);
+        let attention = &weights.self_attn;
+        let products = vec![
+            attention.q_proj.to(q, rows),
+            attention.k_proj.to(k, rows),
+            attention.v_proj.to(v, rows),
+        ];
+        multiply(turn, activations, products);
+
+        let q_width = config.num_attention_heads * config.head_dim;
+        let kv_width = config.num_key_value_heads * config.head_dim;
+        let mut start = 0;
+        for span in spans.iter_mut() {
+            let end = start + span.tokens;
+            let position = span.cache.len(layer);
+            let q = &mut q[start * q_width..end * q_width];
+            self.rope.rotate(q, config.num_attention_heads, position);
+            let kv = start * kv_width..end * kv_width;
+            span.cache
+                .append(layer, &k[kv.clone()], &v[kv], &self.rope)?;
+            start = end;
+        }
+
+        // From here on the rows of a sequence need each other no more.
+        if let Some(keep) = keep {
+            keep_last(x, hidden, spans, keep);
+            keep_last(q, q_width, spans, keep);
+        }
+        let rows = x.len() / hidden;
+        if rows == 0 {
+            return Ok(());
+        }
+        let mut sequences = Vec::with_capacity(spans.len());
+        let mut start = 0;
+        for (index, span) in spans.iter().enumerate() {
+            let tokens = match keep {
+                Some(keep) => usize::from(keep[index]),
+                None => span.tokens,
+            };
+            let (prefix, tail) = span.cache.segments(layer)?;
+            sequences.push(Sequence {
+                rows: start..start + tokens,
+                prefix,
+                tail,
+            });
+            start += tokens;
+        }
+        attended.resize(rows * q_width, 0.0);
         let heads = Heads {
             num_heads: config.num_attention_heads,
             num_kv_heads: config.num_key_value_heads,
             head_dim: config.head_dim,
         };
-        let attended = attend(&queries, heads, prefix, tail)?;
-        let width = config.num_attention_heads * config.head_dim;
-        weights.o_proj.forward(&Tensor::from_vec(
-            attended,
-            (batch, seq_len, width),
-            &Device::Cpu,
-        )?)
+        attend(turn, q, heads, &sequences, attended)?;
+        activations.reset(rows, q_width);
+        activations.fill(turn, |row, out| {
+            out.copy_from_slice(&attended[row * q_width..(row + 1) * q_width]);
+        });
+        multiply(turn, activations, vec![attention.o_proj.to(residual, rows)]);
+        add(x, residual);
+
+        normed(&weights.post_attention_layernorm, x, activations);
+        let mlp = &weights.mlp;
+        let products = vec![mlp.gate_proj.to(gate, rows), mlp.up_proj.to(up, rows)];
+        multiply(turn, activations, products);
+        let width = config.intermediate_size;
+        activations.reset(rows, width);
+        activations.fill(turn, |row, out| {
+            let range = row * width..(row + 1) * width;
+            gated(&gate[range.clone()], &up[range], out);
+        });
+        multiply(turn, activations, vec![mlp.down_proj.to(residual, rows)]);
+        add(x, residual);
+        Ok(())
     }
 
     /// Logits of the last token, `[vocab_size]`, from the output of the last layer.
@@ -293,8 +431,8 @@ impl Decoder {
     /// # Errors
     /// [`ModelError::Compute`] on a defect.
     pub fn logits(&self, hidden: &Hidden) -> Result<Vec<f32>, ModelError> {
-        let last = hidden.0.narrow(1, hidden.seq_len().saturating_sub(1), 1)?;
-        self.head(&last)
+        let start = hidden.values.len().saturating_sub(hidden.hidden_size);
+        Ok(self.head(&pool().turn(), &hidden.values[start..]))
     }
 
     /// Logits of every token, `[seq_len, vocab_size]`: for likelihoods, not for generation.
@@ -302,18 +440,30 @@ impl Decoder {
     /// # Errors
     /// [`ModelError::Compute`] on a defect.
     pub fn all_logits(&self, hidden: &Hidden) -> Result<Vec<f32>, ModelError> {
-        self.head(&hidden.0)
+        Ok(self.head(&pool().turn(), &hidden.values))
     }
 
-    fn head(&self, x: &Tensor) -> Result<Vec<f32>, ModelError> {
-        Ok(self
-            .lm_head
-            .forward(&self.norm.forward(x)?)?
-            .flatten_all()?
-            .to_vec1()?)
+    /// Logits of every row of `x: [rows, hidden_size]`.
+    fn head(&self, turn: &Turn<'_>, x: &[f32]) -> Vec<f32> {
+        let hidden = self.config.hidden_size;
+        let mut activations = Activations::default();
+        activations.reset(x.len() / hidden, hidden);
+        activations.fill(turn, |row, out| {
+            let x = &x[row * hidden..(row + 1) * hidden];
+            rms_norm(x, &self.norm, self.config.rms_norm_eps, out);
+        });
+        let matrix = self.lm_head.as_ref().unwrap_or(&self.embed_tokens);
+        let mut out = vec![0f32; activations.rows() * matrix.rows()];
+        let product = Product {
+            matrix,
+            bias: None,
+            out: &mut out,
+        };
+        multiply(turn, &activations, vec![product]);
+        out
     }
 
-    /// Runs tokens through all layers in one pass.
+    /// Runs tokens through all layers.
     ///
     /// # Errors
     /// As [`Decoder::forward_layer`].
@@ -337,13 +487,32 @@ impl Decoder {
         &self,
         items: &mut [BatchItem<'_>],
     ) -> Result<Vec<Option<Vec<f32>>>, ModelError> {
-        items
+        let turn = pool().turn();
+        let tokens: Vec<u32> = items.iter().flat_map(|item| item.tokens).copied().collect();
+        let mut x = self.embed(&tokens)?.values;
+        let keep: Vec<bool> = items.iter().map(|item| item.logits).collect();
+        let mut spans: Vec<Span<'_>> = items
             .iter_mut()
-            .map(|item| {
-                let hidden = self.forward(item.tokens, item.cache)?;
-                item.logits.then(|| self.logits(&hidden)).transpose()
+            .map(|item| Span {
+                tokens: item.tokens.len(),
+                cache: &mut *item.cache,
             })
-            .collect()
+            .collect();
+        let mut workspace = Workspace::default();
+        let last = self.layers.len() - 1;
+        for layer in 0..=last {
+            let keep = (layer == last).then_some(keep.as_slice());
+            self.layer(layer, &turn, &mut x, &mut spans, keep, &mut workspace)?;
+        }
+        if x.is_empty() {
+            return Ok(vec![None; keep.len()]);
+        }
+        let logits = self.head(&turn, &x);
+        let mut logits = logits.chunks_exact(self.vocab_size()).map(<[f32]>::to_vec);
+        Ok(keep
+            .into_iter()
+            .map(|keep| keep.then(|| logits.next()).flatten())
+            .collect())
     }
 
     /// Prefills a context in pieces of [`PREFILL_CHUNK`] tokens. `proceed` is asked before each
@@ -361,7 +530,11 @@ impl Decoder {
             if !proceed() {
                 return Ok(false);
             }
-            self.forward(piece, cache)?;
+            self.forward_batch(&mut [BatchItem {
+                tokens: piece,
+                cache: &mut *cache,
+                logits: false,
+            }])?;
         }
         Ok(true)
     }
@@ -382,8 +555,8 @@ impl Decoder {
         cache.read(self.fingerprint, 0..tokens.len()).map(Some)
     }
 
-    /// Runs a prefill-shaped and a decode-shaped pass and throws the result away: the kernels
-    /// repack their weights at first use, and that must not land in a measurement.
+    /// Runs a prefill-shaped and a decode-shaped pass and throws the result away: threads start
+    /// and memory is touched at first use, and that must not land in a measurement.
     ///
     /// # Errors
     /// As [`Decoder::forward_layer`].
@@ -401,4 +574,25 @@ impl Decoder {
         self.logits(&hidden)?;
         Ok(())
     }
+}
+
+/// A vector of a file in f32: norms and biases.
+fn vector(gguf: &mut GgufFile, name: &str, len: usize) -> Result<Vec<f32>, ModelError> {
+    Ok(gguf
+        .tensor(name, &[len])?
+        .dequantize(&Device::Cpu)?
+        .to_vec1()?)
+}
+
+/// Keeps the last row of the marked sequences of `x: [rows, width]`.
+fn keep_last(x: &mut Vec<f32>, width: usize, spans: &[Span<'_>], keep: &[bool]) {
+    let (mut end, mut kept) = (0, 0);
+    for (span, &keep) in spans.iter().zip(keep) {
+        end += span.tokens;
+        if keep && span.tokens > 0 {
+            x.copy_within((end - 1) * width..end * width, kept * width);
+            kept += 1;
+        }
+    }
+    x.truncate(kept * width);
 }

@@ -56,6 +56,9 @@ pub enum ModelError {
         /// Which limit it is.
         what: &'static str,
     },
+    /// The memory for the weights cannot be had.
+    #[error("get memory for the weights: {0}")]
+    Memory(#[source] std::io::Error),
     /// KV that does not fit the model or the cache.
     #[error("import KV: {0}")]
     Kv(String),

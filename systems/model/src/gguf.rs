@@ -152,14 +152,6 @@ impl GgufFile {
         }
     }
 
-    /// Bytes of all tensors as the file stores them.
-    pub(crate) fn tensor_bytes(&self) -> usize {
-        let bytes = |info: &gguf_file::TensorInfo| {
-            info.shape.elem_count() / info.ggml_dtype.block_size() * info.ggml_dtype.type_size()
-        };
-        self.content.tensor_infos.values().map(bytes).sum()
-    }
-
     pub(crate) fn has_tensor(&self, name: &str) -> bool {
         self.content.tensor_infos.contains_key(name)
     }

@@ -6,7 +6,6 @@
 //! [`Decoder::logits`] are separate calls, because a schedule may have to wait for the KV of
 //! a layer between two of them.
 
-mod attention;
 mod cache;
 mod chat;
 mod config;
@@ -14,7 +13,7 @@ mod decoder;
 mod error;
 mod families;
 mod gguf;
-mod linear;
+mod kernel;
 mod rope;
 mod sampling;
 pub mod store;
@@ -39,15 +38,15 @@ pub use tokenizer::{TextStream, Tokenizer};
 /// [`ModelError::Threads`] when the threads were started already.
 pub fn set_threads(threads: usize) -> Result<(), ModelError> {
     let threads = threads.max(1);
-    // The quantised kernels run on a pool of their own, which reads its size from here.
-    #[expect(unsafe_code, reason = "the kernels' pool has no other setting")]
-    // SAFETY: called before this process starts threads, so nobody reads the environment now.
-    unsafe {
-        std::env::set_var("RAYON_NUM_THREADS", threads.to_string());
+    if !kernel::pool::set_threads(threads) {
+        return Err(ModelError::Threads(
+            "the compute threads run already".to_owned(),
+        ));
     }
+    // Hashing of model files runs on this one.
     rayon::ThreadPoolBuilder::new()
         .num_threads(threads)
-        .thread_name(|index| format!("compute-{index}"))
+        .thread_name(|index| format!("hash-{index}"))
         .build_global()
         .map_err(|error| ModelError::Threads(error.to_string()))
 }

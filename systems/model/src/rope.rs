@@ -1,6 +1,8 @@
 //! Rotary position embedding (arXiv 2104.09864) at absolute positions.
 
 use half::f16;
+use half::slice::HalfFloatSliceExt as _;
+use std::sync::OnceLock;
 
 /// How the two halves of a rotated pair lie in a head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -11,13 +13,25 @@ pub enum RopeStyle {
     Interleaved,
 }
 
+/// Positions whose angles are computed together, at their first use.
+const BLOCK: usize = 256;
+/// Positions whose angles are kept; further ones are computed each time.
+const KEPT: usize = 1 << 17;
+
+/// Cosines and sines of every pair, `[positions, head_dim / 2]` each.
+#[derive(Debug, Clone)]
+struct Angles {
+    cos: Box<[f32]>,
+    sin: Box<[f32]>,
+}
+
 /// Rotary tables of one model.
 #[derive(Debug, Clone)]
 pub struct RotaryEmbedding {
     style: RopeStyle,
     head_dim: usize,
-    /// `theta^(-2i/head_dim)` for pair `i`.
     inverse_frequencies: Vec<f32>,
+    blocks: Vec<OnceLock<Angles>>,
 }
 
 impl RotaryEmbedding {
@@ -31,28 +45,62 @@ impl RotaryEmbedding {
             style,
             head_dim,
             inverse_frequencies,
+            blocks: vec![OnceLock::new(); KEPT / BLOCK],
         }
     }
 
-    /// Cosine and sine of every pair at a position, `[head_dim / 2]` each.
-    fn angles(&self, position: usize, angles: &mut Vec<(f32, f32)>) {
-        angles.clear();
-        angles.extend(self.inverse_frequencies.iter().map(|frequency| {
-            let (sin, cos) = (position as f32 * frequency).sin_cos();
-            (cos, sin)
-        }));
+    fn compute(&self, positions: std::ops::Range<usize>) -> Angles {
+        let (sin, cos): (Vec<f32>, Vec<f32>) = positions
+            .flat_map(|position| {
+                let turns = self.inverse_frequencies.iter();
+                turns.map(move |frequency| (position as f32 * frequency).sin_cos())
+            })
+            .unzip();
+        Angles {
+            cos: cos.into(),
+            sin: sin.into(),
+        }
+    }
+
+    /// Calls `rotate(token, cosines, sines)` for every token, the first at `first_position`.
+    fn each(
+        &self,
+        first_position: usize,
+        tokens: usize,
+        mut rotate: impl FnMut(usize, &[f32], &[f32]),
+    ) {
+        let pairs = self.inverse_frequencies.len();
+        for token in 0..tokens {
+            let position = first_position + token;
+            match self.blocks.get(position / BLOCK) {
+                Some(block) => {
+                    let start = position / BLOCK * BLOCK;
+                    let angles = block.get_or_init(|| self.compute(start..start + BLOCK));
+                    let at = (position - start) * pairs;
+                    rotate(
+                        token,
+                        &angles.cos[at..at + pairs],
+                        &angles.sin[at..at + pairs],
+                    );
+                }
+                None => {
+                    let angles = self.compute(position..position + 1);
+                    rotate(token, &angles.cos, &angles.sin);
+                }
+            }
+        }
     }
 
     /// Rotates heads in place: `x: [seq_len, num_heads, head_dim]`, token `t` at absolute
     /// position `first_position + t`.
     pub fn rotate(&self, x: &mut [f32], num_heads: usize, first_position: usize) {
-        let mut angles = Vec::with_capacity(self.head_dim / 2);
-        for (t, token) in x.chunks_exact_mut(num_heads * self.head_dim).enumerate() {
-            self.angles(first_position + t, &mut angles);
+        let width = num_heads * self.head_dim;
+        self.each(first_position, x.len() / width, |token, cos, sin| {
+            let token = &mut x[token * width..(token + 1) * width];
             for head in token.chunks_exact_mut(self.head_dim) {
-                self.rotate_head(head, &angles);
+                self.rotate_head(head, cos, sin);
             }
-        }
+        });
     }
 
     /// Rotates fp16 keys: `keys, out: [num_kv_heads, seq_len, head_dim]`. The arithmetic is
@@ -65,25 +113,20 @@ impl RotaryEmbedding {
         seq_len: usize,
         first_position: usize,
     ) {
-        let mut angles = Vec::with_capacity(self.head_dim / 2);
         let mut row = vec![0f32; self.head_dim];
         let stride = seq_len * self.head_dim;
-        for t in 0..seq_len {
-            self.angles(first_position + t, &mut angles);
+        self.each(first_position, seq_len, |t, cos, sin| {
             let at = t * self.head_dim;
             for (keys, out) in keys.chunks_exact(stride).zip(out.chunks_exact_mut(stride)) {
-                for (value, key) in row.iter_mut().zip(&keys[at..at + self.head_dim]) {
-                    *value = key.to_f32();
-                }
-                self.rotate_head(&mut row, &angles);
-                for (out, value) in out[at..at + self.head_dim].iter_mut().zip(&row) {
-                    *out = f16::from_f32(*value);
-                }
+                keys[at..at + self.head_dim].convert_to_f32_slice(&mut row);
+                self.rotate_head(&mut row, cos, sin);
+                out[at..at + self.head_dim].convert_from_f32_slice(&row);
             }
-        }
+        });
     }
 
-    fn rotate_head(&self, head: &mut [f32], angles: &[(f32, f32)]) {
+    fn rotate_head(&self, head: &mut [f32], cos: &[f32], sin: &[f32]) {
+        let angles = cos.iter().zip(sin);
         match self.style {
             RopeStyle::Neox => {
                 let (first, second) = head.split_at_mut(self.head_dim / 2);
@@ -120,6 +163,19 @@ mod tests {
             };
             assert!((dot(9, 4) - dot(105, 100)).abs() < 1e-4);
             assert!((dot(9, 4) - dot(9, 7)).abs() > 1e-3);
+        }
+    }
+
+    #[test]
+    fn positions_beyond_the_table_continue_it() {
+        let rope = RotaryEmbedding::new(RopeStyle::Neox, 8, 1e6);
+        let x = [0.3, -1.0, 0.5, 2.0, 0.1, 0.7, -0.2, 1.1];
+        let mut both = [x, x].concat();
+        rope.rotate(&mut both, 1, KEPT - 1);
+        for (position, found) in [KEPT - 1, KEPT].into_iter().zip(both.chunks_exact(8)) {
+            let mut alone = x;
+            rope.rotate(&mut alone, 1, position);
+            assert_eq!(alone, found);
         }
     }
 
