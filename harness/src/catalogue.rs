@@ -7,9 +7,9 @@ use celslm_datasets::DatasetError;
 use celslm_link::{LinkProfile, ProfileError};
 use celslm_model::store::{ModelSpec, StoreError, find_spec, load_specs};
 
-use crate::config::{Config, ConfigError, ConfigSource};
+use crate::config::{CloudCompute, Config, ConfigError, ConfigSource};
 use crate::device::{DeviceProfile, HOST};
-use crate::plan::{DatasetDraw, Inputs, Seeds};
+use crate::plan::{DatasetDraw, Devices, Inputs, Seeds};
 
 /// Environment variable that names the folder of data files when `data_dir` is absent.
 pub const DATA_DIR_VARIABLE: &str = "CELSLM_DATA";
@@ -217,6 +217,25 @@ impl Catalogue {
         let cloud_model = model("cloud", &config.models.cloud)?;
         let edge_model = model("edge", &config.models.edge)?;
         let links = self.links_of(config, source)?;
+        let devices = self.devices_of(config, source)?;
+        for (role, device, model, cache) in [
+            (
+                "edge",
+                &devices.edge,
+                &edge_model,
+                config.limits.edge_cache_bytes,
+            ),
+            ("cloud", &devices.cloud, &cloud_model, 0),
+        ] {
+            let needed = model.bytes.saturating_add(cache);
+            if let Some(memory) = device.memory_bytes.filter(|&memory| needed > memory) {
+                let message = format!(
+                    "the device {} has {memory} bytes of memory; {} with its cache needs {needed}",
+                    device.name, model.name
+                );
+                return Err(source.error_at(&format!("{role}.device"), message).into());
+            }
+        }
         let data_dir = data_dir(config);
         let seed = Seeds::new(config.experiment.seed).derive("dataset");
         let mut draws: Vec<DatasetDraw> = Vec::new();
@@ -244,9 +263,65 @@ impl Catalogue {
             cloud_model,
             edge_model,
             links,
+            devices,
             draws,
             kv: None,
             bridges: Vec::new(),
+        })
+    }
+
+    fn devices_of(
+        &self,
+        config: &Config,
+        source: &ConfigSource,
+    ) -> Result<Devices, CatalogueError> {
+        for (name, profile) in &config.devices {
+            let path = format!("devices.{name}");
+            if profile.name != *name {
+                let message = format!("`name` is `{}`; it must be the section's", profile.name);
+                return Err(source.error_at(&path, message).into());
+            }
+            profile.validate(source, &format!("{path}."))?;
+        }
+        let mut known = self.devices()?;
+        known.extend(config.devices.clone());
+        let find = |path: &str, name: &str| {
+            known.get(name).cloned().ok_or_else(|| {
+                let names: Vec<&str> = known.keys().map(String::as_str).collect();
+                source.error_at(
+                    path,
+                    format!("unknown device `{name}`; known: {}", names.join(", ")),
+                )
+            })
+        };
+        let replay = match &config.cloud.compute {
+            CloudCompute::Live => None,
+            CloudCompute::Replay(name) => {
+                let profile = find("cloud.compute.replay", name)?;
+                if profile.rates.is_none() {
+                    let with: Vec<&str> = known
+                        .values()
+                        .filter(|profile| profile.rates.is_some())
+                        .map(|profile| profile.name.as_str())
+                        .collect();
+                    let message = format!(
+                        "device `{name}` states no rates to serve at; those that do: {}",
+                        with.join(", ")
+                    );
+                    return Err(source.error_at("cloud.compute.replay", message).into());
+                }
+                if config.cloud.device != HOST {
+                    let message = "a replayed cloud is as fast as the device it replays; leave \
+                                   cloud.device at \"host\"";
+                    return Err(source.error_at("cloud.device", message).into());
+                }
+                Some(profile)
+            }
+        };
+        Ok(Devices {
+            edge: find("edge.device", &config.edge.device)?,
+            cloud: find("cloud.device", &config.cloud.device)?,
+            replay,
         })
     }
 

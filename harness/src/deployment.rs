@@ -12,12 +12,15 @@ use celslm_link::{
     LinkProfile, Node, NodeCommand, NodeExit, ProcessId, Verdict,
 };
 use celslm_systems::control::{
-    CloudCommand, CloudReply, ControlClient, ControlError, EdgeCommand, EdgeReply, PublishedContext,
+    CloudCommand, CloudReply, ControlClient, ControlError, EdgeCommand, EdgeReply,
+    PublishedContext, RecordItem,
 };
 use celslm_systems::{Answer, ContextRef, Contract, Request, SystemError, SystemSpec};
 
 use crate::clock;
 use crate::config::Config;
+use crate::device::{DeviceError, DeviceProfile, Subject, Throttling, throttle};
+use crate::plan::Devices;
 
 /// Longest wait for a reply that takes no computing.
 const QUICK_REPLY: Duration = Duration::from_secs(30);
@@ -117,6 +120,9 @@ pub enum DeploymentError {
         #[source]
         source: SystemError,
     },
+    /// This host cannot stand in for a device.
+    #[error("stand in for a device")]
+    Device(#[from] DeviceError),
     /// The nodes do not belong together.
     #[error("{0}")]
     Mismatch(String),
@@ -136,6 +142,10 @@ pub struct Materials {
     pub edge_model: PathBuf,
     /// Bridges that the cloud loads.
     pub bridges: Vec<PathBuf>,
+    /// What the nodes stand in for.
+    pub devices: Devices,
+    /// Folder of a replayed cloud's recording.
+    pub recording: PathBuf,
     /// Folder for the nodes' logs.
     pub logs: PathBuf,
     /// Seed of the link.
@@ -170,11 +180,56 @@ pub struct Deployment {
     stage: Stage,
 }
 
+/// Writes the profile down for the cloud node, where its recording lies.
+fn replay_profile(device: &DeviceProfile, folder: &Path) -> Result<PathBuf, DeploymentError> {
+    let path = folder.join(format!("{}.toml", device.name));
+    let written = toml::to_string(device)
+        .map_err(std::io::Error::other)
+        .and_then(|text| {
+            std::fs::create_dir_all(folder)?;
+            std::fs::write(&path, text)
+        });
+    written.map_err(DeploymentError::Folder)?;
+    Ok(path)
+}
+
+/// What the nodes are held down by: every edge's, and the cloud's.
+fn throttles(
+    config: &Config,
+    materials: &Materials,
+) -> Result<(Vec<Throttling>, Throttling), DeviceError> {
+    let Config { deployment, .. } = config;
+    let mut edges: Vec<Throttling> = Vec::new();
+    for index in 0..deployment.edges {
+        let cpus = share(&deployment.pinning.edge_cpus, index, deployment.edges);
+        let subject = Subject {
+            role: &Process::edge(index, deployment.edges).file_stem(),
+            exe: &materials.exe,
+            model: &materials.edge_model,
+            threads: deployment.threads.edge,
+            cpus: &cpus,
+            host: edges.first().and_then(|first| first.facts.host),
+        };
+        edges.push(throttle(&materials.devices.edge, &subject)?);
+    }
+    let subject = Subject {
+        role: "cloud",
+        exe: &materials.exe,
+        model: &materials.cloud_model,
+        threads: deployment.threads.cloud,
+        cpus: &deployment.pinning.cloud_cpus,
+        host: None,
+    };
+    Ok((edges, throttle(&materials.devices.cloud, &subject)?))
+}
+
 /// Where the processes run, and which of them were started here.
 struct Stage {
     /// `None` where the nodes were started by hand.
     link: Option<Link>,
     processes: BTreeMap<ProcessId, Process>,
+    /// What holds the nodes down, edges first. Dropped after the link, which ends the nodes.
+    throttles: Vec<Throttling>,
     logs: PathBuf,
     _sockets: Option<tempfile::TempDir>,
 }
@@ -191,6 +246,10 @@ impl Deployment {
                 let stage = Stage {
                     link: None,
                     processes: BTreeMap::new(),
+                    throttles: vec![
+                        Throttling::external("edge", &materials.devices.edge),
+                        Throttling::external("cloud", &materials.devices.cloud),
+                    ],
                     logs: materials.logs.clone(),
                     _sockets: None,
                 };
@@ -203,6 +262,8 @@ impl Deployment {
 
     fn spawn(config: &Config, materials: &Materials) -> Result<Self, DeploymentError> {
         let deployment = &config.deployment;
+        // Before anything else runs here, since this host may have to be measured.
+        let (edge_throttles, cloud_throttle) = throttles(config, materials)?;
         let mut options = HostOptions::new(&materials.exe, ["link-host"]);
         options.backend = deployment.backend;
         options.congestion_control = Some(deployment.congestion_control.clone());
@@ -219,6 +280,8 @@ impl Deployment {
             |process: Process| sockets.path().join(format!("{}.sock", process.file_stem()));
         let cloud_control = socket(Process::Cloud);
         let message_bytes = config.limits.message_bytes.to_string();
+        let threads =
+            |throttle: &Throttling, setting: usize| throttle.threads.unwrap_or(setting).to_string();
         let mut cloud = vec![
             "cloud".to_owned(),
             "--model".to_owned(),
@@ -234,20 +297,32 @@ impl Deployment {
             "--message-bytes".to_owned(),
             message_bytes.clone(),
             "--threads".to_owned(),
-            deployment.threads.cloud.to_string(),
+            threads(&cloud_throttle, deployment.threads.cloud),
         ];
         cloud.extend(engine_args(config));
         for bridge in &materials.bridges {
             cloud.extend(["--bridge".to_owned(), text(bridge)]);
+        }
+        if let Some(device) = &materials.devices.replay {
+            let profile = replay_profile(device, &materials.recording)?;
+            cloud.extend([
+                "--replay".to_owned(),
+                text(&materials.recording),
+                "--replay-device".to_owned(),
+                text(&profile),
+                "--recording-bytes".to_owned(),
+                config.limits.recording_bytes.to_string(),
+            ]);
         }
         let mut starts = vec![(
             Process::Cloud,
             Node::Cloud,
             cloud,
             deployment.pinning.cloud_cpus.clone(),
+            cloud_throttle,
         )];
         let mut edge_controls = Vec::new();
-        for index in 0..deployment.edges {
+        for (index, throttle) in edge_throttles.into_iter().enumerate() {
             let process = Process::edge(index, deployment.edges);
             let control = socket(process);
             let mut args = vec![
@@ -261,20 +336,23 @@ impl Deployment {
                 "--message-bytes".to_owned(),
                 message_bytes.clone(),
                 "--threads".to_owned(),
-                deployment.threads.edge.to_string(),
+                threads(&throttle, deployment.threads.edge),
             ];
             args.extend(engine_args(config));
             let cpus = share(&deployment.pinning.edge_cpus, index, deployment.edges);
-            starts.push((process, Node::Edge, args, cpus));
+            starts.push((process, Node::Edge, args, cpus, throttle));
             edge_controls.push(control);
         }
         let mut stage = Stage {
             link: None,
             processes: BTreeMap::new(),
+            throttles: Vec::new(),
             logs: materials.logs.clone(),
             _sockets: Some(sockets),
         };
-        for (process, node, args, cpus) in starts {
+        for (process, node, mut args, cpus, throttle) in starts {
+            args.extend(throttle.args.iter().cloned());
+            let cpus = throttle.cpus.clone().unwrap_or(cpus);
             let command = NodeCommand {
                 exe: materials.exe.clone(),
                 args,
@@ -283,6 +361,8 @@ impl Deployment {
                 log: Some(stage.log_path(process)),
             };
             let id = link.spawn(node, &command)?;
+            throttle.hold(id.0)?;
+            stage.throttles.push(throttle);
             stage.processes.insert(id, process);
         }
         stage.link = Some(link);
@@ -376,6 +456,11 @@ impl Deployment {
         &self.facts
     }
 
+    /// How the nodes stand in for their devices.
+    pub fn throttles(&self) -> impl Iterator<Item = &Throttling> {
+        self.stage.throttles.iter()
+    }
+
     /// What the link is made of; `None` where the nodes were started by hand.
     pub fn link_facts(&self) -> Option<&LinkFacts> {
         self.stage.link.as_ref().map(Link::facts)
@@ -451,6 +536,27 @@ impl Deployment {
             CloudReply::Failed(source) => Err(DeploymentError::Refused {
                 process: Process::Cloud,
                 what: "publish a context",
+                source,
+            }),
+            _ => Err(unexpected(Process::Cloud)),
+        }
+    }
+
+    /// Has a replayed cloud's live models record something; gives the text of an answer.
+    ///
+    /// # Errors
+    /// [`DeploymentError`].
+    pub fn record(
+        &mut self,
+        item: &RecordItem,
+        timeout: Duration,
+    ) -> Result<Option<String>, DeploymentError> {
+        let command = CloudCommand::Record { item: item.clone() };
+        match self.cloud_call(&command, timeout)? {
+            CloudReply::Recorded { text } => Ok(text),
+            CloudReply::Failed(source) => Err(DeploymentError::Refused {
+                process: Process::Cloud,
+                what: "record its answers",
                 source,
             }),
             _ => Err(unexpected(Process::Cloud)),

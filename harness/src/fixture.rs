@@ -48,7 +48,7 @@ pub(crate) fn planned(config: &Config) -> (Inputs, Plan) {
 
 /// A sample of a planned request that was answered with one token.
 pub(crate) fn sample_of(cell: &Cell, request: &PlannedRequest) -> Sample {
-    let identity = cell.identity("live");
+    let identity = cell.identity();
     Sample {
         scenario: identity.scenario,
         repetition: request.repetition,

@@ -17,6 +17,7 @@ pub mod exit;
 pub mod fit;
 pub mod manifest;
 pub mod plan;
+pub mod recording;
 pub mod reporting;
 pub mod session;
 pub mod store;

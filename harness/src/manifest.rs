@@ -10,8 +10,9 @@ use celslm_model::store::ModelSpec;
 use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
+use crate::device::{DeviceProfile, ThrottleFacts};
 use crate::environment::Environment;
-use crate::plan::{Inputs, Plan, Seeds, Shard};
+use crate::plan::{Devices, Inputs, Plan, Seeds, Shard};
 use crate::{catalogue, clock};
 
 /// The lock file that the binary was built with.
@@ -38,8 +39,12 @@ pub struct Manifest {
     pub requests: usize,
     /// The share of the plan; `None` for all of it.
     pub shard: Option<Shard>,
-    /// What computed the answers: `live`, `replayed` or `simulated`.
+    /// What computed the cloud's part of the answers: `live`, `replayed` or `simulated`.
     pub compute: String,
+    /// Devices by role (`edge`, `cloud`, and `replay` for the one at whose rates recorded outputs
+    /// were served), each with all of its profile.
+    #[serde(default)]
+    pub devices: BTreeMap<String, DeviceRecord>,
     /// Each time that `celslm run` worked on this folder.
     pub sessions: Vec<SessionRecord>,
     /// The binary.
@@ -155,6 +160,30 @@ pub struct DatasetRecord {
     pub questions: usize,
 }
 
+/// A device of the run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DeviceRecord {
+    /// Its profile, as it was read.
+    pub profile: DeviceProfile,
+    /// How this host stood in for it; filled in by the run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub throttle: Option<ThrottleFacts>,
+}
+
+fn device_records(devices: &Devices) -> BTreeMap<String, DeviceRecord> {
+    [("edge", &devices.edge), ("cloud", &devices.cloud)]
+        .into_iter()
+        .chain(devices.replay.iter().map(|profile| ("replay", profile)))
+        .map(|(role, profile)| {
+            let record = DeviceRecord {
+                profile: profile.clone(),
+                throttle: None,
+            };
+            (role.to_owned(), record)
+        })
+        .collect()
+}
+
 /// A fitted bridge.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BridgeRecord {
@@ -179,7 +208,8 @@ impl Manifest {
             cells: plan.cells.len(),
             requests: plan.requests_of(shard),
             shard,
-            compute: "live".to_owned(),
+            compute: config.cloud.compute.name().to_owned(),
+            devices: device_records(&inputs.devices),
             sessions: vec![SessionRecord::begin()],
             build: Build::current(),
             models: BTreeMap::from([

@@ -21,7 +21,7 @@ pub fn report_input(dir: &Path, config: &Config, plan: &Plan, manifest: &Manifes
         .enumerate()
         .filter(|(group, _)| manifest.shard.is_none_or(|shard| shard.holds(*group)))
         .flat_map(|(_, group)| &group.cells)
-        .map(|&cell| plan.cells[cell].identity(&manifest.compute))
+        .map(|&cell| plan.cells[cell].identity())
         .collect();
     input
 }
@@ -78,6 +78,20 @@ fn facts(config: &Config, manifest: &Manifest) -> Vec<(String, String)> {
         fact(
             &format!("{role} model"),
             format!("{} (sha256 {sha256}…)", model.file),
+        );
+    }
+    for (role, device) in &manifest.devices {
+        let profile = &device.profile;
+        if profile.is_host() {
+            continue;
+        }
+        let stands = device.throttle.as_ref().map_or_else(
+            || profile.name.clone(),
+            crate::device::ThrottleFacts::describe,
+        );
+        fact(
+            &format!("{role} device"),
+            format!("{stands} ({}; {})", profile.kind.name(), profile.source),
         );
     }
     for (name, bridge) in &manifest.bridges {

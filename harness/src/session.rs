@@ -23,9 +23,6 @@ use crate::store::{Store, StoreError};
 /// one request are not counted for the next.
 const SETTLE: Duration = Duration::from_millis(15);
 
-/// Both nodes compute here and now.
-const COMPUTE: &str = "live";
-
 /// The system that others are held against token by token.
 const REFERENCE_SYSTEM: &str = "edge_only";
 
@@ -385,7 +382,7 @@ impl Row<'_> {
             compute,
             device,
             load,
-        } = self.cell.identity(COMPUTE);
+        } = self.cell.identity();
         let ns = |at: u64| at.saturating_sub(self.origin_ns);
         let traffic = traffic.unwrap_or_default();
         let Question {

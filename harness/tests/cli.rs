@@ -71,7 +71,7 @@ fn mistakes_in_the_configuration_end_with_2() {
     let dir = tempfile::tempdir().expect("a folder");
     let file = dir.path().join("mine.toml");
     let path = file.to_str().expect("utf-8");
-    let cases: [(&str, &[&str], &str); 9] = [
+    let cases: [(&str, &[&str], &str); 13] = [
         (
             "[experiment]\nname = 'x'\n[grid]\nlink = ['none']\n",
             &[],
@@ -86,6 +86,27 @@ fn mistakes_in_the_configuration_end_with_2() {
             "[experiment]\nname = 'x'\n[grid]\nlinks = ['lan']\n",
             &[],
             "mine.toml:4:10: grid.links.0: unknown link `lan`; known: ",
+        ),
+        (
+            "[experiment]\nname = 'x'\n[edge]\ndevice = 'toaster'\n",
+            &[],
+            "mine.toml:4:10: edge.device: unknown device `toaster`; known: ",
+        ),
+        (
+            "[experiment]\nname = 'x'\n[cloud]\ncompute = { replay = 'half-core' }\n",
+            &[],
+            "device `half-core` states no rates to serve at; those that do: dgx-spark-7b",
+        ),
+        (
+            "[experiment]\nname = 'x'\n[cloud]\ncompute = 'dead'\n",
+            &[],
+            "mine.toml:4:11: unknown variant `dead`, expected `live` or `replay`",
+        ),
+        (
+            "[experiment]\nname = 'x'\n[devices.d]\nname = 'd'\ndescription = 'd'\n\
+             source = 's'\nkind = 'modelled'\nslowdown = 0.5\n",
+            &[],
+            "mine.toml:8:12: devices.d.slowdown: 0.5 is outside 1 to 4096",
         ),
         (
             "[experiment]\nname = 'x'\n[models]\nedge = 'gpt'\n",

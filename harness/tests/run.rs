@@ -480,6 +480,114 @@ fn several_edges_share_a_cloud() {
 }
 
 #[test]
+fn a_slowed_edge_and_a_replayed_cloud_answer_as_the_live_ones() {
+    if !can_emulate() {
+        return;
+    }
+    let lab = Lab::new();
+    let grid = "[workload]\nwarmup = 0\n[grid]\nlinks = [\"brisk\"]\ncontracts = [\"cold\"]\n\
+                datasets = [{ squad = { path = \"squad.json\" } }]\n";
+    lab.experiment("alive", grid);
+    assert_code(&lab.run(&["run", "alive"]), 0);
+    let devices = "[edge]\ndevice = \"slow\"\n\
+                   [cloud]\ncompute = { replay = \"far\" }\n\
+                   [devices.slow]\nname = \"slow\"\ndescription = \"d\"\nsource = \"s\"\n\
+                   kind = \"modelled\"\nslowdown = 3.0\n\
+                   [devices.far]\nname = \"far\"\ndescription = \"d\"\nsource = \"s\"\n\
+                   kind = \"modelled\"\n[devices.far.rates]\nmodel = \"m\"\nengine = \"e\"\n\
+                   prefill = [{ context = 100, tok_s = 4000.0 }]\n\
+                   decode = [{ context = 100, tok_s = 50.0 }]\n";
+    lab.experiment("recorded", &format!("{grid}{devices}"));
+    let told = assert_code(&lab.run(&["run", "recorded"]), 0);
+    assert!(told.contains("edge device slow: every step × 3"), "{told}");
+    assert!(told.contains("to be served as far"), "{told}");
+    let (live, replayed) = (lab.samples("alive"), lab.samples("recorded"));
+    assert_eq!(live.len(), replayed.len());
+    for (live, replayed) in live.iter().zip(&replayed) {
+        assert_eq!(live.output_text, replayed.output_text);
+        let asks_cloud = replayed.system != "edge_only";
+        let wanted = match asks_cloud {
+            true => ("replayed", "slow+far"),
+            false => ("live", "slow"),
+        };
+        assert_eq!(
+            (replayed.compute.as_str(), replayed.device.as_str()),
+            wanted
+        );
+        assert_eq!(
+            (live.compute.as_str(), live.device.as_str()),
+            ("live", "host")
+        );
+        // Twenty milliseconds a token, however fast the recording was made; the text of the
+        // first may have been held back for a whole character.
+        if let ("cloud_only", [first, .., last]) =
+            (replayed.system.as_str(), &replayed.token_ns[..])
+        {
+            let steps = replayed.token_ns.iter().filter(|&at| at > first).count() as u64;
+            assert!(
+                last - first >= steps.saturating_sub(1) * 18_000_000,
+                "{replayed:?}"
+            );
+        }
+    }
+    let manifest = std::fs::read_to_string(lab.path("results/recorded/manifest.json")).unwrap();
+    let manifest: serde_json::Value = serde_json::from_str(&manifest).unwrap();
+    assert_eq!(manifest["compute"], "replayed");
+    assert_eq!(
+        manifest["devices"]["edge"]["throttle"]["decode_slowdown"],
+        3.0
+    );
+    assert_eq!(manifest["devices"]["replay"]["profile"]["name"], "far");
+    // What is on disk answers a resumed run, and the resolved copy knows its devices.
+    let resolved = lab.path("results/recorded/config.resolved.toml");
+    let again = ["run", resolved.to_str().unwrap(), "--dry-run"];
+    let told = lab.run(&again);
+    let text = String::from_utf8_lossy(&told.stdout).into_owned();
+    assert!(
+        text.contains("devices    edge slow · cloud far, replayed"),
+        "{text}"
+    );
+}
+
+#[test]
+fn an_edge_with_a_cpu_quota_leaves_no_group_behind() {
+    if !can_emulate() {
+        return;
+    }
+    let controller = match celslm::device::CpuController::find().and_then(|found| {
+        found.probe()?;
+        Ok(found)
+    }) {
+        Ok(controller) => controller,
+        Err(error) => {
+            eprintln!("skipped: {error}");
+            return;
+        }
+    };
+    let lab = Lab::new();
+    let rest = "[grid]\nlinks = [\"brisk\"]\nsystems = [\"edge_only\"]\n\
+                datasets = [{ squad = { path = \"squad.json\" } }]\n\
+                [edge]\ndevice = \"half\"\n\
+                [devices.half]\nname = \"half\"\ndescription = \"d\"\nsource = \"s\"\n\
+                kind = \"modelled\"\ncpu_quota = 0.5\n";
+    lab.experiment("quota", rest);
+    let child = lab.command(&["run", "quota"]).spawn().unwrap();
+    let own = format!("celslm-{}-", child.id());
+    let output = child.wait_with_output().unwrap();
+    let told = assert_code(&output, 0);
+    assert!(
+        told.contains("edge device half: 0.5 cores' worth of time by cgroup"),
+        "{told}"
+    );
+    let left: Vec<_> = std::fs::read_dir(controller.parent())
+        .unwrap()
+        .flatten()
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with(&own))
+        .collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
 fn an_edge_that_dies_is_told_from_the_others() {
     if !can_emulate() {
         return;

@@ -3,9 +3,9 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use celslm::exit::ExitCode;
-use celslm_systems::cloud::{CloudNode, CloudOptions};
-use celslm_systems::engine::Pace;
+use celslm::device::DeviceProfile;
+use celslm::exit::{ExitCode, Verdict};
+use celslm_systems::cloud::{CloudNode, CloudOptions, ReplayOptions};
 use clap::Args;
 
 /// Be the cloud node: hold the large model and serve edges over the network
@@ -47,6 +47,33 @@ pub(crate) struct CloudArgs {
     /// Compute threads; 0 means every CPU it may use
     #[arg(long, value_name = "N", default_value_t = 0)]
     threads: usize,
+    /// Serve what this folder's recording holds, and compute only to record for the controller
+    #[arg(long, value_name = "DIR", requires = "replay_device")]
+    replay: Option<PathBuf>,
+    /// Device profile with the rates at which the recording is served
+    #[arg(long, value_name = "FILE", requires = "replay")]
+    replay_device: Option<PathBuf>,
+    /// Most bytes of the recording
+    #[arg(long, value_name = "N", default_value_t = 8 << 30)]
+    recording_bytes: u64,
+}
+
+impl CloudArgs {
+    fn replay(&self) -> anyhow::Result<Option<ReplayOptions>> {
+        let (Some(dir), Some(device)) = (&self.replay, &self.replay_device) else {
+            return Ok(None);
+        };
+        let profile = DeviceProfile::load(device)?;
+        let rates = profile.rates.ok_or_else(|| {
+            let name = profile.name;
+            Verdict::Config(format!("device {name} states no rates to serve at"))
+        })?;
+        Ok(Some(ReplayOptions {
+            dir: dir.clone(),
+            max_bytes: self.recording_bytes,
+            rates,
+        }))
+    }
 }
 
 /// Runs the command.
@@ -61,8 +88,9 @@ pub(crate) fn run(args: &CloudArgs) -> anyhow::Result<ExitCode> {
         store_bytes: args.store_bytes,
         limits: args.engine.wire(args.message_bytes),
         engine: args.engine.limits(),
-        pace: Pace::default(),
+        pace: args.engine.slowdown,
         threads: super::edge::threads(args.threads),
+        replay: args.replay()?,
     })?;
     eprintln!(
         "cloud: serving edges at {}, controlled at {}",

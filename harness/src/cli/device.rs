@@ -43,7 +43,7 @@ enum DeviceCommand {
 ///
 /// Prefills a prompt and generates behind it, in this process, each warmed up once and repeated.
 /// Rates are medians in tokens per second; a batch's rate is that of its sequences together, which
-/// share their context. `peak_rss_bytes` is the process's peak resident memory (VmHWM).
+/// share their context. `peak_rss_bytes` is the process's peak resident memory (`VmHWM`).
 ///
 /// With --sessions, many sequences that share one context arrive at once instead: their decode rate
 /// together against one alone, the KV that they hold against one context's, and the time to each

@@ -6,6 +6,7 @@ use std::path::Path;
 use anyhow::Context as _;
 use celslm::catalogue::{Catalogue, DATA_DIR_VARIABLE};
 use celslm::config::ModelsConfig;
+use celslm::device::CpuController;
 use celslm::environment::Environment;
 use celslm::exit::ExitCode;
 use celslm_link::Capabilities;
@@ -166,11 +167,12 @@ fn machine(here: &Environment) -> Vec<Finding> {
         finding(
             here.cgroup.version.is_some(),
             "cgroup",
-            here.cgroup.version.as_ref().map_or_else(
-                || "none: no CPU quota can be set for slower devices".to_owned(),
-                |version| format!("version {version}"),
-            ),
+            here.cgroup
+                .version
+                .as_ref()
+                .map_or_else(|| "none".to_owned(), |version| format!("version {version}")),
         ),
+        quota(),
         finding(
             true,
             "congestion control",
@@ -191,6 +193,41 @@ fn machine(here: &Environment) -> Vec<Finding> {
         ),
     ]);
     rows
+}
+
+/// Whether devices with a CPU quota can be stood in for; sweeps up what killed runs left.
+fn quota() -> Finding {
+    let swept = match celslm::device::sweep() {
+        0 => String::new(),
+        n => format!("; removed {n} empty groups of killed runs"),
+    };
+    let probed = CpuController::find().and_then(|found| {
+        found.probe()?;
+        Ok(found)
+    });
+    match probed {
+        Ok(found) => finding(
+            true,
+            "cpu quota",
+            format!(
+                "control groups version {} below {}{swept}",
+                found.version(),
+                found.parent().display()
+            ),
+        ),
+        Err(error) => {
+            let cause = std::error::Error::source(&error)
+                .map_or_else(String::new, |source| format!(": {source}"));
+            finding(
+                false,
+                "cpu quota",
+                format!(
+                    "{error}{cause}: devices with a cpu_quota of whole cores get affinity, others \
+                     cannot run here; those with a slowdown or rates can"
+                ),
+            )
+        }
+    }
 }
 
 fn link(found: &Capabilities) -> Vec<Finding> {

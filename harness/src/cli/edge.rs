@@ -17,7 +17,8 @@ use clap::Args;
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Example:
-  celslm edge --model edge.gguf --control /tmp/edge.sock")]
+  celslm edge --model edge.gguf --control /tmp/edge.sock
+  celslm edge --model edge.gguf --control /tmp/edge.sock --slowdown 4")]
 pub(crate) struct EdgeArgs {
     /// GGUF file of the edge's model
     #[arg(long, value_name = "FILE")]
@@ -53,6 +54,10 @@ pub(super) struct EngineArgs {
     /// Prompt tokens that one step takes in beside the sessions that generate
     #[arg(long, value_name = "N", default_value_t = 256)]
     step_tokens: usize,
+    /// How many times longer each of its steps is to take than it does on this machine: a factor
+    /// from 1 on, or one for prefill and one for decode. Only the models' steps are stretched
+    #[arg(long, value_name = "F|P,D", default_value = "1")]
+    pub(super) slowdown: Pace,
 }
 
 impl EngineArgs {
@@ -87,7 +92,7 @@ pub(crate) fn run(args: &EdgeArgs) -> anyhow::Result<ExitCode> {
         cache_bytes: usize::try_from(args.cache_bytes).unwrap_or(usize::MAX),
         limits: args.engine.wire(args.message_bytes),
         engine: args.engine.limits(),
-        pace: Pace::default(),
+        pace: args.engine.slowdown,
         threads: threads(args.threads),
     })?;
     eprintln!("edge: ready at {}", args.control.display());

@@ -16,7 +16,7 @@ use celslm::manifest::{BridgeRecord, Manifest, RunState};
 use celslm::plan::{Cell, Seeds};
 use celslm::session::{Observer, Outcome, Session, SessionError};
 use celslm::store::{Opened, Store};
-use celslm::{clock, reporting};
+use celslm::{clock, recording, reporting};
 use celslm_link::{Calibration, LinkProfile};
 use celslm_model::store::{BarProgress, ModelStore};
 use celslm_reports::{CellFailure, ReportInput, SCHEMA_VERSION, Sample};
@@ -130,6 +130,8 @@ fn measure(
             .iter()
             .map(|(_, bridge)| bridge.path.clone())
             .collect(),
+        devices: inputs.devices.clone(),
+        recording: store.dir().join("recording"),
         logs: store.dir().join("logs"),
         link_seed: seeds.derive("link"),
     };
@@ -144,6 +146,21 @@ fn measure(
             model.tokenizer = Some(tokenizer.clone());
         }
     }
+    for throttle in deployment.throttles() {
+        // Edges are alike; the first speaks for all.
+        let role = match throttle.role() {
+            "cloud" => "cloud",
+            _ => "edge",
+        };
+        if throttle.facts.means != "none" {
+            eprintln!("{} device {}", throttle.role(), throttle.facts.describe());
+        }
+        if let Some(device) = manifest.devices.get_mut(role) {
+            device
+                .throttle
+                .get_or_insert_with(|| throttle.facts.clone());
+        }
+    }
     manifest.link = deployment.link_facts().cloned();
     if let Some(link) = &manifest.link {
         eprintln!("link: {} ({})", link.backend.name(), link.reason);
@@ -155,6 +172,32 @@ fn measure(
     }
     store.write_manifest(manifest)?;
 
+    if let Some(device) = &inputs.devices.replay {
+        eprintln!(
+            "recording what the cloud will be asked, to be served as {}",
+            device.name
+        );
+        let mut last = clock::now();
+        let mut told = |done: usize, of: usize| {
+            if done == of || last.elapsed() >= PLAIN_INTERVAL {
+                last = clock::now();
+                eprintln!("recorded {done} of {of}");
+            }
+        };
+        let whole = recording::record(
+            config,
+            inputs,
+            plan,
+            args.shard,
+            &mut deployment,
+            stop,
+            &mut told,
+        )?;
+        if !whole {
+            outcome.interrupted = true;
+            return Ok(());
+        }
+    }
     let session = Session {
         config,
         inputs,

@@ -13,8 +13,8 @@ mod source;
 pub use error::ConfigError;
 pub use overrides::Override;
 pub use sections::{
-    Config, DeploymentConfig, ExperimentConfig, ExternalNodes, GenerationConfig, Grid, Interleave,
-    LimitsConfig, MAIN_SCENARIO, ModelsConfig, Pinning, Scenario, SystemName, Threads,
-    WorkloadSettings,
+    CloudCompute, CloudConfig, Config, DeploymentConfig, EdgeConfig, ExperimentConfig,
+    ExternalNodes, GenerationConfig, Grid, Interleave, LimitsConfig, MAIN_SCENARIO, ModelsConfig,
+    Pinning, Scenario, SystemName, Threads, WorkloadSettings,
 };
 pub use source::ConfigSource;

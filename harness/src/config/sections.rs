@@ -14,6 +14,7 @@ use celslm_systems::{Contract, ScheduleKind};
 use serde::{Deserialize, Deserializer, Serialize, de};
 
 use super::{ConfigError, ConfigSource};
+use crate::device::{DeviceProfile, HOST};
 
 /// Name of the scenario that the top-level `[grid]` describes.
 pub const MAIN_SCENARIO: &str = "main";
@@ -41,6 +42,12 @@ pub struct Config {
     /// How the two nodes and the link are set up.
     #[serde(default)]
     pub deployment: DeploymentConfig,
+    /// What the edge computes on.
+    #[serde(default)]
+    pub edge: EdgeConfig,
+    /// What the cloud computes on, and whether it computes while it is measured.
+    #[serde(default)]
+    pub cloud: CloudConfig,
     /// How answers are generated, in every system alike.
     #[serde(default)]
     pub generation: GenerationConfig,
@@ -60,6 +67,10 @@ pub struct Config {
     /// `configs/links/NAME.toml`; the resolved copy holds every link of the run.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub links: BTreeMap<String, LinkProfile>,
+    /// Device profiles defined here. A device that is not among them is read from
+    /// `configs/devices/NAME.toml`; the resolved copy holds every device of the run.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub devices: BTreeMap<String, DeviceProfile>,
 }
 
 /// `[experiment]`
@@ -176,6 +187,65 @@ pub struct ExternalNodes {
     pub cloud_control: PathBuf,
 }
 
+/// `[edge]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EdgeConfig {
+    /// The device that every edge node is slowed down to; see `celslm device ls`. Nodes that were
+    /// started by hand are named by it only.
+    pub device: String,
+}
+
+impl Default for EdgeConfig {
+    fn default() -> Self {
+        Self {
+            device: HOST.to_owned(),
+        }
+    }
+}
+
+/// `[cloud]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CloudConfig {
+    /// The device that the cloud node is slowed down to, as the edge's.
+    pub device: String,
+    /// Whether the cloud computes while it is measured.
+    pub compute: CloudCompute,
+}
+
+impl Default for CloudConfig {
+    fn default() -> Self {
+        Self {
+            device: HOST.to_owned(),
+            compute: CloudCompute::default(),
+        }
+    }
+}
+
+/// `cloud.compute`
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CloudCompute {
+    /// It computes every answer and every context's KV when asked.
+    #[default]
+    Live,
+    /// The named device's rates: outputs and KV are recorded by the live model before the first
+    /// measured request, and served when that device would have computed them.
+    Replay(String),
+}
+
+impl CloudCompute {
+    /// What samples call the compute of a system that asks the cloud.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Live => "live",
+            Self::Replay(_) => "replayed",
+        }
+    }
+}
+
 /// `[generation]`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -260,6 +330,8 @@ pub struct LimitsConfig {
     pub session_kv_bytes: u64,
     /// Prompt tokens that one step of an engine takes in beside the sessions that generate.
     pub step_tokens: u64,
+    /// Most bytes that the recording of a replayed cloud may take on disk.
+    pub recording_bytes: u64,
 }
 
 impl Default for LimitsConfig {
@@ -272,6 +344,7 @@ impl Default for LimitsConfig {
             max_queue: 256,
             session_kv_bytes: 512 << 20,
             step_tokens: 256,
+            recording_bytes: 8 << 30,
         }
     }
 }
@@ -430,12 +503,15 @@ impl Config {
             models: ModelsConfig::default(),
             deployment: DeploymentConfig::default(),
             data_dir: None,
+            edge: EdgeConfig::default(),
+            cloud: CloudConfig::default(),
             generation: GenerationConfig::default(),
             workload: WorkloadSettings::default(),
             limits: LimitsConfig::default(),
             grid: Grid::default(),
             scenarios: Vec::new(),
             links: BTreeMap::new(),
+            devices: BTreeMap::new(),
         }
     }
 
@@ -562,6 +638,12 @@ impl Config {
                 1 << 50,
             ),
             ("limits.step_tokens", self.limits.step_tokens, 1, 1 << 16),
+            (
+                "limits.recording_bytes",
+                self.limits.recording_bytes,
+                1 << 20,
+                1 << 50,
+            ),
         ];
         for (path, value, least, most) in integers {
             if !(least..=most).contains(&value) {
@@ -613,6 +695,12 @@ impl Config {
             return fail(
                 "deployment.edges",
                 "nodes started by hand are one edge and one cloud".to_owned(),
+            );
+        }
+        if self.deployment.external.is_some() && self.cloud.compute != CloudCompute::Live {
+            return fail(
+                "cloud.compute",
+                "a cloud that was started by hand computes for itself: use \"live\"".to_owned(),
             );
         }
         if self.models.cloud.is_empty() || self.models.edge.is_empty() {
@@ -786,6 +874,7 @@ mod tests {
             let setting = line.strip_prefix("# ").filter(|rest| {
                 rest.starts_with("[[")
                     || rest.starts_with("[links")
+                    || rest.starts_with("[devices")
                     || rest.split_once(" = ").is_some_and(|(key, _)| {
                         key.chars().all(|c| c.is_ascii_lowercase() || c == '_')
                     })
@@ -801,6 +890,7 @@ mod tests {
         assert!(config.deployment.pinning.packet_cpu.is_some());
         assert_eq!(config.scenarios.len(), 1);
         assert_eq!(config.links.len(), 1);
+        assert_eq!(config.devices.len(), 1);
     }
 
     #[test]

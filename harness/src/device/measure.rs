@@ -130,7 +130,7 @@ pub struct Measurement {
     pub prefill_tok_s: f64,
     /// Median decode rate of one sequence behind it.
     pub decode_tok_s: f64,
-    /// Peak resident memory of this process (VmHWM), model file mapped or read included.
+    /// Peak resident memory of this process (`VmHWM`), model file mapped or read included.
     pub peak_rss_bytes: u64,
     /// Bytes of the weights.
     pub weights_bytes: usize,
@@ -205,7 +205,7 @@ pub struct SessionsMeasurement {
     pub kv_ratio: f64,
     /// Time to each sequence's first token, all of them arriving at once: milliseconds.
     pub first_token_ms: FirstToken,
-    /// Peak resident memory of this process (VmHWM).
+    /// Peak resident memory of this process (`VmHWM`).
     pub peak_rss_bytes: u64,
     /// Bytes of the weights.
     pub weights_bytes: usize,

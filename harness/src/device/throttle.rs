@@ -5,7 +5,7 @@ use std::process::Command;
 
 use serde::{Deserialize, Serialize};
 
-use super::{CpuController, CpuQuota, DeviceProfile, HostRates, Measurement, QuotaError};
+use super::{CpuController, CpuQuota, DeviceProfile, HostRates, Measurement, QuotaError, sweep};
 
 /// Tokens of prompt and context at which this host is compared with a device.
 const COMPARED_CONTEXT: usize = 256;
@@ -35,8 +35,8 @@ pub enum DeviceError {
     /// A node could not be moved into its control group.
     #[error("hold the {role} to the CPU quota of device {device}")]
     Quota {
-        /// `edge` or `cloud`.
-        role: &'static str,
+        /// The node.
+        role: String,
         /// The device.
         device: String,
         /// The reason.
@@ -45,8 +45,8 @@ pub enum DeviceError {
     },
     /// A host can be slowed down only.
     #[error(
-        "device {device} computes {what} at {device_tok_s:.1} tok/s, this host {role} model at \
-         {host_tok_s:.1}: it cannot be made faster. A faster cloud can be replayed: \
+        "device {device} does {what} at {device_tok_s:.1} tok/s, and this host at {host_tok_s:.1} \
+         for the {role}'s model: a host cannot be made faster. A faster cloud can be replayed: \
          [cloud] compute = {{ replay = \"{device}\" }}"
     )]
     TooFast {
@@ -54,8 +54,8 @@ pub enum DeviceError {
         device: String,
         /// `prefill` or `decode`.
         what: &'static str,
-        /// `edge` or `cloud`.
-        role: &'static str,
+        /// The node.
+        role: String,
         /// The device's rate.
         device_tok_s: f64,
         /// This host's.
@@ -93,6 +93,39 @@ pub struct ThrottleFacts {
     pub host: Option<HostRates>,
 }
 
+impl ThrottleFacts {
+    /// What a user reads.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        let Self {
+            device,
+            means,
+            cpu_quota,
+            prefill_slowdown,
+            decode_slowdown,
+            host,
+        } = self;
+        let mut text = match (cpu_quota, prefill_slowdown, decode_slowdown) {
+            (Some(cores), ..) => format!("{device}: {cores} cores' worth of time by {means}"),
+            (_, Some(prefill), Some(decode)) if prefill == decode => {
+                format!("{device}: every step × {prefill}")
+            }
+            (_, Some(prefill), Some(decode)) => {
+                format!("{device}: prefill × {prefill:.2}, decode × {decode:.2}")
+            }
+            _ if means == "external" => format!("{device}: started by hand, named only"),
+            _ => device.clone(),
+        };
+        if let Some(host) = host {
+            text.push_str(&format!(
+                " of this host's {:.1} and {:.1} tok/s at {} tokens",
+                host.prefill_tok_s, host.decode_tok_s, host.context
+            ));
+        }
+        text
+    }
+}
+
 /// What a node is started with, and what must be kept while it runs.
 #[derive(Debug)]
 pub struct Throttling {
@@ -106,11 +139,11 @@ pub struct Throttling {
     pub cpus: Option<Vec<usize>>,
     /// The group that the node belongs in.
     quota: Option<CpuQuota>,
-    role: &'static str,
+    role: String,
 }
 
 impl Throttling {
-    fn new(role: &'static str, profile: &DeviceProfile, means: &str) -> Self {
+    fn new(role: &str, profile: &DeviceProfile, means: &str) -> Self {
         Self {
             facts: ThrottleFacts {
                 device: profile.name.clone(),
@@ -124,13 +157,13 @@ impl Throttling {
             threads: None,
             cpus: None,
             quota: None,
-            role,
+            role: role.to_owned(),
         }
     }
 
     /// A node that was started by hand: its device is named and nothing is done.
     #[must_use]
-    pub fn external(role: &'static str, profile: &DeviceProfile) -> Self {
+    pub fn external(role: &str, profile: &DeviceProfile) -> Self {
         Self::new(role, profile, "external")
     }
 
@@ -147,6 +180,12 @@ impl Throttling {
         self
     }
 
+    /// The node, as [`Subject::role`] named it.
+    #[must_use]
+    pub fn role(&self) -> &str {
+        &self.role
+    }
+
     /// Holds a node's process down, where that needs its id.
     ///
     /// # Errors
@@ -156,7 +195,7 @@ impl Throttling {
             return Ok(());
         };
         quota.add(process).map_err(|source| DeviceError::Quota {
-            role: self.role,
+            role: self.role.clone(),
             device: self.facts.device.clone(),
             source,
         })
@@ -166,8 +205,8 @@ impl Throttling {
 /// What a throttled node would run.
 #[derive(Debug, Clone)]
 pub struct Subject<'a> {
-    /// `edge` or `cloud`.
-    pub role: &'static str,
+    /// The node, unique among those of the run: `edge`, `edge-1`, `cloud`.
+    pub role: &'a str,
     /// The program, for measuring this host.
     pub exe: &'a Path,
     /// The node's model.
@@ -176,6 +215,8 @@ pub struct Subject<'a> {
     pub threads: usize,
     /// CPUs that it is pinned to; empty for all.
     pub cpus: &'a [usize],
+    /// This host's rates, where they were measured for the same model and threads before.
+    pub host: Option<HostRates>,
 }
 
 /// Prepares a node to be the device of `profile`. A profile that states rates only has this host
@@ -189,6 +230,8 @@ pub fn throttle(profile: &DeviceProfile, subject: &Subject<'_>) -> Result<Thrott
         return Ok(plain("slowdown").slowed(factor, factor));
     }
     if let Some(cores) = profile.cpu_quota {
+        // What killed runs left makes room first.
+        sweep();
         let controller = CpuController::find();
         return quota(plain(""), subject, cores, controller);
     }
@@ -196,14 +239,17 @@ pub fn throttle(profile: &DeviceProfile, subject: &Subject<'_>) -> Result<Thrott
         Some(rates) if !profile.is_host() => rates,
         _ => return Ok(plain("none")),
     };
-    let host = compare(profile, subject)?;
+    let host = match subject.host {
+        Some(host) => host,
+        None => compare(profile, subject)?,
+    };
     let factor = |what: &'static str, host_tok_s: f64, device_tok_s: f64| {
         let factor = host_tok_s / device_tok_s;
         match factor < TOLERANCE {
             true => Err(DeviceError::TooFast {
                 device: profile.name.clone(),
                 what,
-                role: subject.role,
+                role: subject.role.to_owned(),
                 device_tok_s,
                 host_tok_s,
             }),
@@ -321,6 +367,35 @@ mod tests {
         "/nowhere".into()
     }
 
+    #[test]
+    fn published_rates_become_two_factors_of_this_hosts_own() {
+        let path = nowhere();
+        let rates = "[rates]\nmodel = 'm'\nengine = 'e'\n\
+                     prefill = [{ context = 512, tok_s = 100.0 }]\n\
+                     decode = [{ context = 64, tok_s = 20.0 }]\n";
+        let host = |prefill_tok_s, decode_tok_s| HostRates {
+            context: 256,
+            prefill_tok_s,
+            decode_tok_s,
+        };
+        let subject = |host| Subject {
+            role: "edge",
+            exe: &path,
+            model: &path,
+            threads: 0,
+            cpus: &[],
+            host: Some(host),
+        };
+        let slow = throttle(&profile(rates), &subject(host(650.0, 30.0))).unwrap();
+        assert_eq!(slow.args, ["--slowdown", "6.5,1.5"]);
+        assert_eq!(slow.facts.host, Some(host(650.0, 30.0)));
+        // Within the spread of repeats the host passes for the device; beyond it, it cannot.
+        let close = throttle(&profile(rates), &subject(host(98.0, 20.0))).unwrap();
+        assert_eq!(close.facts.prefill_slowdown, Some(1.0));
+        let error = throttle(&profile(rates), &subject(host(650.0, 10.0))).unwrap_err();
+        assert!(error.to_string().contains("does decode at 20.0"), "{error}");
+    }
+
     fn none() -> Result<CpuController, QuotaError> {
         Err(QuotaError::NoController("none is mounted".to_owned()))
     }
@@ -334,6 +409,7 @@ mod tests {
             model: &path,
             threads: 0,
             cpus: &[],
+            host: None,
         };
         let slow = throttle(&profile("slowdown = 2.5"), &subject).unwrap();
         assert_eq!(slow.args, ["--slowdown", "2.5"]);
@@ -356,6 +432,7 @@ mod tests {
             model: &path,
             threads: 0,
             cpus: &[3, 5, 7],
+            host: None,
         };
         let start = || Throttling::new("edge", &profile(""), "");
         let whole = quota(start(), &subject, 2.0, none()).unwrap();

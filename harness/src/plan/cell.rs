@@ -23,6 +23,10 @@ pub struct Cell {
     pub draw: usize,
     /// What the caches hold when a request arrives.
     pub contract: Contract,
+    /// What samples call the devices that compute it.
+    pub device: String,
+    /// `live` or `replayed`.
+    pub compute: &'static str,
     /// Seed of what belongs to the cell's surroundings, such as the link's impairments. It does
     /// not depend on the system: compared systems meet the same link.
     pub seed: u64,
@@ -31,9 +35,9 @@ pub struct Cell {
 }
 
 impl Cell {
-    /// What samples and reports call the cell; `compute` is `live`, `replayed` or `simulated`.
+    /// What samples and reports call the cell.
     #[must_use]
-    pub fn identity(&self, compute: &str) -> CellIdentity {
+    pub fn identity(&self) -> CellIdentity {
         let none = || "none".to_owned();
         let kv = self.spec.kv.as_ref();
         CellIdentity {
@@ -47,8 +51,8 @@ impl Cell {
             schedule: kv.map_or_else(none, |kv| kv.schedule.to_string()),
             dataset: self.dataset.name().to_owned(),
             contract: self.contract.to_string(),
-            compute: compute.to_owned(),
-            device: "host".to_owned(),
+            compute: self.compute.to_owned(),
+            device: self.device.clone(),
             load: "sequential".to_owned(),
         }
     }

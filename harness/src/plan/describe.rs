@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::{Inputs, Plan, Shard};
-use crate::config::{Config, Interleave};
+use crate::config::{CloudConfig, Config, EdgeConfig, Interleave};
 
 /// Most blocks of a group whose order is spelt out.
 const SHOWN_TURNS: usize = 60;
@@ -35,6 +35,16 @@ fn write(
         "models     cloud {} · edge {}",
         inputs.cloud_model.name, inputs.edge_model.name
     )?;
+    let devices = &inputs.devices;
+    if config.edge != EdgeConfig::default() || config.cloud != CloudConfig::default() {
+        writeln!(
+            out,
+            "devices    edge {} · cloud {}, {}",
+            devices.edge.name,
+            devices.replay.as_ref().unwrap_or(&devices.cloud).name,
+            config.cloud.compute.name()
+        )?;
+    }
     let held = |group: usize| shard.is_none_or(|shard| shard.holds(group));
     let groups = (0..plan.groups.len()).filter(|&g| held(g)).count();
     let cells: usize = plan

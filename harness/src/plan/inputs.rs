@@ -10,6 +10,7 @@ use celslm_link::LinkProfile;
 use celslm_model::store::ModelSpec;
 
 use super::KvEstimator;
+use crate::device::DeviceProfile;
 
 /// The documents that one data set setting draws.
 #[derive(Debug, Clone)]
@@ -52,6 +53,8 @@ pub struct Inputs {
     pub edge_model: ModelSpec,
     /// Every link that the grids name.
     pub links: BTreeMap<String, LinkProfile>,
+    /// The devices that the nodes stand in for.
+    pub devices: Devices,
     /// Every data set setting of the grids, drawn; no setting twice.
     pub draws: Vec<DatasetDraw>,
     /// Every workload setting, with the file that it needs; no setting twice.
@@ -61,6 +64,37 @@ pub struct Inputs {
     /// Fitted bridges by the alignment that needs them. A cell whose alignment is among them names
     /// the bridge's hash in its KV path, so that another fit is another cell.
     pub bridges: Vec<(AlignmentConfig, BridgeFile)>,
+}
+
+/// The devices of a run.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct Devices {
+    /// What the edge is slowed down to.
+    pub edge: DeviceProfile,
+    /// What the cloud is slowed down to.
+    pub cloud: DeviceProfile,
+    /// At whose rates recorded outputs of the cloud are served; `None` for a live cloud.
+    pub replay: Option<DeviceProfile>,
+}
+
+impl Devices {
+    /// What samples call the device and the compute of a system; `asks_cloud` says whether it
+    /// needs the cloud at all. A cloud other than this host is named behind the edge.
+    #[must_use]
+    pub fn labels(&self, asks_cloud: bool) -> (String, &'static str) {
+        let cloud = self.replay.as_ref().unwrap_or(&self.cloud);
+        match asks_cloud {
+            true if cloud.is_host() => (self.edge.name.clone(), "live"),
+            true => (
+                format!("{}+{}", self.edge.name, cloud.name),
+                match self.replay {
+                    Some(_) => "replayed",
+                    None => "live",
+                },
+            ),
+            false => (self.edge.name.clone(), "live"),
+        }
+    }
 }
 
 /// A fitted bridge on disk.

@@ -23,7 +23,7 @@ mod shard;
 pub use cell::Cell;
 pub use describe::describe;
 pub use estimate::{Estimate, KvEstimator};
-pub use inputs::{BridgeFile, DatasetDraw, Inputs};
+pub use inputs::{BridgeFile, DatasetDraw, Devices, Inputs};
 pub use order::{Block, Group, Plan, PlanError, PlannedRequest};
 pub use seeds::Seeds;
 pub use shard::{Shard, ShardError};

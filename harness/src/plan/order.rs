@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use celslm_datasets::Request;
-use celslm_systems::{KvPath, SystemSpec};
+use celslm_systems::{CloudNeed, KvPath, SystemSpec};
 
 use super::cell::{content_hash, id};
 use super::{Cell, Inputs, Seeds, Shard};
@@ -198,6 +198,14 @@ impl Plan {
                     "cell/{scenario}/{link}/{}/{contract}",
                     dataset.name
                 ));
+                let asks_cloud = celslm_systems::system::find(&spec.system)
+                    .is_ok_and(|entry| entry.cloud_need != CloudNeed::Nothing);
+                let (device, compute) = inputs.devices.labels(asks_cloud);
+                // A system that asks no cloud measures the same whatever computes there.
+                let devices = match asks_cloud {
+                    true => (&inputs.devices.edge, Some(&inputs.devices)),
+                    false => (&inputs.devices.edge, None),
+                };
                 let hash = content_hash(&(
                     (crate::SCHEMA_VERSION, config.experiment.seed, scenario),
                     (&spec, link, profile, contract),
@@ -207,7 +215,7 @@ impl Plan {
                     inputs
                         .workload(&config.workload.arrivals)
                         .and_then(|workload| workload.source_hash()),
-                    &config.deployment,
+                    (&config.deployment, &device, compute, devices),
                 ))
                 .map_err(|source| PlanError::Hash {
                     scenario: scenario.to_owned(),
@@ -231,6 +239,8 @@ impl Plan {
                     dataset: dataset.config.clone(),
                     draw,
                     contract: *contract,
+                    device,
+                    compute,
                     seed,
                     hash,
                     spec,

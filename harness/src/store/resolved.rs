@@ -12,9 +12,17 @@ const SHOWN_CHARS: usize = 60;
 /// The configuration with everything that a run of it would use.
 #[must_use]
 pub fn resolved_config(config: &Config, inputs: &Inputs) -> Config {
+    let devices = &inputs.devices;
     Config {
         schema_version: Some(crate::SCHEMA_VERSION),
         links: inputs.links.clone(),
+        devices: [&devices.edge, &devices.cloud]
+            .into_iter()
+            .chain(&devices.replay)
+            // The host is what it is, wherever the copy is run.
+            .filter(|device| !device.is_host())
+            .map(|device| (device.name.clone(), device.clone()))
+            .collect(),
         ..config.clone()
     }
 }

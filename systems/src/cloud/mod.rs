@@ -3,12 +3,15 @@
 
 mod contexts;
 mod flights;
+mod replay;
 mod serving;
 mod variants;
 
 use crate::answer::SystemError;
 use crate::clock::now_ns;
-use crate::control::{CloudCommand, CloudReply, ControlListener, Flow, PublishedContext, Reply};
+use crate::control::{
+    CloudCommand, CloudReply, ControlListener, Flow, PublishedContext, RecordItem, Reply,
+};
 use crate::engine::{EngineLimits, Pace};
 use crate::loaded::LoadedModel;
 use crate::spec::{Contract, SystemSpec};
@@ -22,6 +25,8 @@ use std::time::Duration;
 use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
 use variants::{Compute, Shared};
+
+pub use replay::ReplayOptions;
 
 /// Longest time that one context may take to be prepared; its controller waits no longer.
 const PREPARE: Duration = Duration::from_secs(3600);
@@ -49,6 +54,8 @@ pub struct CloudOptions {
     pub pace: Pace,
     /// Compute threads.
     pub threads: usize,
+    /// A recording that answers in the models' place.
+    pub replay: Option<ReplayOptions>,
 }
 
 /// A running cloud node.
@@ -92,6 +99,7 @@ impl CloudNode {
                 limits: options.engine,
                 pace: options.pace,
                 threads: options.threads,
+                replay: options.replay.clone(),
             },
         )?);
         let (shutdown, stopped) = oneshot::channel::<()>();
@@ -148,6 +156,16 @@ impl CloudNode {
                     reply.send(&result.unwrap_or_else(CloudReply::Failed));
                 });
             }
+            CloudCommand::Record { item } => {
+                let shared = self.shared.clone();
+                self.runtime.spawn(async move {
+                    let result = record(&shared, &item).await;
+                    reply.send(&match result {
+                        Ok(text) => CloudReply::Recorded { text },
+                        Err(error) => CloudReply::Failed(error),
+                    });
+                });
+            }
             CloudCommand::Prepare {
                 spec,
                 contract,
@@ -194,6 +212,14 @@ async fn publish(shared: &Arc<Shared>, system: String) -> Result<CloudReply, Sys
     }))
 }
 
+async fn record(shared: &Shared, item: &RecordItem) -> Result<Option<String>, SystemError> {
+    let replay = shared.replay.as_ref().ok_or_else(|| {
+        SystemError::new("config", "this cloud computes live; start it with --replay")
+    })?;
+    let deadline_ns = now_ns().saturating_add(PREPARE.as_nanos() as u64);
+    replay.record(shared, item, deadline_ns).await
+}
+
 /// Requests of edges compete with it for the engines, as they would with each other.
 async fn prepare(
     shared: &Shared,
@@ -213,7 +239,10 @@ async fn prepare(
     match entry.cloud_need {
         CloudNeed::Nothing => {}
         CloudNeed::Native => {
-            let ready = shared.native_prefix(&id, deadline_ns).await;
+            let ready = match &shared.replay {
+                Some(replay) => replay.hold(shared, &id, deadline_ns).await.map(drop),
+                None => shared.native_prefix(&id, deadline_ns).await.map(drop),
+            };
             ready.map_err(from_service)?;
         }
         CloudNeed::EdgeShaped => {

@@ -1,5 +1,6 @@
 //! The calls of the edges.
 
+use super::replay::{Asked, Replay, Replayed};
 use super::variants::{EdgeVariant, Shared, internal, invalid, to_service};
 use crate::clock::now_ns;
 use crate::engine::{Ending, SessionContext, SessionEvent, SessionRequest};
@@ -210,9 +211,6 @@ async fn answer(
     };
     let (prompt, tokenise_ns) = shared.work(tokenise).await?;
     let prompt = prompt.map_err(invalid)?;
-    let (prefix, ready) = shared
-        .native_prefix(&request.context_id, deadline_ns)
-        .await?;
     let (sampling, seed) = match request.sampling {
         celslm_wire::Sampling::Greedy => (Sampling::Greedy, 0),
         celslm_wire::Sampling::Draw {
@@ -228,6 +226,19 @@ async fn answer(
         ),
     };
     let prompt_tokens = prompt.len();
+    if let Some(replay) = &shared.replay {
+        let asked = Asked {
+            context: &request.context_id,
+            prompt: &prompt,
+            sampling,
+            seed,
+            max_tokens: request.max_tokens,
+        };
+        return replayed(shared, replay, &asked, tokenise_ns, deadline_ns, outbox).await;
+    }
+    let (prefix, ready) = shared
+        .native_prefix(&request.context_id, deadline_ns)
+        .await?;
     let session = shared.engine.session(SessionRequest {
         client: 0,
         context: SessionContext::Ready(prefix),
@@ -267,15 +278,73 @@ async fn answer(
             }
             SessionEvent::End(end) => {
                 let finished = GenerateFinished {
-                    reason: match end.ending {
-                        Ending::Turn => FinishReason::EndOfSequence,
-                        Ending::Length => FinishReason::MaxTokens,
-                        Ending::Full => FinishReason::ContextFull,
-                    },
+                    reason: reason(end.ending),
                     output_tokens: index,
                 };
                 return send(outbox, GenerateEvent::Finished(finished)).await;
             }
         }
+    }
+}
+
+/// An answer from the recording, at the device's speed.
+async fn replayed(
+    shared: &Shared,
+    replay: &Replay,
+    asked: &Asked<'_>,
+    tokenise_ns: u64,
+    deadline_ns: u64,
+    outbox: &Sender<GenerateEvent>,
+) -> Result<(), Stop> {
+    let context_tokens = shared.context(asked.context)?.tokens.len();
+    let held = replay.hold(shared, asked.context, deadline_ns).await?;
+    let mut answering = replay.answer(shared, asked)?;
+    let (mut index, mut last_ns) = (0, 0);
+    loop {
+        match answering.next(deadline_ns).await? {
+            Replayed::Prefilled {
+                at_ns,
+                queued_ns,
+                prefill_ns,
+            } => {
+                last_ns = at_ns;
+                let started = GenerateStarted {
+                    context_tokens,
+                    prompt_tokens: asked.prompt.len(),
+                    store_hit: held.store_hit,
+                    tokenise_ns,
+                    queue_ns: held.queue_ns + queued_ns,
+                    cloud_compute_ns: held.compute_ns,
+                    prompt_prefill_ns: prefill_ns,
+                };
+                send(outbox, GenerateEvent::Started(started)).await?;
+            }
+            Replayed::Token { id, text, at_ns } => {
+                let event = GenerateToken {
+                    index,
+                    id,
+                    text,
+                    step_ns: at_ns.saturating_sub(last_ns),
+                };
+                last_ns = at_ns;
+                index += 1;
+                send(outbox, GenerateEvent::Token(event)).await?;
+            }
+            Replayed::End(ending) => {
+                let finished = GenerateFinished {
+                    reason: reason(ending),
+                    output_tokens: index,
+                };
+                return send(outbox, GenerateEvent::Finished(finished)).await;
+            }
+        }
+    }
+}
+
+fn reason(ending: Ending) -> FinishReason {
+    match ending {
+        Ending::Turn => FinishReason::EndOfSequence,
+        Ending::Length => FinishReason::MaxTokens,
+        Ending::Full => FinishReason::ContextFull,
     }
 }

@@ -2,6 +2,7 @@
 
 use super::contexts::{Context, Contexts};
 use super::flights::Flights;
+use super::replay::{Replay, ReplayOptions};
 use crate::SystemError;
 use crate::clock::now_ns;
 use crate::engine::{ContextOutput, ContextRequest, Engine, EngineLimits, NodeStats, Pace};
@@ -30,9 +31,11 @@ pub(super) struct Shared {
     /// Attention-ready native contexts, for answers of the cloud itself.
     prefixes: PrefixCache,
     /// Conversions in work.
-    flights: Flights,
+    pub(super) flights: Flights,
     /// Work on blocking threads beside the engines: tokenising, mapping, encoding.
     helpers: Arc<Semaphore>,
+    /// What answers in the engines' place.
+    pub(super) replay: Option<Replay>,
 }
 
 /// A form of KV that fits the edge's model.
@@ -44,7 +47,7 @@ pub(super) enum EdgeVariant {
 }
 
 impl EdgeVariant {
-    fn key(&self) -> &str {
+    pub(super) fn key(&self) -> &str {
         match self {
             Self::Identity(_) => "identity",
             Self::Bridged(_, key) => key,
@@ -74,11 +77,12 @@ impl Ready {
 }
 
 /// How the node computes.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub(super) struct Compute {
     pub(super) limits: EngineLimits,
     pub(super) pace: Pace,
     pub(super) threads: usize,
+    pub(super) replay: Option<ReplayOptions>,
 }
 
 impl Shared {
@@ -111,6 +115,7 @@ impl Shared {
             limits,
             pace,
             threads,
+            replay,
         } = compute;
         let edge_engine = edge_model
             .map(|model| Engine::start("edge", Arc::new(model), limits, pace).map(Arc::new))
@@ -124,6 +129,9 @@ impl Shared {
             prefixes: PrefixCache::new(usize::try_from(store_bytes / 2).unwrap_or(usize::MAX)),
             flights: Flights::default(),
             helpers: Arc::new(Semaphore::new(threads.max(1))),
+            replay: replay
+                .map(|options| Replay::start(&options, limits))
+                .transpose()?,
         })
     }
 
@@ -187,6 +195,9 @@ impl Shared {
 
     /// Forgets everything that was computed for a context.
     pub(super) fn evict(&self, id: &ContextId) {
+        if let Some(replay) = &self.replay {
+            replay.evict(id);
+        }
         self.store.remove(id, NATIVE);
         self.store.remove(id, "identity");
         for (bridge, hash) in &self.bridges {
@@ -280,8 +291,37 @@ impl Shared {
         })
     }
 
-    /// A context's KV in the edge model's form: from the store, or computed (and mapped) and kept.
+    /// A context's KV in the edge model's form: from the store, or made (computed and mapped, or
+    /// taken from the recording) and kept.
     pub(super) async fn edge_shaped(
+        &self,
+        id: &ContextId,
+        variant: &EdgeVariant,
+        deadline_ns: u64,
+    ) -> Result<Ready, ServiceError> {
+        let Some(replay) = &self.replay else {
+            return self.edge_shaped_live(id, variant, deadline_ns).await;
+        };
+        if let Some(block) = self.store.get(id, variant.key()) {
+            return Ok(Ready::stored(block));
+        }
+        let waiting = now_ns();
+        let _flight = self.flights.board(&format!("{id}/{}", variant.key())).await;
+        let waited_ns = now_ns() - waiting;
+        if let Some(block) = self.store.get(id, variant.key()) {
+            return Ok(Ready {
+                queue_ns: waited_ns,
+                ..Ready::stored(block)
+            });
+        }
+        let mut ready = replay.edge_shaped(self, id, variant, deadline_ns).await?;
+        ready.queue_ns += waited_ns;
+        self.keep(id, variant.key(), &ready.block)?;
+        Ok(ready)
+    }
+
+    /// As [`Self::edge_shaped`], by this node's own models whatever it replays.
+    pub(super) async fn edge_shaped_live(
         &self,
         id: &ContextId,
         variant: &EdgeVariant,

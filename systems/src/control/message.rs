@@ -3,6 +3,7 @@
 use crate::answer::{Answer, ContextRef, Request, SystemError};
 use crate::engine::NodeStats;
 use crate::spec::{Contract, SystemSpec};
+use celslm_model::Sampling;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 
@@ -94,8 +95,41 @@ pub enum CloudCommand {
         /// Start anew afterwards.
         reset: bool,
     },
+    /// Has the live models make what a replayed cloud will serve, unless it was made before.
+    Record {
+        /// What.
+        item: RecordItem,
+    },
     /// Ends the process.
     Shutdown,
+}
+
+/// What a replayed cloud is to have recorded.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum RecordItem {
+    /// A context's KV, as a system will fetch it.
+    Context {
+        /// The context, in hex.
+        context_id: String,
+        /// The system, whose KV path names the form.
+        spec: SystemSpec,
+    },
+    /// An answer of the cloud's own model.
+    Answer {
+        /// The context, in hex.
+        context_id: String,
+        /// Earlier turns.
+        history: Vec<(String, String)>,
+        /// The private prompt.
+        user: String,
+        /// How tokens are chosen.
+        sampling: Sampling,
+        /// Seed of the request.
+        seed: u64,
+        /// Most tokens.
+        max_tokens: usize,
+    },
 }
 
 /// A published context.
@@ -128,6 +162,11 @@ pub enum CloudReply {
     Published(PublishedContext),
     /// To `Stats`.
     Stats(NodeStats),
+    /// To `Record`: the text of an answer, for the turns that follow it.
+    Recorded {
+        /// `None` for a context.
+        text: Option<String>,
+    },
     /// Done.
     Done,
     /// The command failed.

@@ -7,7 +7,7 @@ mod message;
 mod server;
 
 pub use client::{ControlClient, ControlError, ControlResult, Encoded};
-pub use message::{CloudCommand, CloudReply, EdgeCommand, EdgeReply, PublishedContext};
+pub use message::{CloudCommand, CloudReply, EdgeCommand, EdgeReply, PublishedContext, RecordItem};
 pub use server::{ControlListener, Flow, Reply};
 
 use serde::{Deserialize, Serialize};

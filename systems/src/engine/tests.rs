@@ -575,7 +575,7 @@ fn a_full_window_ends_a_session_well() {
 #[test]
 fn a_slower_machine_takes_longer_and_says_the_same() {
     let fast = engine(EngineLimits::default());
-    let pace = Pace { slowdown: 5.0 };
+    let pace = Pace::uniform(5.0);
     let slow = Engine::start("slow", model(), EngineLimits::default(), pace).unwrap();
     let make = || request(SessionContext::Empty, tokens(200, 0), 20);
     let (quick, slowed) = (run(&fast, make()), run(&slow, make()));

@@ -387,9 +387,9 @@ impl Worker {
     }
 
     /// The stretch ends once a machine of this pace would have ended it.
-    fn end(&self, start_ns: u64) -> u64 {
+    fn end(&self, start_ns: u64, prompt_tokens: usize, decoded: usize) -> u64 {
         let worked_ns = now_ns() - start_ns;
-        let pause_ns = self.pace.pause_ns(worked_ns);
+        let pause_ns = self.pace.pause_ns(worked_ns, prompt_tokens, decoded);
         if pause_ns > 0 {
             std::thread::sleep(Duration::from_nanos(pause_ns));
         }
@@ -412,7 +412,7 @@ impl Worker {
             Ok(Some(_)) => session.prompt_len(),
             _ => 0,
         };
-        let end_ns = self.end(start_ns);
+        let end_ns = self.end(start_ns, 0, 0);
         {
             let mut stats = self.shared.stats();
             stats.layer_steps += layers as u64;
@@ -468,7 +468,7 @@ impl Worker {
                 sampled,
             });
         }
-        let end_ns = self.end(start_ns);
+        let end_ns = self.end(start_ns, total - decoded, decoded);
         {
             let mut stats = self.shared.stats();
             stats.count_step(total);

@@ -32,6 +32,9 @@ pub enum ServiceError {
     /// The call's deadline passed in the cloud.
     #[error("deadline passed in the cloud: {0}")]
     DeadlineExceeded(String),
+    /// A replayed cloud has no recording of this.
+    #[error("not recorded in the cloud: {0}")]
+    NotRecorded(String),
     /// The call was cancelled.
     #[error("cancelled in the cloud: {0}")]
     Cancelled(String),
@@ -51,6 +54,7 @@ impl ServiceError {
             Self::Overloaded(_) => "overloaded",
             Self::Unavailable(_) => "unavailable",
             Self::DeadlineExceeded(_) => "deadline",
+            Self::NotRecorded(_) => "not_recorded",
             Self::Cancelled(_) => "cancelled",
             Self::Internal(_) => "internal",
         }
@@ -64,6 +68,7 @@ impl ServiceError {
             Self::Overloaded(text) => (Code::ResourceExhausted, text),
             Self::Unavailable(text) => (Code::Unavailable, text),
             Self::DeadlineExceeded(text) => (Code::DeadlineExceeded, text),
+            Self::NotRecorded(text) => (Code::FailedPrecondition, text),
             Self::Cancelled(text) => (Code::Cancelled, text),
             Self::Internal(text) => (Code::Internal, text),
         };
@@ -80,6 +85,7 @@ impl ServiceError {
             Code::ResourceExhausted => Self::Overloaded(text),
             Code::Unavailable => Self::Unavailable(text),
             Code::DeadlineExceeded => Self::DeadlineExceeded(text),
+            Code::FailedPrecondition => Self::NotRecorded(text),
             // The server side of tonic reports an expired grpc-timeout as a cancellation.
             Code::Cancelled if text == TimeoutExpired(()).to_string() => {
                 Self::DeadlineExceeded(text)
@@ -342,7 +348,7 @@ mod tests {
 
     use super::*;
 
-    fn service_errors(text: &str) -> [ServiceError; 8] {
+    fn service_errors(text: &str) -> [ServiceError; 9] {
         let text = || text.to_owned();
         [
             ServiceError::NotFound(text()),
@@ -351,6 +357,7 @@ mod tests {
             ServiceError::Overloaded(text()),
             ServiceError::Unavailable(text()),
             ServiceError::DeadlineExceeded(text()),
+            ServiceError::NotRecorded(text()),
             ServiceError::Cancelled(text()),
             ServiceError::Internal(text()),
         ]
@@ -379,7 +386,7 @@ mod tests {
         let mut kinds = service_errors("x").map(|error| error.kind()).to_vec();
         kinds.sort_unstable();
         kinds.dedup();
-        assert_eq!(kinds.len(), 8);
+        assert_eq!(kinds.len(), 9);
     }
 
     #[test]
