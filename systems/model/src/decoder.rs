@@ -10,6 +10,8 @@ use crate::kernel::rows::{add, gated, rms_norm};
 use crate::{Config, GgufFile, KeyRetention, KvCache, ModelError, RotaryEmbedding};
 use candle_core::Device;
 use celslm_kv::{KvBlock, KvShape, ModelFingerprint};
+use std::ops::Deref;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Tokens per forward pass when a context is prefilled. One constant for every system, so
 /// that a context's KV is computed in the same pieces wherever it is computed.
@@ -127,6 +129,48 @@ struct Workspace {
     residual: Vec<f32>,
 }
 
+/// Logits of one token, `[vocab_size]`. The logits of a batch share one buffer, which goes back
+/// to be reused when the last of them is dropped: fresh memory for every step would cost more in
+/// page faults than the sampling.
+pub struct Logits {
+    shared: Arc<Buffer>,
+    start: usize,
+    len: usize,
+}
+
+impl Deref for Logits {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        &self.shared.0[self.start..self.start + self.len]
+    }
+}
+
+struct Buffer(Vec<f32>);
+
+/// Buffers that wait to be reused, of whichever model.
+static SPARE: Mutex<Vec<Vec<f32>>> = Mutex::new(Vec::new());
+/// Most of them: one for each model of a process, and one in use.
+const MAX_SPARE: usize = 4;
+
+impl Buffer {
+    fn with_len(len: usize) -> Vec<f32> {
+        let spare = SPARE.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let mut values = spare.unwrap_or_default();
+        values.resize(len, 0.0);
+        values
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        let mut spare = SPARE.lock().unwrap_or_else(PoisonError::into_inner);
+        if spare.len() < MAX_SPARE {
+            spare.push(std::mem::take(&mut self.0));
+        }
+    }
+}
+
 /// A sequence's rows in a pass: as many as it has tokens there.
 struct Span<'a> {
     tokens: usize,
@@ -144,6 +188,8 @@ pub struct Decoder {
     norm: Vec<f32>,
     /// `None` where the model ties it to the embedding.
     lm_head: Option<PackedMatrix>,
+    /// Used by whoever has the pool's turn.
+    workspace: Mutex<Workspace>,
 }
 
 impl Decoder {
@@ -215,6 +261,7 @@ impl Decoder {
             layers,
             lm_head,
             config,
+            workspace: Mutex::default(),
         })
     }
 
@@ -288,7 +335,7 @@ impl Decoder {
         cache: &mut KvCache,
     ) -> Result<Hidden, ModelError> {
         let turn = pool().turn();
-        let mut workspace = Workspace::default();
+        let mut workspace = self.workspace();
         let mut values = Vec::with_capacity(hidden.values.len());
         for piece in hidden
             .values
@@ -306,6 +353,13 @@ impl Decoder {
             values,
             hidden_size: hidden.hidden_size,
         })
+    }
+
+    fn workspace(&self) -> MutexGuard<'_, Workspace> {
+        // Every pass sets the sizes it needs, so one that failed leaves nothing behind.
+        self.workspace
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Runs the rows `x: [rows, hidden_size]` of several sequences through a layer, in place.
@@ -453,7 +507,7 @@ impl Decoder {
             rms_norm(x, &self.norm, self.config.rms_norm_eps, out);
         });
         let matrix = self.lm_head.as_ref().unwrap_or(&self.embed_tokens);
-        let mut out = vec![0f32; activations.rows() * matrix.rows()];
+        let mut out = Buffer::with_len(activations.rows() * matrix.rows());
         let product = Product {
             matrix,
             bias: None,
@@ -486,7 +540,7 @@ impl Decoder {
     pub fn forward_batch(
         &self,
         items: &mut [BatchItem<'_>],
-    ) -> Result<Vec<Option<Vec<f32>>>, ModelError> {
+    ) -> Result<Vec<Option<Logits>>, ModelError> {
         let turn = pool().turn();
         let tokens: Vec<u32> = items.iter().flat_map(|item| item.tokens).copied().collect();
         let mut x = self.embed(&tokens)?.values;
@@ -498,21 +552,24 @@ impl Decoder {
                 cache: &mut *item.cache,
             })
             .collect();
-        let mut workspace = Workspace::default();
+        let mut workspace = self.workspace();
         let last = self.layers.len() - 1;
         for layer in 0..=last {
             let keep = (layer == last).then_some(keep.as_slice());
             self.layer(layer, &turn, &mut x, &mut spans, keep, &mut workspace)?;
         }
         if x.is_empty() {
-            return Ok(vec![None; keep.len()]);
+            return Ok(keep.iter().map(|_| None).collect());
         }
-        let logits = self.head(&turn, &x);
-        let mut logits = logits.chunks_exact(self.vocab_size()).map(<[f32]>::to_vec);
-        Ok(keep
-            .into_iter()
-            .map(|keep| keep.then(|| logits.next()).flatten())
-            .collect())
+        let shared = Arc::new(Buffer(self.head(&turn, &x)));
+        let len = self.vocab_size();
+        let mut row = 0..;
+        let mut next = || Logits {
+            shared: shared.clone(),
+            start: row.next().unwrap_or(0) * len,
+            len,
+        };
+        Ok(keep.into_iter().map(|keep| keep.then(&mut next)).collect())
     }
 
     /// Prefills a context in pieces of [`PREFILL_CHUNK`] tokens. `proceed` is asked before each

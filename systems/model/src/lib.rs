@@ -23,7 +23,7 @@ mod tokenizer;
 pub use cache::{KeyRetention, KvCache, KvPrefix};
 pub use chat::{ChatTemplate, SplitPrompt};
 pub use config::Config;
-pub use decoder::{BatchItem, Decoder, Hidden, PREFILL_CHUNK};
+pub use decoder::{BatchItem, Decoder, Hidden, Logits, PREFILL_CHUNK};
 pub use error::ModelError;
 pub use families::{Family, families};
 pub use gguf::GgufFile;

@@ -54,7 +54,7 @@ fn alone(
         };
         logits = model.forward_batch(&mut [item]).unwrap().remove(0);
     }
-    logits.unwrap()
+    logits.unwrap().to_vec()
 }
 
 #[test]
@@ -93,7 +93,7 @@ fn neither_batch_nor_pieces_change_a_bit() {
                 assert!(
                     found
                         .iter()
-                        .zip(together)
+                        .zip(together.iter())
                         .all(|(a, b)| a.to_bits() == b.to_bits()),
                     "quantised {quantised}, item {i}, pieces of {piece}"
                 );

@@ -12,7 +12,7 @@ use crate::SystemError;
 use crate::clock::now_ns;
 use crate::loaded::LoadedModel;
 use celslm_kv::KvShape;
-use celslm_model::{BatchItem, Decoder, KvPrefix};
+use celslm_model::{BatchItem, Decoder, KvPrefix, Logits};
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -563,7 +563,7 @@ pub(super) fn late() -> SystemError {
 fn forward(
     decoder: &Decoder,
     items: &mut [BatchItem<'_>],
-) -> Vec<Result<Option<Vec<f32>>, SystemError>> {
+) -> Vec<Result<Option<Logits>, SystemError>> {
     let lens: Vec<usize> = items.iter().map(|item| item.cache.len(0)).collect();
     let error = match guarded(|| Ok(decoder.forward_batch(items)?)) {
         Ok(outputs) => return outputs.into_iter().map(Ok).collect(),

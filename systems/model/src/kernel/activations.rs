@@ -146,42 +146,75 @@ impl Activations {
 /// Rows that a thread takes at once.
 const ROWS_A_TASK: usize = 4;
 
-/// Rounds a group to bytes; returns its scale and the sums of its halves.
+/// Added to a small number, it rounds it to an integer and leaves that in the low bits.
+const ROUND: f32 = 12_582_912.0;
+
+/// Rounds a group to bytes; returns its scale and the sums of its halves. What a short group
+/// lacks is zero.
 fn round_group(values: &[f32], bytes: &mut [i8]) -> (f32, [i32; 2]) {
-    let mut group = [0f32; GROUP];
-    group[..values.len()].copy_from_slice(values);
-    let mut lanes = [0f32; GROUP / 2];
-    for half in group.chunks_exact(GROUP / 2) {
-        for (lane, value) in lanes.iter_mut().zip(half) {
-            *lane = if value.abs() > *lane {
-                value.abs()
-            } else {
-                *lane
-            };
+    let mut short = [0f32; GROUP];
+    let values: &[f32; GROUP] = match values.try_into() {
+        Ok(values) => values,
+        Err(_) => {
+            short[..values.len()].copy_from_slice(values);
+            &short
         }
-    }
-    let largest = lanes
-        .iter()
-        .fold(0f32, |max, lane| if *lane > max { *lane } else { max });
-    let scale = largest / 127.0;
-    let inverse = match scale > 0.0 {
-        true => 1.0 / scale,
-        false => 0.0,
     };
-    /// Added to a small number, it rounds it to an integer and leaves that in the low bits.
-    const ROUND: f32 = 12_582_912.0;
+    match bytes.first_chunk_mut() {
+        Some(bytes) => round(values, bytes),
+        None => (0.0, [0, 0]),
+    }
+}
+
+#[cfg(all(target_arch = "x86_64", target_feature = "avx512f"))]
+fn round(values: &[f32; GROUP], bytes: &mut [i8; GROUP]) -> (f32, [i32; 2]) {
+    use std::arch::x86_64::*;
+    #[expect(unsafe_code, reason = "vector loads and stores")]
+    // SAFETY: both halves of both arrays are 16 elements, which is what is read and written.
+    unsafe {
+        let halves = [0, GROUP / 2].map(|at| _mm512_loadu_ps(values.as_ptr().add(at)));
+        let largest = _mm512_max_ps(_mm512_abs_ps(halves[0]), _mm512_abs_ps(halves[1]));
+        let largest = _mm512_reduce_max_ps(largest);
+        let scale = largest / 127.0;
+        let inverse = _mm512_set1_ps(if scale > 0.0 { 1.0 / scale } else { 0.0 });
+        let mut at = bytes.as_mut_ptr();
+        let sums = halves.map(|half| {
+            let rounded = _mm512_fmadd_ps(half, inverse, _mm512_set1_ps(ROUND));
+            let low = _mm512_slli_epi32::<24>(_mm512_castps_si512(rounded));
+            let rounded = _mm512_srai_epi32::<24>(low);
+            _mm_storeu_si128(at.cast(), _mm512_cvtepi32_epi8(rounded));
+            at = at.add(GROUP / 2);
+            _mm512_reduce_add_epi32(rounded)
+        });
+        (scale, sums)
+    }
+}
+
+#[cfg(not(all(target_arch = "x86_64", target_feature = "avx512f")))]
+use portable_round as round;
+
+/// The same in plain Rust.
+#[cfg(any(test, not(all(target_arch = "x86_64", target_feature = "avx512f"))))]
+fn portable_round(values: &[f32; GROUP], bytes: &mut [i8; GROUP]) -> (f32, [i32; 2]) {
+    let largest = values.iter().fold(0f32, |largest, value| {
+        if value.abs() > largest {
+            value.abs()
+        } else {
+            largest
+        }
+    });
+    let scale = largest / 127.0;
+    let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
     let mut rounded = [0i32; GROUP];
-    for (rounded, value) in rounded.iter_mut().zip(group) {
+    for (rounded, value) in rounded.iter_mut().zip(values) {
         // Values are within ±127 and some rounding error of it; a NaN becomes some byte.
-        let bits = value.mul_add(inverse, ROUND).to_bits() as i32;
-        *rounded = i32::from(bits.wrapping_sub(ROUND.to_bits() as i32) as i8);
+        *rounded = (value.mul_add(inverse, ROUND).to_bits() << 24) as i32 >> 24;
     }
-    for (byte, rounded) in bytes.iter_mut().zip(rounded) {
-        *byte = rounded as i8;
+    for (byte, rounded) in bytes.iter_mut().zip(&rounded) {
+        *byte = *rounded as i8;
     }
-    let sum = |half: &[i32]| half.iter().sum();
     let (low, high) = rounded.split_at(GROUP / 2);
-    (scale, [sum(low), sum(high)])
+    (scale, [low.iter().sum(), high.iter().sum()])
 }
 
 /// A slice of which threads write disjoint parts.
@@ -260,6 +293,20 @@ mod tests {
             // The padding group multiplies to zero.
             let cell = 3 * TILE + row % TILE;
             assert!(tile.bytes[cell * GROUP..][..GROUP].iter().all(|&b| b == 0));
+        }
+    }
+
+    #[test]
+    fn vectors_round_as_the_portable_code_states() {
+        for salt in 0..200 {
+            let values: [f32; GROUP] =
+                std::array::from_fn(|i| ((i * 7919 + salt * 104_729) % 2003) as f32 / 97.0 - 10.0);
+            let (mut found, mut expected) = ([0; GROUP], [0; GROUP]);
+            assert_eq!(
+                round(&values, &mut found),
+                portable_round(&values, &mut expected)
+            );
+            assert_eq!(found, expected);
         }
     }
 

@@ -259,19 +259,25 @@ impl Tile {
 /// Turns the first `seen` scores of a block into exponentials relative to the new maximum, the
 /// rest into zeros. Returns that maximum and their sum, both taken in sixteen lanes.
 fn soften(scores: &mut [f32], seen: usize, max: f32) -> (f32, f32) {
-    let (seen, hidden) = scores.split_at_mut(seen);
-    hidden.fill(0.0);
+    let Some(scores) = scores.first_chunk_mut::<KEY_BLOCK>() else {
+        return (max, 0.0);
+    };
+    // Whole blocks throughout, so that the loops have no remainders.
+    scores[seen..].fill(f32::NEG_INFINITY);
     let mut lanes = [max; PAGE];
-    for chunk in seen.chunks(PAGE) {
+    for chunk in scores.as_chunks::<PAGE>().0 {
         for (lane, score) in lanes.iter_mut().zip(chunk) {
             *lane = if *score > *lane { *score } else { *lane };
         }
     }
     let max = lanes.iter().copied().fold(max, f32::max);
+    for score in &mut *scores {
+        *score = exp(*score - max);
+    }
+    scores[seen..].fill(0.0);
     let mut lanes = [0f32; PAGE];
-    for chunk in seen.chunks_mut(PAGE) {
+    for chunk in scores.as_chunks::<PAGE>().0 {
         for (lane, score) in lanes.iter_mut().zip(chunk) {
-            *score = exp(*score - max);
             *lane += *score;
         }
     }
