@@ -8,24 +8,32 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use celslm_link::{
-    Audit, CalibrateOptions, Calibration, Counters, HostOptions, Link, LinkError, LinkFacts,
-    LinkProfile, Node, NodeCommand, NodeExit, ProcessId, Verdict,
+    Audit, Backend, CalibrateOptions, Calibration, Counters, HostOptions, Link, LinkError,
+    LinkFacts, LinkProfile, Node, NodeCommand, NodeExit, ProcessId, Verdict,
 };
 use celslm_systems::control::{
     CloudCommand, CloudReply, ControlClient, ControlError, EdgeCommand, EdgeReply,
     PublishedContext, RecordItem,
 };
+use celslm_systems::openai::Endpoint;
 use celslm_systems::{Answer, ContextRef, Contract, Request, SystemError, SystemSpec};
 
 use crate::clock;
-use crate::config::Config;
+use crate::config::{Config, ServingConfig};
 use crate::device::{DeviceError, DeviceProfile, Subject, Throttling, throttle};
 use crate::plan::Devices;
+use crate::relay::Exit;
+use crate::serving;
 
 /// Longest wait for a reply that takes no computing.
 const QUICK_REPLY: Duration = Duration::from_secs(30);
 /// A node may use a little more than a request's time before its reply counts as missing.
 const REPLY_SLACK: Duration = Duration::from_secs(30);
+/// How long an edge waits for a serving engine at a time, and how often it is sent to look.
+const SERVING_PROBE: Duration = Duration::from_secs(3);
+const SERVING_POLL: Duration = Duration::from_millis(250);
+/// Where the relay listens: in a namespace of its own every port is free.
+const RELAY_PORT: u16 = 8000;
 /// How often a starting node is looked for.
 const START_POLL: Duration = Duration::from_millis(50);
 /// Most bytes of a node's log that an error shows.
@@ -44,6 +52,10 @@ pub enum Process {
     EdgeOf(usize),
     /// The cloud.
     Cloud,
+    /// The serving engine that was started at the cloud's end of the link.
+    Serving,
+    /// What passes connections on to a serving engine elsewhere.
+    Relay,
 }
 
 impl Process {
@@ -61,13 +73,19 @@ impl Process {
             Self::Edge => "edge".to_owned(),
             Self::EdgeOf(index) => format!("edge-{index}"),
             Self::Cloud => "cloud".to_owned(),
+            Self::Serving => "serving".to_owned(),
+            Self::Relay => "relay".to_owned(),
         }
     }
 }
 
 impl fmt::Display for Process {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} node", self.file_stem())
+        match self {
+            Self::Edge | Self::EdgeOf(_) | Self::Cloud => write!(f, "{} node", self.file_stem()),
+            Self::Serving => f.write_str("serving engine"),
+            Self::Relay => f.write_str("relay to the serving engine"),
+        }
     }
 }
 
@@ -126,6 +144,14 @@ pub enum DeploymentError {
     /// The nodes do not belong together.
     #[error("{0}")]
     Mismatch(String),
+    /// The serving engine cannot be had.
+    #[error("use the serving engine: {reason}{log}")]
+    Serving {
+        /// Why.
+        reason: String,
+        /// The end of what it printed, where it was started here.
+        log: String,
+    },
     /// A file of the deployment cannot be made.
     #[error("make the folder for control sockets and logs")]
     Folder(#[source] std::io::Error),
@@ -176,6 +202,7 @@ pub struct Deployment {
     cloud: Cloud,
     cloud_addr: SocketAddr,
     facts: NodeFacts,
+    _exit: Option<Exit>,
     // Dropped last: the nodes are told to end before the link goes.
     stage: Stage,
 }
@@ -231,7 +258,7 @@ struct Stage {
     /// What holds the nodes down, edges first. Dropped after the link, which ends the nodes.
     throttles: Vec<Throttling>,
     logs: PathBuf,
-    _sockets: Option<tempfile::TempDir>,
+    sockets: Option<tempfile::TempDir>,
 }
 
 impl Deployment {
@@ -251,10 +278,10 @@ impl Deployment {
                         Throttling::external("cloud", &materials.devices.cloud),
                     ],
                     logs: materials.logs.clone(),
-                    _sockets: None,
+                    sockets: None,
                 };
                 let edges = std::slice::from_ref(&external.edge_control);
-                Self::finish(stage, &external.cloud_control, edges, config)
+                Self::finish(stage, &external.cloud_control, edges, config, materials)
             }
             None => Self::spawn(config, materials),
         }
@@ -344,29 +371,22 @@ impl Deployment {
             edge_controls.push(control);
         }
         let mut stage = Stage {
-            link: None,
+            link: Some(link),
             processes: BTreeMap::new(),
             throttles: Vec::new(),
             logs: materials.logs.clone(),
-            _sockets: Some(sockets),
+            sockets: Some(sockets),
         };
         for (process, node, mut args, cpus, throttle) in starts {
             args.extend(throttle.args.iter().cloned());
             let cpus = throttle.cpus.clone().unwrap_or(cpus);
-            let command = NodeCommand {
-                exe: materials.exe.clone(),
-                args,
-                env: Vec::new(),
-                cpus: (!cpus.is_empty()).then_some(cpus),
-                log: Some(stage.log_path(process)),
-            };
-            let id = link.spawn(node, &command)?;
-            throttle.hold(id.0)?;
+            let exe = materials.exe.clone();
+            if let Some(id) = stage.spawn(process, node, exe, &args, &cpus)? {
+                throttle.hold(id.0)?;
+            }
             stage.throttles.push(throttle);
-            stage.processes.insert(id, process);
         }
-        stage.link = Some(link);
-        Self::finish(stage, &cloud_control, &edge_controls, config)
+        Self::finish(stage, &cloud_control, &edge_controls, config, materials)
     }
 
     fn finish(
@@ -374,6 +394,7 @@ impl Deployment {
         cloud_control: &Path,
         edge_controls: &[PathBuf],
         config: &Config,
+        materials: &Materials,
     ) -> Result<Self, DeploymentError> {
         let patience = config.deployment.startup_timeout();
         let cloud: Cloud = stage.connect(Process::Cloud, cloud_control, patience)?;
@@ -431,13 +452,130 @@ impl Deployment {
                 facts.edge_fingerprint
             )));
         }
-        Ok(Self {
+        let mut started = Self {
             edges,
             cloud,
             cloud_addr: addr,
             facts,
+            _exit: None,
             stage,
-        })
+        };
+        if let Some(serving) = config.serving() {
+            started.start_serving(serving, config, materials)?;
+        }
+        Ok(started)
+    }
+
+    /// Starts the serving engine or the way to it, and waits until every edge finds it ready.
+    fn start_serving(
+        &mut self,
+        serving: &ServingConfig,
+        config: &Config,
+        materials: &Materials,
+    ) -> Result<(), DeploymentError> {
+        let failed = |reason: String| DeploymentError::Serving {
+            reason,
+            log: String::new(),
+        };
+        let cloud = self.cloud_addr.ip();
+        let mut via = None;
+        let mut patience = QUICK_REPLY;
+        if serving.command.is_some() {
+            let threads = self.facts.cloud_threads;
+            let line = serving::command_line(serving, &materials.cloud_model, cloud, threads);
+            let (name, args) = line
+                .split_first()
+                .ok_or_else(|| failed("its command is empty".to_owned()))?;
+            let exe = serving::program(name)
+                .ok_or_else(|| failed(format!("there is no program {name}")))?;
+            let cpus = &config.deployment.pinning.cloud_cpus;
+            self.stage
+                .spawn(Process::Serving, Node::Cloud, exe, args, cpus)?;
+            patience = serving.ready_timeout();
+        } else if let Some(base_url) = &serving.base_url {
+            patience = serving.ready_timeout();
+            let sockets = self.stage.sockets.as_ref().map(tempfile::TempDir::path);
+            let apart = self
+                .link_facts()
+                .is_some_and(|f| f.backend != Backend::Loopback);
+            if let Some(sockets) = sockets.filter(|_| apart) {
+                let (host, port) = serving::host_and_port(base_url)
+                    .ok_or_else(|| failed(format!("{base_url} names no host and port")))?;
+                let exit = sockets.join("exit.sock");
+                let opened = Exit::open(&exit, &host, port).map_err(DeploymentError::Folder)?;
+                self._exit = Some(opened);
+                let listen = SocketAddr::new(cloud, RELAY_PORT);
+                let args = [
+                    "relay",
+                    "--listen",
+                    &listen.to_string(),
+                    "--exit",
+                    &text(&exit),
+                ]
+                .map(str::to_owned);
+                self.stage.spawn(
+                    Process::Relay,
+                    Node::Cloud,
+                    materials.exe.clone(),
+                    &args,
+                    &[],
+                )?;
+                via = Some(listen);
+            }
+        }
+        let endpoint = serving::endpoint(serving, cloud, via);
+        let start = clock::now();
+        for index in 0..self.edges() {
+            while let Err(error) = self.edge_serves(index, &endpoint)? {
+                // What time does not mend.
+                let for_good = ["config", "unauthorised"].contains(&error.kind.as_str());
+                let late = start.elapsed() >= patience;
+                if for_good || late {
+                    let waited = if for_good {
+                        String::new()
+                    } else {
+                        format!(" after {} s", patience.as_secs())
+                    };
+                    return Err(DeploymentError::Serving {
+                        reason: format!("it is not ready{waited}: {error}"),
+                        log: self.stage.log_tail(Process::Serving),
+                    });
+                }
+                std::thread::sleep(SERVING_POLL);
+            }
+        }
+        Ok(())
+    }
+
+    /// Has an edge take the serving engine into use. The inner result says whether it is ready.
+    fn edge_serves(
+        &self,
+        index: usize,
+        endpoint: &Endpoint,
+    ) -> Result<Result<(), SystemError>, DeploymentError> {
+        // An engine that has ended explains more than the edge's view of it.
+        if let Err(error) = self.check_alive() {
+            return Err(match error {
+                DeploymentError::NodeEnded {
+                    process: process @ (Process::Serving | Process::Relay),
+                    how,
+                    log,
+                } => DeploymentError::Serving {
+                    reason: format!("the {process} ended ({how})"),
+                    log,
+                },
+                other => other,
+            });
+        }
+        let command = EdgeCommand::Serve {
+            endpoint: endpoint.clone(),
+            timeout_ms: SERVING_PROBE.as_millis() as u64,
+        };
+        match self.edge_call(index, &command, SERVING_PROBE + REPLY_SLACK)? {
+            EdgeReply::Done => Ok(Ok(())),
+            EdgeReply::Failed(error) => Ok(Err(error)),
+            _ => Err(unexpected(self.edge_name(index))),
+        }
     }
 
     /// How many edges there are: at least one.
@@ -694,6 +832,31 @@ impl Drop for Deployment {
 }
 
 impl Stage {
+    /// Starts a program at one end of the link, with a log of its own.
+    fn spawn(
+        &mut self,
+        process: Process,
+        node: Node,
+        exe: PathBuf,
+        args: &[String],
+        cpus: &[usize],
+    ) -> Result<Option<ProcessId>, DeploymentError> {
+        let command = NodeCommand {
+            exe,
+            args: args.to_vec(),
+            env: Vec::new(),
+            cpus: (!cpus.is_empty()).then(|| cpus.to_vec()),
+            log: Some(self.log_path(process)),
+        };
+        // Without a link there is nowhere to start anything.
+        let Some(link) = &self.link else {
+            return Ok(None);
+        };
+        let id = link.spawn(node, &command)?;
+        self.processes.insert(id, process);
+        Ok(Some(id))
+    }
+
     /// Connects to the control socket of a process that is starting.
     fn connect<C: serde::Serialize, R: serde::de::DeserializeOwned + Send + 'static>(
         &self,

@@ -115,6 +115,9 @@ impl ExitCode {
         if let Some(MeasureError::Settings(_)) = error.downcast_ref::<MeasureError>() {
             return Some(Self::Config);
         }
+        if let Some(crate::deployment::DeploymentError::Serving { .. }) = error.downcast_ref() {
+            return Some(Self::Environment);
+        }
         if error.is::<celslm_model::ModelError>() {
             return Some(Self::Environment);
         }

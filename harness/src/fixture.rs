@@ -112,6 +112,7 @@ pub(crate) fn sample(cell_id: &str, order: u64) -> Sample {
         context_tokens: 5,
         prompt_tokens: 7,
         output_tokens: 1,
+        tokens_estimated: false,
         uplink_bytes: 0,
         downlink_bytes: 0,
         uplink_packets: 0,

@@ -18,7 +18,9 @@ pub mod fit;
 pub mod manifest;
 pub mod plan;
 pub mod recording;
+pub mod relay;
 pub mod reporting;
+pub mod serving;
 pub mod session;
 pub mod store;
 

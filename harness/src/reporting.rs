@@ -48,6 +48,22 @@ fn notes(config: &Config, manifest: &Manifest) -> Vec<String> {
                 .to_owned(),
         );
     }
+    if let Some(serving) = config.serving() {
+        let place = match &serving.base_url {
+            Some(_) => "a server outside: after the link comes this machine's own way to it",
+            None => "an engine started at the cloud's end of the link",
+        };
+        notes.push(format!(
+            "cloud_api asks model {} of {place}. Whether it reuses a context's KV is its own business: each primed request is preceded by the context with one token to generate. Its part cloud_compute holds its queue and the first token's way down.",
+            serving.model
+        ));
+    }
+    if config.deployment.edges > 1 {
+        notes.push(format!(
+            "{} edges shared the cloud, the link and this machine.",
+            config.deployment.edges
+        ));
+    }
     notes
 }
 

@@ -451,6 +451,7 @@ impl Row<'_> {
             context_tokens: count(answer.context_tokens),
             prompt_tokens: count(answer.context_tokens + answer.prompt_tokens),
             output_tokens: count(answer.token_ns.len()),
+            tokens_estimated: answer.tokens_estimated,
             uplink_bytes: traffic.uplink.bytes,
             downlink_bytes: traffic.downlink.bytes,
             uplink_packets: traffic.uplink.packets,

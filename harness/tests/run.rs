@@ -619,6 +619,201 @@ fn an_edge_that_dies_is_told_from_the_others() {
     });
 }
 
+/// A server with the OpenAI API that answers `amber`, one letter an event, and counts its tokens.
+const ENGINE: &str = r#"
+import http.server, json, sys, time
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def log_message(self, *rest): pass
+    def reply(self, kind, body):
+        self.send_response(200)
+        self.send_header("content-type", kind)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    def do_GET(self):
+        self.reply("application/json", b'{"data":[]}')
+    def do_POST(self):
+        asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        print("asked", len(asked["messages"]), asked["max_tokens"], asked["model"],
+              self.headers.get("authorization"), self.headers["host"], flush=True)
+        self.send_response(200)
+        self.send_header("content-type", "text/event-stream")
+        self.send_header("connection", "close")
+        self.end_headers()
+        def event(value):
+            self.wfile.write(b"data: " + value.encode() + b"\n\n")
+            self.wfile.flush()
+        count = min(5, asked["max_tokens"])
+        for letter in "amber"[:count]:
+            event(json.dumps({"choices": [{"index": 0, "delta": {"content": letter}}]}))
+            time.sleep(0.002)
+        event(json.dumps({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}))
+        event(json.dumps({"choices": [], "usage": {"prompt_tokens": 300, "completion_tokens": count}}))
+        event("[DONE]")
+        self.close_connection = True
+print("listening", flush=True)
+http.server.ThreadingHTTPServer((sys.argv[1], int(sys.argv[2])), Handler).serve_forever()
+"#;
+
+fn serving_experiment(serving: &str) -> String {
+    format!(
+        "[deployment]\nedges = 2\n[cloud]\nserving = {{ {serving} }}\n[workload]\nwarmup = 0\n\
+         block_requests = 1\n[grid]\nsystems = [\"cloud_api\", \"edge_only\"]\nlinks = [\"brisk\"]\n\
+         datasets = [{{ squad = {{ path = \"squad.json\" }} }}]\ncontracts = [\"primed\"]\n"
+    )
+}
+
+/// What holds of a run against [`ENGINE`].
+#[track_caller]
+fn check_served(lab: &Lab, name: &str, log: &str) {
+    let samples = lab.samples(name);
+    assert_eq!(samples.len(), 8);
+    assert!(samples.iter().all(Sample::ok));
+    for sample in samples.iter().filter(|s| s.system == "cloud_api") {
+        assert_eq!(sample.output_text, "amber");
+        assert_eq!((sample.output_tokens, sample.tokens_estimated), (5, false));
+        assert_eq!(sample.em, Some(1.0));
+        assert_eq!(sample.prompt_tokens, 300);
+        assert!(sample.private_uplink_bytes > 0 && !sample.cloud_store_hit);
+        // Headers and bodies of both directions crossed the link.
+        assert!(sample.uplink_bytes > sample.uplink_payload_bytes);
+        assert!(sample.downlink_bytes > sample.downlink_payload_bytes);
+        assert!(sample.uplink_payload_bytes > 500 && sample.downlink_payload_bytes > 200);
+        let sum: u64 = sample.parts.iter().map(|part| part.exposed_ns).sum();
+        let ttft = sample.token_ns[0] - sample.scheduled_ns;
+        assert!(sum.abs_diff(ttft) * 50 <= ttft, "{sum} against {ttft}");
+        // There and back over the link, at 2 ms each way.
+        assert!(ttft >= 4_000_000, "{ttft}");
+    }
+    // Each request is preceded by its context with one token to generate.
+    let asked: Vec<&str> = log
+        .lines()
+        .filter(|line| line.starts_with("asked"))
+        .collect();
+    assert_eq!(asked.len(), 8, "{log}");
+    for pair in asked.chunks(2) {
+        assert!(pair[0].starts_with("asked 2 1 large "), "{log}");
+        assert!(pair[1].starts_with("asked 2 6 large "), "{log}");
+    }
+}
+
+#[test]
+fn a_serving_engine_is_started_asked_and_ended() {
+    if !can_emulate() {
+        return;
+    }
+    let lab = Lab::new();
+    std::fs::write(lab.path("engine.py"), ENGINE).unwrap();
+    lab.experiment(
+        "served",
+        &serving_experiment(
+            "command = [\"python3\", \"engine.py\", \"{host}\", \"{port}\"], model = \"large\", port = 8123",
+        ),
+    );
+    assert_code(&lab.run(&["run", "served"]), 0);
+    let log = std::fs::read_to_string(lab.path("results/served/logs/serving.log")).unwrap();
+    check_served(&lab, "served", &log);
+    wait_until("the engine to end", || {
+        find_process(&["engine.py", "8123"]).is_none().then_some(())
+    });
+
+    // Killed while it runs, the controller takes the engine with it.
+    let mut child = Background(lab.command(&["run", "served"]).spawn().unwrap());
+    wait_until("the engine", || find_process(&["engine.py", "8123"]));
+    child.0.kill().unwrap();
+    child.0.wait().unwrap();
+    wait_until("the engine to end", || {
+        find_process(&["engine.py", "8123"]).is_none().then_some(())
+    });
+
+    // One that ends, one that is no program, and one that is never ready.
+    for (serving, part) in [
+        (
+            "command = [\"sh\", \"-c\", \"echo no weights here; exit 7\"]",
+            "no weights here",
+        ),
+        (
+            "command = [\"no-such-engine\"]",
+            "there is no program no-such-engine",
+        ),
+        (
+            "command = [\"sleep\", \"60\"], ready_timeout_s = 1",
+            "is not ready after 1 s",
+        ),
+        (
+            "command = [\"sleep\", \"60\"], api_key_env = \"NO_SUCH_VARIABLE\"",
+            "NO_SUCH_VARIABLE",
+        ),
+    ] {
+        lab.experiment(
+            "unserved",
+            &serving_experiment(&format!("{serving}, model = \"m\"")),
+        );
+        let text = assert_code(&lab.run(&["run", "unserved"]), 4);
+        assert!(text.contains(part), "{text}");
+    }
+}
+
+#[test]
+fn a_server_elsewhere_is_asked_over_the_link() {
+    if !can_emulate() {
+        return;
+    }
+    let lab = Lab::new();
+    std::fs::write(lab.path("engine.py"), ENGINE).unwrap();
+    // A server of the host's network, which the namespaces do not reach by themselves.
+    let port = TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
+    let mut engine = Background(
+        Command::new("python3")
+            .args(["engine.py", "127.0.0.1", &port.to_string()])
+            .current_dir(lab.dir.path())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap(),
+    );
+    let log = follow(engine.0.stdout.take().unwrap());
+    wait_until("the server", || {
+        log.lock().unwrap().contains("listening").then_some(())
+    });
+    std::thread::sleep(Duration::from_millis(200));
+    lab.experiment(
+        "elsewhere",
+        &serving_experiment(&format!(
+            "base_url = \"http://127.0.0.1:{port}/v1\", model = \"large\", api_key_env = \"TEST_SERVING_KEY\""
+        )),
+    );
+    let output = lab
+        .command(&["run", "elsewhere"])
+        .env("TEST_SERVING_KEY", "sk-very-secret")
+        .output()
+        .unwrap();
+    assert_code(&output, 0);
+    let log = log.lock().unwrap().clone();
+    check_served(&lab, "elsewhere", &log);
+    assert!(
+        log.lines()
+            .filter(|line| line.starts_with("asked"))
+            .all(|line| line.ends_with(&format!("Bearer sk-very-secret 127.0.0.1:{port}"))),
+        "{log}"
+    );
+    // The key is in no file of the results.
+    let files = Command::new("grep")
+        .args(["-rl", "sk-very-secret", "results"])
+        .current_dir(lab.dir.path())
+        .output()
+        .unwrap();
+    assert!(
+        files.stdout.is_empty(),
+        "{}",
+        String::from_utf8_lossy(&files.stdout)
+    );
+}
+
 #[test]
 fn a_damaged_model_is_code_4_and_names_the_file() {
     let lab = Lab::new();

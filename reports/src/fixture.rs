@@ -50,6 +50,7 @@ pub(crate) fn sample() -> Sample {
         context_tokens: 900,
         prompt_tokens: 940,
         output_tokens: 3,
+        tokens_estimated: false,
         uplink_bytes: 2_000,
         downlink_bytes: 1_100_000,
         uplink_packets: 20,

@@ -121,6 +121,10 @@ pub struct Sample {
     pub prompt_tokens: u32,
     /// Tokens answered.
     pub output_tokens: u32,
+    /// Whether the number of tokens, or some of their times, is deduced from
+    /// the pieces of text that a foreign server sent.
+    #[serde(default)]
+    pub tokens_estimated: bool,
     /// IP bytes edge to cloud, counted at the link.
     pub uplink_bytes: u64,
     /// IP bytes cloud to edge, counted at the link.

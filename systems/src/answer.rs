@@ -82,6 +82,10 @@ pub struct Answer {
     pub edge_prefill_token_layers: u64,
     /// KV bytes held at the edge for this request at its end.
     pub edge_kv_bytes: u64,
+    /// Whether the number of tokens, or some of their times, is deduced from pieces of text that
+    /// a foreign server sent.
+    #[serde(default)]
+    pub tokens_estimated: bool,
     /// Whether the context's KV was in the edge's cache.
     pub edge_cache_hit: bool,
     /// Whether the cloud had the context's KV in the form asked for.

@@ -9,6 +9,7 @@ use crate::engine::{
     SessionRequest, Times,
 };
 use crate::loaded::LoadedModel;
+use crate::openai::{Serving, ServingSlot};
 use crate::prefix_cache::PrefixCache;
 use crate::spec::{Contract, SystemSpec};
 use crate::system;
@@ -45,6 +46,7 @@ pub struct EdgeNode {
     engine: Engine,
     cache: PrefixCache,
     client: Mutex<Option<CloudClient>>,
+    serving: ServingSlot,
     limits: Limits,
     max_calls: usize,
     threads: usize,
@@ -69,6 +71,7 @@ impl EdgeNode {
             engine: Engine::start("edge", model, options.engine, options.pace)?,
             cache: PrefixCache::new(options.cache_bytes),
             client: Mutex::default(),
+            serving: ServingSlot::default(),
             limits: options.limits.clone(),
             max_calls: options.engine.max_calls(),
             threads: options.threads,
@@ -105,6 +108,7 @@ impl EdgeNode {
                 return Flow::Stop;
             }
             EdgeCommand::Connect { .. }
+            | EdgeCommand::Serve { .. }
             | EdgeCommand::Prepare { .. }
             | EdgeCommand::Answer { .. } => {
                 // Both the thread and the refusal need the reply; whoever comes first has it.
@@ -148,6 +152,14 @@ impl EdgeNode {
                 self.connect(addr)?;
                 Ok(EdgeReply::Done)
             }
+            EdgeCommand::Serve {
+                endpoint,
+                timeout_ms,
+            } => {
+                let patience = Duration::from_millis(timeout_ms);
+                self.serving.set(&self.runtime, endpoint, patience)?;
+                Ok(EdgeReply::Done)
+            }
             EdgeCommand::Prepare {
                 spec,
                 contract,
@@ -174,6 +186,7 @@ impl EdgeNode {
 
     fn connect(&self, addr: SocketAddr) -> Result<(), SystemError> {
         *self.connection() = None;
+        self.serving.reconnect()?;
         let deadline = self.limits.connect_timeout();
         let limits = self.limits.clone();
         let client = self
@@ -196,10 +209,16 @@ impl EdgeNode {
         deadline_ns: u64,
     ) -> Result<(), SystemError> {
         match contract {
-            Contract::Cold | Contract::Primed => {
+            Contract::Cold => {
                 self.cache.evict(&context.context_id);
                 self.engine.forget(&context.context_id);
                 Ok(())
+            }
+            Contract::Primed => {
+                self.cache.evict(&context.context_id);
+                self.engine.forget(&context.context_id);
+                let system = system::find(&spec.system)?.system();
+                system.prime(self, context, deadline_ns)
             }
             Contract::Warm => {
                 let system = system::find(&spec.system)?.system();
@@ -228,6 +247,11 @@ impl EdgeNode {
         self.connection()
             .clone()
             .ok_or_else(|| SystemError::new("connect", "this edge is not connected to a cloud"))
+    }
+
+    /// The serving engine in use.
+    pub(crate) fn serving(&self) -> Result<Arc<Serving>, SystemError> {
+        self.serving.get()
     }
 
     /// The id of a context.

@@ -4,6 +4,7 @@
 //! - [`schedule`]: how loading KV and computing the prompt overlap.
 //! - [`edge`] and [`cloud`]: the node processes.
 //! - [`engine`]: one model, many sessions at once.
+//! - [`openai`]: a client of serving engines behind the OpenAI API.
 //! - [`control`]: how a controller drives them, outside the measured path.
 //! - [`rates`]: how fast a device computes, as device profiles state it.
 //! - [`timeline`]: where the time to the first token went.
@@ -15,6 +16,7 @@ pub mod control;
 pub mod edge;
 pub mod engine;
 mod loaded;
+pub mod openai;
 mod prefix_cache;
 pub mod rates;
 pub mod schedule;

@@ -9,6 +9,7 @@ use celslm::config::ModelsConfig;
 use celslm::device::CpuController;
 use celslm::environment::Environment;
 use celslm::exit::ExitCode;
+use celslm::serving;
 use celslm_link::Capabilities;
 use celslm_model::store::ModelStore;
 use clap::Args;
@@ -63,6 +64,9 @@ pub(crate) fn run(_: &DoctorArgs) -> anyhow::Result<ExitCode> {
     listing::show("\nmodels and data\n");
     let (files, pair_present) = files()?;
     listing::print("  ", &files);
+
+    listing::show("\nserving engines (for the system cloud_api; none is needed for the others)\n");
+    listing::print("  ", &engines());
 
     listing::show("\nwhat runs here\n");
     let emulates = probed.as_ref().is_ok_and(|found| {
@@ -278,6 +282,21 @@ fn files() -> anyhow::Result<(Vec<Finding>, bool)> {
         ),
     });
     Ok((rows, missing == 0))
+}
+
+/// The serving engines that can be started as the cloud.
+fn engines() -> Vec<Finding> {
+    serving::engines()
+        .into_iter()
+        .map(|engine| match engine.command {
+            Some(command) => finding(
+                true,
+                engine.name,
+                format!("cloud.serving.command = {command:?}"),
+            ),
+            None => finding(false, engine.name, "not here"),
+        })
+        .collect()
 }
 
 fn disk(dir: &Path, name: &str) -> Finding {

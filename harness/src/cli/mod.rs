@@ -10,6 +10,7 @@ mod listing;
 mod ls;
 mod models;
 mod prepare;
+mod relay;
 mod report;
 mod run;
 
@@ -64,6 +65,8 @@ enum Command {
     /// The link process, which `run` starts; it speaks to its controller only
     #[command(hide = true)]
     LinkHost,
+    #[command(hide = true)]
+    Relay(relay::RelayArgs),
 }
 
 /// Parses the command line, runs the command, and turns the outcome into an exit code.
@@ -81,6 +84,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Align(args) => align::run(&args),
         Command::Edge(args) => edge::run(&args),
         Command::Cloud(args) => cloud::run(&args),
+        Command::Relay(args) => relay::run(&args),
         // The link host is one thread until here, which its namespaces need.
         Command::LinkHost => std::process::exit(celslm_link::host_main()),
     };

@@ -8,6 +8,7 @@
 mod error;
 mod overrides;
 mod sections;
+mod serving;
 mod source;
 
 pub use error::ConfigError;
@@ -17,4 +18,5 @@ pub use sections::{
     ExternalNodes, GenerationConfig, Grid, Interleave, LimitsConfig, MAIN_SCENARIO, ModelsConfig,
     Pinning, Scenario, SystemName, Threads, WorkloadSettings,
 };
+pub use serving::{PLACEHOLDERS, ServingConfig};
 pub use source::ConfigSource;

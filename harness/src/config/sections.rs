@@ -13,7 +13,7 @@ use celslm_model::Sampling;
 use celslm_systems::{Contract, ScheduleKind};
 use serde::{Deserialize, Deserializer, Serialize, de};
 
-use super::{ConfigError, ConfigSource};
+use super::{ConfigError, ConfigSource, ServingConfig};
 use crate::device::{DeviceProfile, HOST};
 
 /// Name of the scenario that the top-level `[grid]` describes.
@@ -212,6 +212,9 @@ pub struct CloudConfig {
     pub device: String,
     /// Whether the cloud computes while it is measured.
     pub compute: CloudCompute,
+    /// The serving engine that the system `cloud_api` asks. It is neither slowed down nor replayed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub serving: Option<ServingConfig>,
 }
 
 impl Default for CloudConfig {
@@ -219,6 +222,7 @@ impl Default for CloudConfig {
         Self {
             device: HOST.to_owned(),
             compute: CloudCompute::default(),
+            serving: None,
         }
     }
 }
@@ -377,7 +381,7 @@ impl Default for Grid {
         Self {
             systems: celslm_systems::registry()
                 .iter()
-                .filter(|entry| !entry.echo)
+                .filter(|entry| !entry.echo && !entry.needs_serving)
                 .map(|entry| SystemName(entry.name.to_owned()))
                 .collect(),
             links: vec!["metro-100m-20ms".to_owned()],
@@ -425,6 +429,17 @@ pub struct Scenario {
     /// See [`Grid::contracts`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub contracts: Option<Vec<Contract>>,
+}
+
+impl Grid {
+    /// Whether any of its systems asks a serving engine.
+    fn asks_serving(&self) -> bool {
+        self.systems.iter().any(|system| {
+            celslm_systems::registry()
+                .iter()
+                .any(|entry| entry.name == system.as_str() && entry.needs_serving)
+        })
+    }
 }
 
 impl Scenario {
@@ -534,6 +549,13 @@ impl Config {
                     .map(|s| (s.name.clone(), s.grid(&self.grid))),
             )
             .collect()
+    }
+
+    /// The serving engine, if a system of any grid asks it.
+    #[must_use]
+    pub fn serving(&self) -> Option<&ServingConfig> {
+        let asked = self.grids().iter().any(|(_, grid)| grid.asks_serving());
+        self.cloud.serving.as_ref().filter(|_| asked)
     }
 
     /// The alignments of all grids that map through a fitted bridge, each once.
@@ -709,7 +731,31 @@ impl Config {
                 "name both models; `celslm models ls` lists them".to_owned(),
             );
         }
+        if let Some(serving) = &self.cloud.serving {
+            serving.validate(source, self.deployment.external.is_some())?;
+        }
         self.grid.validate(source, "grid", |_| true)?;
+        for (index, (_, grid)) in self.grids().iter().enumerate() {
+            let path = match index {
+                0 => "grid".to_owned(),
+                n => format!("scenario.{}", n - 1),
+            };
+            if !grid.asks_serving() {
+                continue;
+            }
+            if self.cloud.serving.is_none() {
+                return fail(
+                    &format!("{path}.systems"),
+                    "cloud_api asks a serving engine: name it in [cloud] serving".to_owned(),
+                );
+            }
+            if grid.contracts.contains(&Contract::Cold) {
+                return fail(
+                    &format!("{path}.contracts"),
+                    "a serving engine's own cache cannot be emptied from here, so that cloud_api cannot be cold: leave out one of them".to_owned(),
+                );
+            }
+        }
         let mut names = BTreeSet::from([MAIN_SCENARIO]);
         for (index, scenario) in self.scenarios.iter().enumerate() {
             let path = format!("scenario.{index}");

@@ -200,7 +200,15 @@ impl Plan {
                 ));
                 let asks_cloud = celslm_systems::system::find(&spec.system)
                     .is_ok_and(|entry| entry.cloud_need != CloudNeed::Nothing);
-                let (device, compute) = inputs.devices.labels(asks_cloud);
+                let (mut device, compute) = inputs.devices.labels(asks_cloud);
+                let serving = celslm_systems::system::find(&spec.system)
+                    .is_ok_and(|entry| entry.needs_serving)
+                    .then_some(config.cloud.serving.as_ref())
+                    .flatten();
+                // What is behind somebody else's address is not this host.
+                if serving.is_some_and(|serving| serving.base_url.is_some()) {
+                    device.push_str("+external");
+                }
                 // A system that asks no cloud measures the same whatever computes there.
                 let devices = match asks_cloud {
                     true => (&inputs.devices.edge, Some(&inputs.devices)),
@@ -215,7 +223,7 @@ impl Plan {
                     inputs
                         .workload(&config.workload.arrivals)
                         .and_then(|workload| workload.source_hash()),
-                    (&config.deployment, &device, compute, devices),
+                    (&config.deployment, &device, compute, devices, serving),
                 ))
                 .map_err(|source| PlanError::Hash {
                     scenario: scenario.to_owned(),

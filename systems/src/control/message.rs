@@ -2,6 +2,7 @@
 
 use crate::answer::{Answer, ContextRef, Request, SystemError};
 use crate::engine::NodeStats;
+use crate::openai::Endpoint;
 use crate::spec::{Contract, SystemSpec};
 use celslm_model::Sampling;
 use serde::{Deserialize, Serialize};
@@ -17,6 +18,13 @@ pub enum EdgeCommand {
     Connect {
         /// The cloud's address.
         addr: SocketAddr,
+    },
+    /// Takes a serving engine into use, if it is ready.
+    Serve {
+        /// Where it is.
+        endpoint: Endpoint,
+        /// Longest wait for its reply, in milliseconds.
+        timeout_ms: u64,
     },
     /// Brings the edge's cache into the state that a contract names, unmeasured.
     Prepare {

@@ -1,6 +1,7 @@
 //! The systems under test, as the edge runs them.
 
 mod ce_lslm;
+mod cloud_api;
 mod cloud_only;
 mod edge_only;
 mod null;
@@ -14,6 +15,20 @@ use crate::timeline::Timeline;
 ///
 /// Its parameters come in as the [`KvPath`]; systems that move no KV ignore it.
 pub trait System: Sync {
+    /// Has a cloud that this project's node does not command take the context in, unmeasured, so
+    /// that the next request finds it primed. The node's own store is primed by its controller.
+    ///
+    /// # Errors
+    /// As [`System::answer`].
+    fn prime(
+        &self,
+        _edge: &EdgeNode,
+        _context: &ContextRef,
+        _deadline_ns: u64,
+    ) -> Result<(), SystemError> {
+        Ok(())
+    }
+
     /// Brings the context's KV to where the system would keep it at the edge, unmeasured, so
     /// that the next request finds a warm edge. A system that keeps nothing there does nothing.
     ///
@@ -70,6 +85,9 @@ pub struct SystemEntry {
     /// Whether it answers at once without computing, to measure the harness. The edge serves it
     /// where its commands arrive, and no grid holds it unless it is named.
     pub echo: bool,
+    /// Whether it asks a serving engine, which the configuration must name. No grid holds it
+    /// unless it is named.
+    pub needs_serving: bool,
     system: &'static dyn System,
 }
 
@@ -91,6 +109,7 @@ pub fn registry() -> &'static [SystemEntry] {
             keeps_at_edge: true,
             sends_prompt: false,
             echo: false,
+            needs_serving: false,
             system: &edge_only::EdgeOnly,
         },
         SystemEntry {
@@ -101,7 +120,19 @@ pub fn registry() -> &'static [SystemEntry] {
             keeps_at_edge: false,
             sends_prompt: true,
             echo: false,
+            needs_serving: false,
             system: &cloud_only::CloudOnly,
+        },
+        SystemEntry {
+            name: "cloud_api",
+            summary: "the private prompt goes up to a serving engine with the OpenAI API, tokens stream down",
+            moves_kv: false,
+            cloud_need: CloudNeed::Nothing,
+            keeps_at_edge: false,
+            sends_prompt: true,
+            echo: false,
+            needs_serving: true,
+            system: &cloud_api::CloudApi,
         },
         SystemEntry {
             name: "ce_lslm",
@@ -111,6 +142,7 @@ pub fn registry() -> &'static [SystemEntry] {
             keeps_at_edge: true,
             sends_prompt: false,
             echo: false,
+            needs_serving: false,
             system: &ce_lslm::CeLslm,
         },
         SystemEntry {
@@ -121,6 +153,7 @@ pub fn registry() -> &'static [SystemEntry] {
             keeps_at_edge: false,
             sends_prompt: false,
             echo: true,
+            needs_serving: false,
             system: &null::Null,
         },
     ];
