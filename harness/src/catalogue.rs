@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use celslm_datasets::DatasetError;
+use celslm_datasets::{DatasetError, Workload, WorkloadConfig};
 use celslm_link::{LinkProfile, ProfileError};
 use celslm_model::store::{ModelSpec, StoreError, find_spec, load_specs};
 
@@ -239,7 +240,18 @@ impl Catalogue {
         let data_dir = data_dir(config);
         let seed = Seeds::new(config.experiment.seed).derive("dataset");
         let mut draws: Vec<DatasetDraw> = Vec::new();
+        let mut workloads: Vec<(WorkloadConfig, Arc<dyn Workload>)> = Vec::new();
         for (_, grid) in config.grids() {
+            for load in grid.loads {
+                if workloads.iter().any(|(of, _)| *of == load) {
+                    continue;
+                }
+                let name = load.name();
+                let loaded = load
+                    .load(data_dir.as_deref())
+                    .map_err(|source| CatalogueError::Workload { name, source })?;
+                workloads.push((load, loaded));
+            }
             for dataset in grid.datasets {
                 if draws.iter().any(|draw| draw.config == dataset) {
                     continue;
@@ -250,21 +262,13 @@ impl Catalogue {
                 draws.push(DatasetDraw::new(dataset, loaded.as_ref()));
             }
         }
-        let arrivals = &config.workload.arrivals;
-        let workload =
-            arrivals
-                .load(data_dir.as_deref())
-                .map_err(|source| CatalogueError::Workload {
-                    name: arrivals.name(),
-                    source,
-                })?;
         Ok(Inputs {
-            workloads: vec![(arrivals.clone(), workload)],
             cloud_model,
             edge_model,
             links,
             devices,
             draws,
+            workloads,
             kv: None,
             bridges: Vec::new(),
         })

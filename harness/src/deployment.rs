@@ -8,13 +8,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use celslm_link::{
-    Audit, Backend, CalibrateOptions, Calibration, Counters, HostOptions, Link, LinkError,
-    LinkFacts, LinkProfile, Node, NodeCommand, NodeExit, ProcessId, Verdict,
+    Audit, Backend, BackendChoice, CalibrateOptions, Calibration, Counters, HostOptions, Link,
+    LinkError, LinkFacts, LinkProfile, Node, NodeCommand, NodeExit, ProcessId, Verdict,
 };
 use celslm_systems::control::{
     CloudCommand, CloudReply, ControlClient, ControlError, EdgeCommand, EdgeReply,
     PublishedContext, RecordItem,
 };
+use celslm_systems::engine::NodeStats;
 use celslm_systems::openai::Endpoint;
 use celslm_systems::{Answer, ContextRef, Contract, Request, SystemError, SystemSpec};
 
@@ -152,6 +153,9 @@ pub enum DeploymentError {
         /// The end of what it printed, where it was started here.
         log: String,
     },
+    /// A thread of the controller cannot be started.
+    #[error("start a thread")]
+    Thread(#[source] std::io::Error),
     /// A file of the deployment cannot be made.
     #[error("make the folder for control sockets and logs")]
     Folder(#[source] std::io::Error),
@@ -293,7 +297,9 @@ impl Deployment {
         let (edge_throttles, cloud_throttle) = throttles(config, materials)?;
         let mut options = HostOptions::new(&materials.exe, ["link-host"]);
         options.backend = deployment.backend;
-        options.congestion_control = Some(deployment.congestion_control.clone());
+        // Loopback has no namespaces of its own whose settings could be set.
+        options.congestion_control = (deployment.backend != BackendChoice::Loopback)
+            .then(|| deployment.congestion_control.clone());
         options.packet_cpu = deployment.pinning.packet_cpu;
         options.seed = materials.link_seed;
         let link = Link::start(&options)?;
@@ -759,6 +765,34 @@ impl Deployment {
             EdgeReply::Failed(error) => Ok(Err(error)),
             _ => Err(unexpected(self.edge_name(edge))),
         }
+    }
+
+    /// What the edges, taken together, and the cloud say of their work and memory.
+    ///
+    /// # Errors
+    /// [`DeploymentError`] when a node cannot be reached.
+    pub fn stats(&self, reset: bool) -> Result<(NodeStats, NodeStats), DeploymentError> {
+        let mut edges = NodeStats::default();
+        for edge in 0..self.edges() {
+            let EdgeReply::Stats(stats) =
+                self.edge_call(edge, &EdgeCommand::Stats { reset }, QUICK_REPLY)?
+            else {
+                return Err(unexpected(self.edge_name(edge)));
+            };
+            edges.engines.extend(stats.engines);
+            edges.cached_kv_bytes += stats.cached_kv_bytes;
+            edges.rss_bytes += stats.rss_bytes;
+            edges.peak_rss_bytes += stats.peak_rss_bytes;
+        }
+        match self.cloud_call(&CloudCommand::Stats { reset }, QUICK_REPLY)? {
+            CloudReply::Stats(cloud) => Ok((edges, cloud)),
+            _ => Err(unexpected(Process::Cloud)),
+        }
+    }
+
+    /// What it means that the connection to an edge broke.
+    pub fn edge_failed(&self, edge: usize, source: ControlError) -> DeploymentError {
+        self.stage.control_failed(self.edge_name(edge), source)
     }
 
     /// Fails if a node has ended.

@@ -15,6 +15,7 @@ pub mod device;
 pub mod environment;
 pub mod exit;
 pub mod fit;
+pub mod load;
 pub mod manifest;
 pub mod plan;
 pub mod recording;

@@ -25,8 +25,8 @@ struct Wanted<'a> {
     prompt: Prompt,
     seed: u64,
     max_tokens: usize,
-    /// Conversation and turn.
-    turn: Option<(u32, u32)>,
+    /// The conversation, by the first order of its block and its number, and the turn.
+    turn: Option<((u64, u32), u32)>,
 }
 
 /// Has the cloud record what the requests of a share will ask of it. `progress` is told how many
@@ -47,7 +47,7 @@ pub fn record(
     let mut contexts: HashMap<String, String> = HashMap::new();
     let mut forms: HashSet<(String, String)> = HashSet::new();
     // A later turn follows the answers that the cloud itself gave.
-    let mut histories: HashMap<(String, u32), Vec<(String, String)>> = HashMap::new();
+    let mut histories: HashMap<(u64, u32), Vec<(String, String)>> = HashMap::new();
     for (index, wanted_one) in wanted.iter().enumerate() {
         if stop.load(Ordering::Relaxed) {
             return Ok(false);
@@ -84,7 +84,7 @@ pub fn record(
                 }
             }
             CloudNeed::Native => {
-                let key = turn.map(|(conversation, _)| (spec.system.clone(), conversation));
+                let key = turn.map(|(conversation, _)| conversation);
                 let history = match (&key, turn) {
                     (Some(key), Some((_, turn))) if *turn > 0 => {
                         histories.get(key).cloned().unwrap_or_default()
@@ -132,14 +132,18 @@ fn wanted<'a>(
         for planned in requests {
             let document = &inputs.draws[cell.draw].documents[planned.document];
             let question = &document.questions[planned.question];
-            let prompt = Prompt::new(document, question);
+            let mut prompt = Prompt::new(document, question);
+            if let Some(words) = planned.prompt_words {
+                prompt = prompt.padded(words, planned.seed);
+            }
+            let conversation = planned.conversation.map(|c| (block.orders().start, c));
             wanted.push(Wanted {
                 spec: &cell.spec,
                 need: entry.cloud_need,
                 prompt,
                 seed: planned.seed,
-                max_tokens: config.generation.max_tokens,
-                turn: None,
+                max_tokens: planned.max_tokens.unwrap_or(config.generation.max_tokens),
+                turn: conversation.map(|conversation| (conversation, planned.turn)),
             });
         }
     }

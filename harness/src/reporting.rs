@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use celslm_reports::ReportInput;
+use celslm_reports::{ReportInput, Slo};
 
 use crate::config::{Config, Interleave};
 use crate::manifest::{Manifest, RunState, SourceTree};
@@ -14,6 +14,10 @@ pub fn report_input(dir: &Path, config: &Config, plan: &Plan, manifest: &Manifes
     let mut input = ReportInput::new(dir, config.title());
     input.description.clone_from(&config.experiment.description);
     input.notes = notes(config, manifest);
+    input.slo = plan.has_load().then_some(Slo {
+        ttft_ms: config.slo.ttft_ms,
+        tpot_ms: config.slo.tpot_ms,
+    });
     input.environment = facts(config, manifest);
     input.cells = plan
         .groups

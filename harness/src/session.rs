@@ -1,5 +1,7 @@
 //! A session: the plan's requests, made one after the other over a deployment, each appended to
-//! the store as it finishes.
+//! the store as it finishes. Under a load ([`load`]) many of them are under way at once.
+
+mod load;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,7 +11,7 @@ use celslm_datasets::{Document, Prompt, Question, SCORERS};
 use celslm_kv::{AlignmentConfig, CodecConfig};
 use celslm_link::{Calibration, Counters, LinkProfile};
 use celslm_model::Sampling;
-use celslm_reports::{CellIdentity, SCHEMA_VERSION, Sample, TtftPart};
+use celslm_reports::{CellIdentity, LoadRound, SCHEMA_VERSION, Sample, TtftPart};
 use celslm_systems::clock::now_ns;
 use celslm_systems::{Answer, ContextRef, Contract, Request, SystemError, SystemSpec};
 
@@ -18,6 +20,7 @@ use crate::config::Config;
 use crate::deployment::{Deployment, DeploymentError};
 use crate::plan::{Cell, Inputs, Plan, PlannedRequest, Shard};
 use crate::store::{Store, StoreError};
+use load::BlockEnd;
 
 /// Silence on the link before and after a request, beyond its RTT, so that acknowledgements of
 /// one request are not counted for the next.
@@ -57,6 +60,8 @@ pub trait Observer {
     fn sample(&mut self, cell: &Cell, sample: &Sample);
     /// A request was found in the store.
     fn skipped(&mut self, cell: &Cell);
+    /// A round under load is over.
+    fn round(&mut self, cell: &Cell, facts: &LoadRound);
 }
 
 /// How a session ended.
@@ -98,10 +103,32 @@ impl Session<'_> {
             origin_ns: now_ns(),
             contexts: HashMap::new(),
             references: HashMap::new(),
+            load_references: HashMap::new(),
             link: None,
         };
         for block in self.plan.blocks_of(self.shard) {
             let cell = &self.plan.cells[block.cell];
+            if let Some(round) = &block.round {
+                if store.has_rounds(&cell.id, &round.rounds) {
+                    block.requests.iter().for_each(|_| observer.skipped(cell));
+                    continue;
+                }
+                let interrupted = self.stop.load(Ordering::Relaxed)
+                    || self.run_rounds(
+                        block,
+                        round,
+                        deployment,
+                        store,
+                        observer,
+                        outcome,
+                        &mut progress,
+                    )? == BlockEnd::Interrupted;
+                if interrupted {
+                    outcome.interrupted = true;
+                    return Ok(());
+                }
+                continue;
+            }
             for planned in &block.requests {
                 if store.has(&cell.id, planned.order) {
                     observer.skipped(cell);
@@ -174,6 +201,31 @@ impl Session<'_> {
         Ok(())
     }
 
+    /// What a request asks about.
+    fn asked(&self, cell: &Cell, planned: &PlannedRequest) -> (&Document, &Question) {
+        let document = &self.inputs.draws[cell.draw].documents[planned.document];
+        (document, &document.questions[planned.question])
+    }
+
+    /// A context by its system message, published at its first use.
+    fn context(
+        &self,
+        system: &str,
+        deployment: &mut Deployment,
+        progress: &mut Progress,
+    ) -> Result<ContextRef, SessionError> {
+        if let Some(context) = progress.contexts.get(system) {
+            return Ok(context.clone());
+        }
+        let published = deployment.publish(system)?;
+        let context = ContextRef {
+            context_id: published.context_id,
+            system: system.to_owned(),
+        };
+        progress.contexts.insert(system.to_owned(), context.clone());
+        Ok(context)
+    }
+
     fn request(
         &self,
         cell: &Cell,
@@ -182,30 +234,21 @@ impl Session<'_> {
         deployment: &mut Deployment,
         progress: &mut Progress,
     ) -> Result<Sample, SessionError> {
-        let document = &self.inputs.draws[cell.draw].documents[planned.document];
-        let question = &document.questions[planned.question];
-        let prompt = Prompt::new(document, question);
-        let context = match progress.contexts.get(&prompt.system) {
-            Some(context) => context.clone(),
-            None => {
-                let published = deployment.publish(&prompt.system)?;
-                let context = ContextRef {
-                    context_id: published.context_id,
-                    system: prompt.system.clone(),
-                };
-                progress
-                    .contexts
-                    .insert(prompt.system.clone(), context.clone());
-                context
-            }
-        };
+        let (document, question) = self.asked(cell, planned);
+        let mut prompt = Prompt::new(document, question);
+        if let Some(words) = planned.prompt_words {
+            prompt = prompt.padded(words, planned.seed);
+        }
+        let context = self.context(&prompt.system, deployment, progress)?;
         let timeout = self.config.workload.request_timeout();
         let mut request = Request {
             context,
             user: prompt.user,
             sampling: self.config.generation.sampling,
             seed: planned.seed,
-            max_tokens: self.config.generation.max_tokens,
+            max_tokens: planned
+                .max_tokens
+                .unwrap_or(self.config.generation.max_tokens),
             scheduled_ns: 0,
             timeout_ms: timeout.as_millis() as u64,
             history: Vec::new(),
@@ -240,9 +283,13 @@ impl Session<'_> {
             cell,
             planned,
             edge,
+            order: planned.order,
+            round: 0,
+            offered_rps: None,
             document,
             question,
-            request: &request,
+            context_id: &request.context.context_id,
+            scheduled_ns: request.scheduled_ns,
             degraded,
             origin_ns: progress.origin_ns,
         };
@@ -283,6 +330,9 @@ impl Session<'_> {
 
 type ReferenceKey = (usize, usize, usize, u64);
 
+/// Draw, document, question, and what a load may change about the request.
+type LoadReferenceKey = (usize, usize, usize, Option<usize>, Option<usize>);
+
 /// What a session remembers between requests.
 struct Progress {
     origin_ns: u64,
@@ -290,6 +340,8 @@ struct Progress {
     contexts: HashMap<String, ContextRef>,
     /// Greedy ids of the edge alone.
     references: HashMap<ReferenceKey, Vec<u32>>,
+    /// Greedy ids of the edge alone under load.
+    load_references: HashMap<LoadReferenceKey, Vec<u32>>,
     link: Option<String>,
 }
 
@@ -343,9 +395,13 @@ struct Row<'a> {
     cell: &'a Cell,
     planned: &'a PlannedRequest,
     edge: usize,
+    order: u64,
+    round: u32,
+    offered_rps: Option<f64>,
     document: &'a Document,
     question: &'a Question,
-    request: &'a Request,
+    context_id: &'a str,
+    scheduled_ns: u64,
     degraded: bool,
     origin_ns: u64,
 }
@@ -362,7 +418,7 @@ impl Row<'_> {
             Ok(answer) => (answer, None),
             Err(error) => (
                 Answer {
-                    sent_ns: self.request.scheduled_ns,
+                    sent_ns: self.scheduled_ns,
                     ..Answer::default()
                 },
                 Some(error),
@@ -391,8 +447,10 @@ impl Row<'_> {
             ..
         } = self.question;
         let gold = self.question.gold();
+        // An echo answers nothing that could be right or wrong.
+        let echo = celslm_systems::system::find(&system).is_ok_and(|entry| entry.echo);
         let scores: BTreeMap<&str, f64> = match error {
-            None => SCORERS
+            None if !echo => SCORERS
                 .iter()
                 .map(|scorer| {
                     (
@@ -401,17 +459,21 @@ impl Row<'_> {
                     )
                 })
                 .collect(),
-            Some(_) => BTreeMap::new(),
+            _ => BTreeMap::new(),
         };
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         Sample {
             schema_version: SCHEMA_VERSION,
             cell_id,
             scenario,
-            order: self.planned.order,
+            order: self.order,
             repetition: self.planned.repetition,
             warmup: self.planned.warmup,
-            excluded: self.planned.warmup.then(|| "warmup".to_owned()),
+            excluded: match (self.planned.warmup, self.planned.cooldown) {
+                (true, _) => Some("warmup".to_owned()),
+                (false, true) => Some("cooldown".to_owned()),
+                (false, false) => None,
+            },
             seed: self.planned.seed,
             system,
             link,
@@ -424,19 +486,19 @@ impl Row<'_> {
             compute,
             device,
             load,
-            round: 0,
-            offered_rps: None,
+            round: self.round,
+            offered_rps: self.offered_rps,
             edge: count(self.edge),
-            conversation: None,
-            turn: 0,
+            conversation: self.planned.conversation,
+            turn: self.planned.turn,
             document_id: self.document.id.clone(),
             question_id: self.question.id.clone(),
-            context_id: self.request.context.context_id.clone(),
+            context_id: self.context_id.to_owned(),
             outcome: if error.is_none() { "ok" } else { "failed" }.to_owned(),
             error_kind: error.as_ref().map(|error| error.kind.clone()),
             error: error.map(|error| error.message),
             degraded: self.degraded,
-            scheduled_ns: ns(self.request.scheduled_ns),
+            scheduled_ns: ns(self.scheduled_ns),
             sent_ns: ns(answer.sent_ns),
             token_ns: answer.token_ns.iter().map(|&at| ns(at)).collect(),
             parts: answer

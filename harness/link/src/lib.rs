@@ -27,7 +27,7 @@ pub use error::LinkError;
 pub use facts::{
     BACKENDS, Backend, BackendAttempt, BackendChoice, BackendInfo, LinkFacts, Scheduling,
 };
-pub use host::host_main;
+pub use host::{be_punctual_sender, host_main};
 pub use node::{Node, NodeCommand, NodeExit, NodeSignal, ProcessId};
 pub use probe::{Capabilities, Capability, probe};
 pub use profile::{Impairments, LinkProfile, ProfileError};

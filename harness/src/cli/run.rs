@@ -12,6 +12,7 @@ use celslm::campaign::{Campaign, Campaigns};
 use celslm::claims::{self, Claim};
 use celslm::deployment::{Deployment, Materials};
 use celslm::exit::{ExitCode, Verdict};
+use celslm::load::{self, SEQUENTIAL};
 use celslm::manifest::{BridgeRecord, Manifest, RunState};
 use celslm::plan::{Cell, Seeds};
 use celslm::session::{Observer, Outcome, Session, SessionError};
@@ -19,7 +20,7 @@ use celslm::store::{Opened, Store};
 use celslm::{clock, recording, reporting};
 use celslm_link::{Calibration, LinkProfile};
 use celslm_model::store::{BarProgress, ModelStore};
-use celslm_reports::{CellFailure, ReportInput, SCHEMA_VERSION, Sample};
+use celslm_reports::{CellFailure, LoadRound, ReportInput, SCHEMA_VERSION, Sample};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::prepare::{Prepared, RunArgs, dry_run, prepare};
@@ -107,7 +108,7 @@ fn measure(
         plan,
         ..
     } = prepared;
-    if store.samples() >= plan.requests_of(args.shard) {
+    if store.is_complete(plan, args.shard) {
         eprintln!("every request has its sample; nothing is run");
         return Ok(());
     }
@@ -262,7 +263,22 @@ fn conclude(
     if let Some(claim) = broken.first() {
         return Err(Verdict::Claim(format!("a claim does not hold: {}", claim.text)).into());
     }
-    let failed = samples.iter().filter(|sample| !sample.ok()).count();
+    // Under load, what a system refuses or does not manage in time is the result.
+    let is_result = |sample: &Sample| {
+        sample.load != SEQUENTIAL && sample.error_kind.as_deref().is_some_and(load::is_overload)
+    };
+    let failed = samples
+        .iter()
+        .filter(|sample| !sample.ok() && !is_result(sample))
+        .count();
+    let invalid = store.invalid_rounds();
+    if let Some((cell, reason)) = invalid.first() {
+        let message = format!(
+            "{} rounds are invalid, as the harness did not keep to its plan; the first, of {cell}: {reason}",
+            invalid.len()
+        );
+        return Err(Verdict::Measurement(message).into());
+    }
     if failed > 0 {
         let message = format!(
             "{failed} of {} requests failed; the report lists them",
@@ -299,13 +315,22 @@ fn announce(opened: &Opened, store: &Store) {
         Opened::MovedAside(aside) => {
             eprintln!("an earlier run was moved to {}", aside.display());
         }
-        Opened::Resumed { samples, repaired } => {
+        Opened::Resumed {
+            samples,
+            repaired,
+            cut,
+        } => {
             eprintln!(
                 "going on with {}: {samples} requests are done",
                 store.dir().display()
             );
             for cell in repaired {
                 eprintln!("cell {cell}: the last, unfinished sample was cut off");
+            }
+            for (cell, samples) in cut {
+                eprintln!(
+                    "cell {cell}: a round was cut off; its {samples} samples were set aside and it is made again"
+                );
             }
         }
     }
@@ -369,7 +394,10 @@ impl Observer for Screen {
     fn sample(&mut self, cell: &Cell, sample: &Sample) {
         self.bar.inc(1);
         self.bar.set_message(cell.label());
-        if let Some(error) = &sample.error {
+        // A load may fail by the thousand; its round sums it up.
+        if let Some(error) = &sample.error
+            && sample.load == SEQUENTIAL
+        {
             self.line(&format!(
                 "{}: request {} failed: {error}",
                 cell.label(),
@@ -391,5 +419,29 @@ impl Observer for Screen {
 
     fn skipped(&mut self, _cell: &Cell) {
         self.bar.inc(1);
+    }
+
+    fn round(&mut self, cell: &Cell, facts: &LoadRound) {
+        let offered = facts.offered_rps.map_or_else(String::new, |rate| {
+            format!(", {rate:.2} requests/s offered")
+        });
+        let mut line = format!(
+            "{}: round {}{offered}: {} of {} answered in {:.1} s, {} failed, {} not sent, send delay p99 {:.3} ms",
+            cell.label(),
+            facts.round,
+            facts.completed,
+            facts.dispatched + facts.dropped_arrivals,
+            facts.duration_s,
+            facts.failed,
+            facts.dropped_arrivals,
+            facts.send_delay_ms.p99,
+        );
+        for reason in [&facts.stopped, &facts.invalid_reason]
+            .into_iter()
+            .flatten()
+        {
+            line = format!("{line}; {reason}");
+        }
+        self.line(&line);
     }
 }

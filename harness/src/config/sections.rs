@@ -54,6 +54,9 @@ pub struct Config {
     /// Which requests are made, and in which order.
     #[serde(default)]
     pub workload: WorkloadSettings,
+    /// What a request under load must meet to be good.
+    #[serde(default)]
+    pub slo: SloConfig,
     /// Bounds of stores and messages.
     #[serde(default)]
     pub limits: LimitsConfig,
@@ -283,6 +286,60 @@ pub struct WorkloadSettings {
     pub warmup: usize,
     /// Longest time for one request, in seconds.
     pub request_timeout_s: u64,
+    /// How often each cell runs a whole load, the cells in turns.
+    pub rounds: u32,
+    /// Share of a round under load, from its start, that is stored and not counted.
+    pub warmup_share: f64,
+    /// The same at its end.
+    pub cooldown_share: f64,
+    /// Most requests under way at once; an arrival beyond them is dropped and stored as failed.
+    pub max_in_flight: usize,
+    /// Highest 99th percentile of the time from an arrival until it is written to the edge, in
+    /// milliseconds: a round beyond it is invalid.
+    pub send_delay_p99_ms: f64,
+    /// When a round under load ends early.
+    pub overload: OverloadConfig,
+}
+
+/// `[workload.overload]`: signs, over a whole window, that more of the same says nothing new.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct OverloadConfig {
+    /// Highest share of requests that fail, dropped and refused ones among them; 1 turns it off.
+    pub failed_share: f64,
+    /// Highest median TTFT, as a multiple of `slo.ttft_ms`; 0 turns it off.
+    pub ttft_factor: f64,
+    /// Length of the window, in seconds.
+    pub window_s: f64,
+}
+
+impl Default for OverloadConfig {
+    fn default() -> Self {
+        Self {
+            failed_share: 0.5,
+            ttft_factor: 10.0,
+            window_s: 20.0,
+        }
+    }
+}
+
+/// `[slo]`: the objective of goodput, of overload and of a search for saturation.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SloConfig {
+    /// Longest time to the first token, counted from the planned arrival.
+    pub ttft_ms: f64,
+    /// Longest time per output token after it.
+    pub tpot_ms: f64,
+}
+
+impl Default for SloConfig {
+    fn default() -> Self {
+        Self {
+            ttft_ms: 2000.0,
+            tpot_ms: 200.0,
+        }
+    }
 }
 
 impl Default for WorkloadSettings {
@@ -293,6 +350,12 @@ impl Default for WorkloadSettings {
             interleave: Interleave::default(),
             warmup: 1,
             request_timeout_s: 120,
+            rounds: 2,
+            warmup_share: 0.1,
+            cooldown_share: 0.1,
+            max_in_flight: 256,
+            send_delay_p99_ms: 10.0,
+            overload: OverloadConfig::default(),
         }
     }
 }
@@ -372,8 +435,10 @@ pub struct Grid {
     pub schedules: Vec<ScheduleKind>,
     /// Tokens of one KV chunk on the wire.
     pub chunk_tokens: Vec<usize>,
-    /// What the caches hold when a request arrives.
+    /// What the caches hold when a request arrives; under a load, when it begins.
     pub contracts: Vec<Contract>,
+    /// How requests arrive, see `celslm ls workloads`; an empty list means `workload.arrivals`.
+    pub loads: Vec<WorkloadConfig>,
 }
 
 impl Default for Grid {
@@ -395,6 +460,7 @@ impl Default for Grid {
             schedules: vec![ScheduleKind::Layerwise],
             chunk_tokens: vec![256],
             contracts: vec![Contract::Primed],
+            loads: Vec::new(),
         }
     }
 }
@@ -429,6 +495,9 @@ pub struct Scenario {
     /// See [`Grid::contracts`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub contracts: Option<Vec<Contract>>,
+    /// See [`Grid::loads`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loads: Option<Vec<WorkloadConfig>>,
 }
 
 impl Grid {
@@ -458,6 +527,7 @@ impl Scenario {
             schedules: or(self.schedules.as_ref(), &base.schedules),
             chunk_tokens: or(self.chunk_tokens.as_ref(), &base.chunk_tokens),
             contracts: or(self.contracts.as_ref(), &base.contracts),
+            loads: or(self.loads.as_ref(), &base.loads),
         }
     }
 }
@@ -522,6 +592,7 @@ impl Config {
             cloud: CloudConfig::default(),
             generation: GenerationConfig::default(),
             workload: WorkloadSettings::default(),
+            slo: SloConfig::default(),
             limits: LimitsConfig::default(),
             grid: Grid::default(),
             scenarios: Vec::new(),
@@ -548,6 +619,12 @@ impl Config {
                     .iter()
                     .map(|s| (s.name.clone(), s.grid(&self.grid))),
             )
+            .map(|(name, mut grid)| {
+                if grid.loads.is_empty() {
+                    grid.loads.push(self.workload.arrivals.clone());
+                }
+                (name, grid)
+            })
             .collect()
     }
 
@@ -633,6 +710,14 @@ impl Config {
                 1,
                 LONGEST_WAIT_S,
             ),
+            ("workload.rounds", self.workload.rounds.into(), 1, 1000),
+            (
+                "workload.max_in_flight",
+                self.workload.max_in_flight as u64,
+                1,
+                // The control socket carries no more.
+                celslm_systems::control::MAX_OUTSTANDING as u64,
+            ),
             (
                 "limits.cloud_store_bytes",
                 self.limits.cloud_store_bytes,
@@ -668,6 +753,48 @@ impl Config {
             ),
         ];
         for (path, value, least, most) in integers {
+            if !(least..=most).contains(&value) {
+                return fail(path, format!("{value} is outside {least} to {most}"));
+            }
+        }
+        let longest = LONGEST_WAIT_S as f64;
+        let Self { workload, slo, .. } = self;
+        let numbers = [
+            ("workload.warmup_share", workload.warmup_share, 0.0, 0.45),
+            (
+                "workload.cooldown_share",
+                workload.cooldown_share,
+                0.0,
+                0.45,
+            ),
+            (
+                "workload.send_delay_p99_ms",
+                workload.send_delay_p99_ms,
+                0.01,
+                1e4,
+            ),
+            (
+                "workload.overload.failed_share",
+                workload.overload.failed_share,
+                0.0,
+                1.0,
+            ),
+            (
+                "workload.overload.ttft_factor",
+                workload.overload.ttft_factor,
+                0.0,
+                1e6,
+            ),
+            (
+                "workload.overload.window_s",
+                workload.overload.window_s,
+                0.1,
+                longest,
+            ),
+            ("slo.ttft_ms", slo.ttft_ms, 0.01, longest * 1e3),
+            ("slo.tpot_ms", slo.tpot_ms, 0.001, longest * 1e3),
+        ];
+        for (path, value, least, most) in numbers {
             if !(least..=most).contains(&value) {
                 return fail(path, format!("{value} is outside {least} to {most}"));
             }
@@ -793,6 +920,7 @@ impl Scenario {
             "alignments" => self.alignments.is_some(),
             "schedules" => self.schedules.is_some(),
             "chunk_tokens" => self.chunk_tokens.is_some(),
+            "loads" => self.loads.is_some(),
             _ => self.contracts.is_some(),
         }
     }
@@ -806,7 +934,7 @@ impl Grid {
         path: &str,
         stated: impl Fn(&str) -> bool,
     ) -> Result<(), ConfigError> {
-        let lists: [(&str, Distinct); 8] = [
+        let lists: [(&str, Distinct); 9] = [
             ("systems", distinct(&self.systems)),
             ("links", distinct(&self.links)),
             ("datasets", distinct(&self.datasets)),
@@ -815,6 +943,17 @@ impl Grid {
             ("schedules", distinct(&self.schedules)),
             ("chunk_tokens", distinct(&self.chunk_tokens)),
             ("contracts", distinct(&self.contracts)),
+            // Without a load of its own, a grid has the one of [workload].
+            (
+                "loads",
+                distinct(&self.loads).or_else(|fault| {
+                    if self.loads.is_empty() {
+                        Ok(())
+                    } else {
+                        Err(fault)
+                    }
+                }),
+            ),
         ];
         for (key, outcome) in lists {
             if let (true, Err((index, message))) = (stated(key), outcome) {

@@ -5,7 +5,9 @@ use celslm_reports::CellIdentity;
 use celslm_systems::{Contract, KvPath, SystemSpec};
 use serde::Serialize;
 
-/// One system over one link, with one data set, under one cache contract.
+use crate::load::Load;
+
+/// One system over one link, with one data set, under one cache contract and one load.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Cell {
     /// Readable and unique: names joined by `-`, then the first 8 digits of [`Cell::hash`]. The
@@ -21,12 +23,14 @@ pub struct Cell {
     pub dataset: DatasetConfig,
     /// Index of the setting's draw in [`Inputs::draws`](super::Inputs::draws).
     pub draw: usize,
-    /// What the caches hold when a request arrives.
+    /// What the caches hold when a request arrives; under a load, when the load begins.
     pub contract: Contract,
     /// What samples call the devices that compute it.
     pub device: String,
     /// `live` or `replayed`.
     pub compute: &'static str,
+    /// How its requests arrive.
+    pub load: Load,
     /// Seed of what belongs to the cell's surroundings, such as the link's impairments. It does
     /// not depend on the system: compared systems meet the same link.
     pub seed: u64,
@@ -53,7 +57,7 @@ impl Cell {
             contract: self.contract.to_string(),
             compute: self.compute.to_owned(),
             device: self.device.clone(),
-            load: "sequential".to_owned(),
+            load: self.load.label.clone(),
         }
     }
 

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use super::{Inputs, Plan, Shard};
 use crate::config::{CloudConfig, Config, EdgeConfig, Interleave};
+use crate::load::SEQUENTIAL;
 
 /// Most blocks of a group whose order is spelt out.
 const SHOWN_TURNS: usize = 60;
@@ -78,9 +79,13 @@ fn write(
         let draw = &inputs.draws[group.draw];
         let questions: usize = draw.documents.iter().map(|d| d.questions.len()).sum();
         writeln!(out)?;
+        let load = match group.load.as_str() {
+            SEQUENTIAL => String::new(),
+            load => format!(" · {load}"),
+        };
         writeln!(
             out,
-            "{} · {} · {} (documents: {}, questions: {questions})",
+            "{} · {} · {}{load} (documents: {}, questions: {questions})",
             group.scenario,
             group.link,
             draw.name,
@@ -93,14 +98,20 @@ fn write(
                 .iter()
                 .filter(|block| block.cell == cell_index)
                 .flat_map(|block| &block.requests)
-                .fold((0, 0), |(warmup, counted), request| match request.warmup {
-                    true => (warmup + 1, counted),
-                    false => (warmup, counted + 1),
+                .fold((0, 0), |(warmup, counted), request| {
+                    match request.counted() {
+                        false => (warmup + 1, counted),
+                        true => (warmup, counted + 1),
+                    }
                 });
             writeln!(out, "  {:>2}  {}", number + 1, cell.id)?;
             write!(
                 out,
-                "      requests: {counted} + {warmup} warm-up · {}",
+                "      requests: {counted} + {warmup} {} · {}",
+                match group.load.as_str() {
+                    SEQUENTIAL => "warm-up",
+                    _ => "warm-up and cool-down",
+                },
                 cell.label()
             )?;
             let estimate = inputs

@@ -1,13 +1,16 @@
 //! From grids to cells, and from cells to an order of requests.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
+use std::time::Duration;
 
-use celslm_datasets::Request;
+use celslm_datasets::{Arrival, Request, Workload};
 use celslm_systems::{CloudNeed, KvPath, SystemSpec};
 
 use super::cell::{content_hash, id};
 use super::{Cell, Inputs, Seeds, Shard};
 use crate::config::{Config, Grid, Interleave};
+use crate::load::Load;
 
 /// Why a configuration cannot be planned.
 #[derive(Debug, thiserror::Error)]
@@ -51,7 +54,7 @@ pub enum PlanError {
     },
 }
 
-/// Cells that are compared with each other: one link and one data set of one scenario.
+/// Cells that are compared with each other: one link, one data set and one load of one scenario.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Group {
     /// The scenario.
@@ -60,6 +63,8 @@ pub struct Group {
     pub link: String,
     /// Index of the data set's draw in [`Inputs::draws`].
     pub draw: usize,
+    /// Label of the load.
+    pub load: String,
     /// Indices into [`Plan::cells`].
     pub cells: Vec<usize>,
 }
@@ -73,12 +78,41 @@ pub struct PlannedRequest {
     pub repetition: u32,
     /// Whether it only warms the cell up.
     pub warmup: bool,
+    /// Whether it comes so late in its round that the load is about to end.
+    pub cooldown: bool,
     /// Index into the draw's documents.
     pub document: usize,
     /// Index into the document's questions.
     pub question: usize,
     /// Seed of the request, the same for every cell that makes it.
     pub seed: u64,
+    /// When it is made.
+    pub arrival: Arrival,
+    /// Most tokens to generate; the configuration's where absent.
+    pub max_tokens: Option<usize>,
+    /// Conversation that it is a turn of.
+    pub conversation: Option<u32>,
+    /// Which turn, from 0.
+    pub turn: u32,
+    /// Pause after the turn before.
+    pub think: Duration,
+    /// About how many words the private part is to have.
+    pub prompt_words: Option<usize>,
+}
+
+impl PlannedRequest {
+    /// Whether it counts in figures.
+    #[must_use]
+    pub fn counted(&self) -> bool {
+        !self.warmup && !self.cooldown
+    }
+}
+
+/// A block that is a whole round of a load.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Round {
+    /// The rounds of the cell that it fills: one, or one for each level that a search may try.
+    pub rounds: Range<u32>,
 }
 
 /// Requests that one cell makes before the next has its turn.
@@ -88,8 +122,27 @@ pub struct Block {
     pub group: usize,
     /// Index into [`Plan::cells`].
     pub cell: usize,
-    /// The requests, in order.
+    /// The requests, in order. A search makes them once for each level, at that level's rate.
     pub requests: Vec<PlannedRequest>,
+    /// What it is of a load; `None` for requests that are made one after the other.
+    pub round: Option<Round>,
+}
+
+impl Block {
+    /// The orders of its samples: those of the requests, and of the further levels of a search,
+    /// each of which follows the one before by [`Block::stride`].
+    #[must_use]
+    pub fn orders(&self) -> Range<u64> {
+        let first = self.requests.first().map_or(0, |request| request.order);
+        let levels = self.round.as_ref().map_or(1, |round| round.rounds.len());
+        first..first + self.stride() * levels as u64
+    }
+
+    /// By how much the orders of one level differ from those of the next.
+    #[must_use]
+    pub fn stride(&self) -> u64 {
+        self.requests.len() as u64
+    }
 }
 
 /// What a run does.
@@ -111,7 +164,6 @@ impl Plan {
     /// # Errors
     /// Workload settings that the documents do not allow, and inputs that lack a link or draw.
     pub fn new(config: &Config, inputs: &Inputs) -> Result<Self, PlanError> {
-        let seeds = Seeds::new(config.experiment.seed);
         let mut plan = Self {
             hash: String::new(),
             cells: Vec::new(),
@@ -129,32 +181,33 @@ impl Plan {
                                 scenario: scenario.clone(),
                                 what: format!("data set {}", dataset.name()),
                             })?;
-                    let group = plan.groups.len();
-                    let first = plan.cells.len();
-                    plan.add_cells(config, inputs, &scenario, &grid, link, draw)?;
-                    let cells: Vec<usize> = (first..plan.cells.len()).collect();
-                    let arrivals = &config.workload.arrivals;
-                    let workload =
-                        inputs
-                            .workload(arrivals)
-                            .ok_or_else(|| PlanError::MissingInput {
-                                scenario: scenario.clone(),
-                                what: format!("workload {}", arrivals.name()),
-                            })?;
-                    let requests = workload
-                        .requests(&inputs.draws[draw].documents, seeds.derive("workload"))
-                        .map_err(|source| PlanError::Workload {
+                    for load in &grid.loads {
+                        let workload =
+                            inputs
+                                .workload(load)
+                                .ok_or_else(|| PlanError::MissingInput {
+                                    scenario: scenario.clone(),
+                                    what: format!("workload {}", load.name()),
+                                })?;
+                        let first = plan.cells.len();
+                        let combination = Combination {
+                            scenario: &scenario,
+                            link,
+                            draw,
+                            workload: workload.as_ref(),
+                            load: Load::new(load, workload.as_ref()),
+                        };
+                        plan.add_cells(config, inputs, &grid, &combination)?;
+                        let cells: Vec<usize> = (first..plan.cells.len()).collect();
+                        plan.add_blocks(config, inputs, &combination, &cells, &mut order)?;
+                        plan.groups.push(Group {
                             scenario: scenario.clone(),
-                            source,
-                        })?;
-                    plan.blocks
-                        .extend(blocks(config, group, &cells, &requests, &mut order));
-                    plan.groups.push(Group {
-                        scenario: scenario.clone(),
-                        link: link.clone(),
-                        draw,
-                        cells,
-                    });
+                            link: link.clone(),
+                            draw,
+                            load: combination.load.label,
+                            cells,
+                        });
+                    }
                 }
             }
         }
@@ -179,11 +232,16 @@ impl Plan {
         &mut self,
         config: &Config,
         inputs: &Inputs,
-        scenario: &str,
         grid: &Grid,
-        link: &str,
-        draw: usize,
+        combination: &Combination<'_>,
     ) -> Result<(), PlanError> {
+        let &Combination {
+            scenario,
+            link,
+            draw,
+            ref load,
+            ..
+        } = combination;
         let profile = inputs
             .links
             .get(link)
@@ -191,6 +249,9 @@ impl Plan {
                 scenario: scenario.to_owned(),
                 what: format!("link {link}"),
             })?;
+        // The objective decides when a level ends and what a search finds.
+        let under_load =
+            (!load.is_sequential()).then_some((&load.config, &load.source_hash, &config.slo));
         let dataset = &inputs.draws[draw];
         for contract in &grid.contracts {
             for spec in specs(grid, inputs) {
@@ -220,10 +281,8 @@ impl Plan {
                     (&dataset.config, &dataset.hash),
                     (&inputs.cloud_model.sha256, &inputs.edge_model.sha256),
                     (&config.generation, &config.workload, &config.limits),
-                    inputs
-                        .workload(&config.workload.arrivals)
-                        .and_then(|workload| workload.source_hash()),
                     (&config.deployment, &device, compute, devices, serving),
+                    &under_load,
                 ))
                 .map_err(|source| PlanError::Hash {
                     scenario: scenario.to_owned(),
@@ -240,6 +299,9 @@ impl Plan {
                 });
                 names.extend(path.iter().flatten().map(String::as_str));
                 names.extend([link, dataset.name, &contract_name]);
+                if under_load.is_some() {
+                    names.push(&load.label);
+                }
                 self.cells.push(Cell {
                     id: id(&names, &hash),
                     scenario: scenario.to_owned(),
@@ -249,12 +311,49 @@ impl Plan {
                     contract: *contract,
                     device,
                     compute,
+                    load: load.clone(),
                     seed,
                     hash,
                     spec,
                 });
             }
         }
+        Ok(())
+    }
+
+    fn add_blocks(
+        &mut self,
+        config: &Config,
+        inputs: &Inputs,
+        combination: &Combination<'_>,
+        cells: &[usize],
+        order: &mut u64,
+    ) -> Result<(), PlanError> {
+        let group = self.groups.len();
+        let Combination { workload, load, .. } = combination;
+        let seeds = Seeds::new(config.experiment.seed);
+        let requests = |seed: u64| {
+            workload
+                .requests(&inputs.draws[combination.draw].documents, seed)
+                .map_err(|source| PlanError::Workload {
+                    scenario: combination.scenario.to_owned(),
+                    source,
+                })
+        };
+        let first = requests(seeds.derive("workload"))?;
+        if load.is_sequential() {
+            self.blocks
+                .extend(blocks(config, group, cells, &first, order));
+            return Ok(());
+        }
+        // Every round draws its arrivals anew, and every cell makes the same ones.
+        let mut rounds = vec![first];
+        for round in 1..config.workload.rounds {
+            rounds.push(requests(seeds.derive(&format!("workload/round-{round}")))?);
+        }
+        let levels = load.levels();
+        self.blocks
+            .extend(round_blocks(config, group, cells, &rounds, levels, order));
         Ok(())
     }
 
@@ -265,6 +364,12 @@ impl Plan {
             .iter()
             .enumerate()
             .find(|(_, cell)| cell.id == id)
+    }
+
+    /// Whether any cell is under load.
+    #[must_use]
+    pub fn has_load(&self) -> bool {
+        self.cells.iter().any(|cell| !cell.load.is_sequential())
     }
 
     /// The blocks of a share, in order; all of them without one.
@@ -281,6 +386,15 @@ impl Plan {
             .map(|block| block.requests.len())
             .sum()
     }
+}
+
+/// What the cells of a group have in common.
+struct Combination<'a> {
+    scenario: &'a str,
+    link: &'a str,
+    draw: usize,
+    workload: &'a dyn Workload,
+    load: Load,
 }
 
 /// The systems of a grid, each with the KV paths that mean something for it.
@@ -367,18 +481,115 @@ fn blocks(
             requests: requests
                 .iter()
                 .map(|request| {
-                    let planned = PlannedRequest {
-                        order: *order,
-                        repetition: request.repetition,
-                        warmup,
-                        document: request.document,
-                        question: request.question,
-                        seed: request.seed,
-                    };
+                    let planned = planned(request, *order);
                     *order += 1;
-                    planned
+                    PlannedRequest { warmup, ..planned }
                 })
                 .collect(),
+            round: None,
+        })
+        .collect()
+}
+
+/// The blocks of one group under a load: each is a whole round of one cell.
+fn round_blocks(
+    config: &Config,
+    group: usize,
+    cells: &[usize],
+    rounds: &[Vec<Request>],
+    levels: u32,
+    order: &mut u64,
+) -> Vec<Block> {
+    let workload = &config.workload;
+    let mut turns: Vec<(usize, usize)> = Vec::new();
+    match workload.interleave {
+        Interleave::Abba => {
+            for round in 0..rounds.len() {
+                let forth = cells.iter().map(|&cell| (cell, round));
+                if round % 2 == 0 {
+                    turns.extend(forth);
+                } else {
+                    turns.extend(forth.rev());
+                }
+            }
+        }
+        Interleave::Sequential => {
+            for &cell in cells {
+                turns.extend((0..rounds.len()).map(|round| (cell, round)));
+            }
+        }
+    }
+    turns.retain(|&(_, round)| !rounds[round].is_empty());
+    turns
+        .into_iter()
+        .map(|(cell, round)| {
+            let requests = &rounds[round];
+            let places = places(requests);
+            let first = *order;
+            *order += requests.len() as u64 * u64::from(levels);
+            Block {
+                group,
+                cell,
+                requests: requests
+                    .iter()
+                    .zip(places)
+                    .zip(first..)
+                    .map(|((request, place), order)| {
+                        let warmup = place < workload.warmup_share;
+                        PlannedRequest {
+                            warmup,
+                            cooldown: !warmup && place >= 1.0 - workload.cooldown_share,
+                            ..planned(request, order)
+                        }
+                    })
+                    .collect(),
+                round: Some(Round {
+                    rounds: round as u32 * levels..(round as u32 + 1) * levels,
+                }),
+            }
+        })
+        .collect()
+}
+
+fn planned(request: &Request, order: u64) -> PlannedRequest {
+    PlannedRequest {
+        order,
+        repetition: request.repetition,
+        warmup: false,
+        cooldown: false,
+        document: request.document,
+        question: request.question,
+        seed: request.seed,
+        arrival: request.arrival,
+        max_tokens: request.max_tokens,
+        conversation: request.conversation,
+        turn: request.turn,
+        think: request.think,
+        prompt_words: request.prompt_words,
+    }
+}
+
+/// Where in its round each request stands, from 0 to 1: by its arrival, or by its number where
+/// the next request waits for an answer. A conversation stands where it begins.
+fn places(requests: &[Request]) -> Vec<f64> {
+    let at = |request: &Request| match request.arrival {
+        Arrival::At(at) => Some(at.as_secs_f64()),
+        Arrival::WhenFree => None,
+    };
+    let end = requests.iter().filter_map(at).fold(0.0, f64::max);
+    let mut begins = std::collections::HashMap::new();
+    requests
+        .iter()
+        .enumerate()
+        .map(|(index, request)| {
+            let place = match at(request) {
+                Some(at) if end > 0.0 => at / end,
+                _ => index as f64 / requests.len() as f64,
+            };
+            match request.conversation {
+                Some(conversation) => *begins.entry(conversation).or_insert(place),
+                None => place,
+            }
         })
         .collect()
 }
@@ -514,6 +725,99 @@ mod tests {
         let first = Shard { index: 1, count: 2 };
         assert!(plan.blocks_of(Some(first)).all(|block| block.group == 0));
         assert_eq!(plan.requests_of(Some(first)), 4 * 7);
+    }
+
+    const LOADS: &str = "grid.loads=['closed_loop', { open_loop = { rate_rps = 10.0, requests = 40 } }, \
+                         { saturation = { requests_per_level = 5, max_levels = 4 } }]";
+
+    #[test]
+    fn a_load_is_a_dimension_whose_rounds_alternate() {
+        let (_, plan) = planned(&config(&[LOADS, "workload.rounds=3"]));
+        // Per link: one after the other, an open loop, a search.
+        assert_eq!(plan.groups.len(), 2 * 3);
+        assert_eq!(plan.cells.len(), 2 * 3 * 4);
+        assert!(plan.has_load());
+        let group = &plan.groups[1];
+        assert_eq!(group.load, "poisson-10.0rps");
+        let blocks: Vec<&Block> = plan.blocks.iter().filter(|b| b.group == 1).collect();
+        let turns: Vec<usize> = blocks.iter().map(|block| block.cell).collect();
+        assert_eq!(turns, [4, 5, 6, 7, 7, 6, 5, 4, 4, 5, 6, 7]);
+        let rounds: Vec<u32> = blocks
+            .iter()
+            .map(|block| block.round.as_ref().unwrap().rounds.start)
+            .collect();
+        assert_eq!(rounds, [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2]);
+        // A round is the same for every cell, and another one draws anew.
+        let arrivals = |block: &Block| -> Vec<(usize, usize, Arrival)> {
+            let of = block.requests.iter();
+            of.map(|r| (r.document, r.question, r.arrival)).collect()
+        };
+        assert_eq!(arrivals(blocks[0]), arrivals(blocks[3]));
+        assert_ne!(arrivals(blocks[3]), arrivals(blocks[4]));
+        assert!(plan.cells[4].id.contains("-primed-poisson-10.0rps-"));
+        assert_eq!(plan.cells[4].identity().load, "poisson-10.0rps");
+        // The cells that make one request after the other are as without loads.
+        let (_, sequential) = planned(&config(&[
+            "workload.rounds=3",
+            "workload.arrivals='closed_loop'",
+        ]));
+        let (_, with) = planned(&config(&[
+            LOADS,
+            "workload.rounds=3",
+            "workload.arrivals='closed_loop'",
+        ]));
+        assert_eq!(with.cells[..4], sequential.cells[..4]);
+    }
+
+    #[test]
+    fn orders_of_a_search_leave_room_for_its_levels() {
+        let (_, plan) = planned(&config(&[LOADS]));
+        let mut end = 0;
+        for block in &plan.blocks {
+            let orders = block.orders();
+            assert_eq!(orders.start, end);
+            end = orders.end;
+        }
+        let search = plan.blocks.iter().rfind(|block| block.group == 2).unwrap();
+        assert_eq!(search.requests.len(), 5);
+        assert_eq!(search.orders().end - search.orders().start, 5 * 4);
+        assert_eq!(search.round.as_ref().unwrap().rounds, 4..8);
+    }
+
+    #[test]
+    fn the_ends_of_a_round_are_not_counted() {
+        let sets = [
+            LOADS,
+            "workload.warmup_share=0.25",
+            "workload.cooldown_share=0.1",
+        ];
+        let (_, plan) = planned(&config(&sets));
+        let block = plan.blocks.iter().find(|block| block.group == 1).unwrap();
+        let at = |request: &PlannedRequest| match request.arrival {
+            Arrival::At(at) => at.as_secs_f64(),
+            Arrival::WhenFree => panic!("an open loop waits for nobody"),
+        };
+        let end = at(&block.requests[39]);
+        for request in &block.requests {
+            let place = at(request) / end;
+            assert_eq!(request.warmup, place < 0.25, "{place}");
+            assert_eq!(request.cooldown, place >= 0.9, "{place}");
+        }
+        assert!(block.requests.iter().any(PlannedRequest::counted));
+    }
+
+    #[test]
+    fn the_objective_changes_cells_under_load_alone() {
+        let (_, plan) = planned(&config(&[LOADS]));
+        let (_, other) = planned(&config(&[LOADS, "slo.ttft_ms=1.0"]));
+        for (cell, other) in plan.cells.iter().zip(&other.cells) {
+            assert_eq!(
+                cell.hash == other.hash,
+                cell.load.is_sequential(),
+                "{}",
+                cell.id
+            );
+        }
     }
 
     #[test]

@@ -2,19 +2,22 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, TryLockError};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use celslm_reports::{CellFailure, Sample, read_samples};
+use celslm_reports::{
+    CellFailure, LOAD_FILE, LoadFacts, LoadRound, Sample, read_load_facts, read_samples,
+};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::samples::{CellSamples, append};
+use super::samples::{CellSamples, append, set_aside};
 use super::{StoreError, changed_keys};
 use crate::config::Config;
 use crate::environment::Environment;
 use crate::manifest::Manifest;
-use crate::plan::Plan;
+use crate::plan::{Block, Plan, Shard};
 
 const MANIFEST: &str = "manifest.json";
 const CONFIG: &str = "config.resolved.toml";
@@ -36,6 +39,8 @@ const MAX_EARLIER: u32 = 9999;
 pub struct Store {
     dir: PathBuf,
     done: BTreeMap<String, BTreeSet<u64>>,
+    /// What is known of the loads of cells, by id.
+    loads: BTreeMap<String, LoadFacts>,
     /// Released when the store is dropped, by the kernel at the latest.
     _lock: File,
 }
@@ -53,6 +58,9 @@ pub enum Opened {
         samples: usize,
         /// Cells whose file ended in a torn line, which was cut off.
         repaired: Vec<String>,
+        /// Cells with a round under load that was cut off, and how many samples of it were set
+        /// aside: it is made again from its start.
+        cut: Vec<(String, usize)>,
     },
 }
 
@@ -89,6 +97,7 @@ impl Store {
         let store = Self {
             dir: dir.to_owned(),
             done: BTreeMap::new(),
+            loads: BTreeMap::new(),
             _lock: lock(dir)?,
         };
         Ok((store, opened))
@@ -116,28 +125,60 @@ impl Store {
                 what: difference(dir, resolved)?,
             });
         }
-        let mut planned: BTreeMap<&str, BTreeSet<u64>> = BTreeMap::new();
+        let mut planned: BTreeMap<&str, Vec<&Block>> = BTreeMap::new();
         for block in &plan.blocks {
             planned
                 .entry(&plan.cells[block.cell].id)
                 .or_default()
-                .extend(block.requests.iter().map(|request| request.order));
+                .push(block);
         }
         let mut store = Self {
             dir: dir.to_owned(),
             done: BTreeMap::new(),
+            loads: BTreeMap::new(),
             _lock: lock,
         };
         let mut samples = 0;
         let mut repaired = Vec::new();
-        for (cell, orders) in planned {
-            let found = CellSamples::repair(&store.samples_path(cell), cell)?;
+        let mut cut = Vec::new();
+        for (cell, blocks) in planned {
+            let mut found = CellSamples::repair(&store.samples_path(cell), cell)?;
             if found.torn_bytes > 0 {
                 repaired.push(cell.to_owned());
             }
             store.retire_failure(cell)?;
+            let facts =
+                read_load_facts(&store.cell_dir(cell).join(LOAD_FILE), cell).map_err(|source| {
+                    StoreError::Samples {
+                        cell: cell.to_owned(),
+                        source,
+                    }
+                })?;
+            store
+                .loads
+                .extend(facts.map(|facts| (cell.to_owned(), facts)));
+            // A round without facts was cut off: its samples do not count.
+            let lost: Vec<Range<u64>> = blocks
+                .iter()
+                .filter(|block| {
+                    block
+                        .round
+                        .as_ref()
+                        .is_some_and(|round| !store.has_rounds(cell, &round.rounds))
+                })
+                .map(|block| block.orders())
+                .collect();
+            let is_lost =
+                |sample: &Sample| lost.iter().any(|orders| orders.contains(&sample.order));
+            let set = set_aside(&store.samples_path(cell), &mut found.samples, is_lost)?;
+            if set > 0 {
+                cut.push((cell.to_owned(), set));
+            }
             for sample in &found.samples {
-                if !orders.contains(&sample.order) {
+                if !blocks
+                    .iter()
+                    .any(|block| block.orders().contains(&sample.order))
+                {
                     return Err(StoreError::Unplanned {
                         cell: cell.to_owned(),
                         message: format!("the plan has no request {} in it", sample.order),
@@ -147,7 +188,14 @@ impl Store {
                 store.mark(cell, sample.order);
             }
         }
-        Ok((store, Opened::Resumed { samples, repaired }))
+        Ok((
+            store,
+            Opened::Resumed {
+                samples,
+                repaired,
+                cut,
+            },
+        ))
     }
 
     /// The folder.
@@ -170,6 +218,44 @@ impl Store {
             .is_some_and(|orders| orders.contains(&order))
     }
 
+    /// Whether any of these rounds of a cell has its facts, and with them its samples.
+    #[must_use]
+    pub fn has_rounds(&self, cell: &str, rounds: &Range<u32>) -> bool {
+        self.loads
+            .get(cell)
+            .is_some_and(|facts| facts.rounds.iter().any(|r| rounds.contains(&r.round)))
+    }
+
+    /// Cells with a round that does not count, and why.
+    #[must_use]
+    pub fn invalid_rounds(&self) -> Vec<(&str, &str)> {
+        self.loads
+            .values()
+            .flat_map(|facts| {
+                let reasons = facts
+                    .rounds
+                    .iter()
+                    .filter_map(|r| r.invalid_reason.as_deref());
+                reasons.map(|reason| (facts.cell_id.as_str(), reason))
+            })
+            .collect()
+    }
+
+    /// Whether nothing of a share of the plan is left to run.
+    #[must_use]
+    pub fn is_complete(&self, plan: &Plan, shard: Option<Shard>) -> bool {
+        plan.blocks_of(shard).all(|block| {
+            let cell = &plan.cells[block.cell].id;
+            match &block.round {
+                Some(round) => self.has_rounds(cell, &round.rounds),
+                None => block
+                    .requests
+                    .iter()
+                    .all(|request| self.has(cell, request.order)),
+            }
+        })
+    }
+
     /// Samples in the folder.
     #[must_use]
     pub fn samples(&self) -> usize {
@@ -181,22 +267,58 @@ impl Store {
     /// # Errors
     /// A sample that contradicts itself or is there already, and a full or read-only disk.
     pub fn append(&mut self, sample: &Sample) -> Result<(), StoreError> {
-        let cell = &sample.cell_id;
-        if self.has(cell, sample.order) {
-            return Err(StoreError::Unplanned {
-                cell: cell.clone(),
-                message: format!("request {} has its sample already", sample.order),
-            });
+        self.append_all(std::slice::from_ref(sample))
+    }
+
+    /// Appends samples of one cell in a single write.
+    ///
+    /// # Errors
+    /// As [`Store::append`]; none of them is in the folder then.
+    pub fn append_all(&mut self, samples: &[Sample]) -> Result<(), StoreError> {
+        let Some(first) = samples.first() else {
+            return Ok(());
+        };
+        let cell = &first.cell_id;
+        for sample in samples {
+            if sample.cell_id != *cell || self.has(cell, sample.order) {
+                return Err(StoreError::Unplanned {
+                    cell: cell.clone(),
+                    message: format!("request {} has its sample already", sample.order),
+                });
+            }
+            sample.validate().map_err(|message| StoreError::Malformed {
+                path: self.samples_path(cell),
+                message: format!("request {}: {message}", sample.order),
+            })?;
         }
-        sample.validate().map_err(|message| StoreError::Malformed {
-            path: self.samples_path(cell),
-            message: format!("request {}: {message}", sample.order),
-        })?;
         let dir = self.cell_dir(cell);
         fs::create_dir_all(&dir).map_err(StoreError::io("make", &dir))?;
-        append(&self.samples_path(cell), sample)?;
-        self.mark(cell, sample.order);
+        append(&self.samples_path(cell), samples)?;
+        for sample in samples {
+            self.mark(cell, sample.order);
+        }
         Ok(())
+    }
+
+    /// Records the facts of rounds whose samples have all been appended. From then on they count.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`], and facts that contradict each other.
+    pub fn finish_rounds(&mut self, cell: &str, rounds: Vec<LoadRound>) -> Result<(), StoreError> {
+        let dir = self.cell_dir(cell);
+        let path = dir.join(LOAD_FILE);
+        let facts = self
+            .loads
+            .entry(cell.to_owned())
+            .or_insert_with(|| LoadFacts::new(cell));
+        facts.rounds.extend(rounds);
+        facts.rounds.sort_by_key(|round| round.round);
+        facts.validate().map_err(|message| StoreError::Malformed {
+            path: path.clone(),
+            message,
+        })?;
+        fs::create_dir_all(&dir).map_err(StoreError::io("make", &dir))?;
+        write_json(&path, facts)
     }
 
     /// Every sample of the folder, cell by cell in plan order. Files are read, not repaired.
@@ -460,7 +582,8 @@ mod tests {
             opened,
             Opened::Resumed {
                 samples: 9,
-                repaired
+                repaired,
+                cut: Vec::new()
             }
         );
         assert_eq!(store.samples(), 9);
@@ -493,7 +616,8 @@ mod tests {
             opened,
             Opened::Resumed {
                 samples: 5,
-                repaired
+                repaired,
+                cut: Vec::new()
             }
         );
         assert_eq!(fs::read(&path).unwrap(), whole);

@@ -66,17 +66,46 @@ impl CellSamples {
     }
 }
 
-/// Appends one sample as one line, in a single write.
-pub(super) fn append(path: &Path, sample: &Sample) -> Result<(), StoreError> {
-    let mut line = serde_json::to_vec(sample).map_err(|error| StoreError::Malformed {
-        path: path.to_owned(),
-        message: error.to_string(),
-    })?;
-    line.push(b'\n');
+/// Appends samples, one line each, in a single write.
+pub(super) fn append(path: &Path, samples: &[Sample]) -> Result<(), StoreError> {
+    let lines = lines(path, samples)?;
     OpenOptions::new()
         .create(true)
         .append(true)
         .open(path)
-        .and_then(|mut file| file.write_all(&line))
+        .and_then(|mut file| file.write_all(&lines))
         .map_err(StoreError::io("append to", path))
+}
+
+fn lines(path: &Path, samples: &[Sample]) -> Result<Vec<u8>, StoreError> {
+    let mut lines = Vec::new();
+    for sample in samples {
+        serde_json::to_writer(&mut lines, sample).map_err(|error| StoreError::Malformed {
+            path: path.to_owned(),
+            message: error.to_string(),
+        })?;
+        lines.push(b'\n');
+    }
+    Ok(lines)
+}
+
+/// Moves the samples of rounds that were cut off from a cell's file to `samples.cut.jsonl` beside
+/// it, and says how many they were. They are there before they are here no more.
+pub(super) fn set_aside(
+    path: &Path,
+    samples: &mut Vec<Sample>,
+    is_lost: impl Fn(&Sample) -> bool,
+) -> Result<usize, StoreError> {
+    let (lost, kept): (Vec<Sample>, Vec<Sample>) = std::mem::take(samples)
+        .into_iter()
+        .partition(|sample| is_lost(sample));
+    *samples = kept;
+    if lost.is_empty() {
+        return Ok(0);
+    }
+    append(&path.with_extension("cut.jsonl"), &lost)?;
+    let partial = path.with_extension("jsonl.partial");
+    fs::write(&partial, lines(path, samples)?).map_err(StoreError::io("write", &partial))?;
+    fs::rename(&partial, path).map_err(StoreError::io("write", path))?;
+    Ok(lost.len())
 }

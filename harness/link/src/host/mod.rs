@@ -17,4 +17,5 @@ mod serve;
 mod sys;
 mod sysctl;
 
+pub use scheduling::be_punctual_sender;
 pub use serve::host_main;

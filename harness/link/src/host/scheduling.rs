@@ -10,6 +10,9 @@ use crate::facts::Scheduling;
 
 /// Priority of the packet thread under `SCHED_FIFO`.
 pub(super) const PACKET_PRIORITY: i32 = 20;
+/// Priority of a thread of the controller that makes requests at their times: below the packet
+/// thread, which carries them.
+const SENDER_PRIORITY: i32 = 15;
 /// Priority of the measuring threads: below the packet thread, which they must not delay.
 pub(super) const PROBE_PRIORITY: i32 = 10;
 /// The slice asked for where `SCHED_FIFO` is not granted: the shorter it is, the sooner the
@@ -45,6 +48,11 @@ pub(super) fn be_punctual(priority: i32) -> Scheduling {
             .unwrap_or(0),
         cpu: None,
     }
+}
+
+/// As [`be_punctual`], for a thread of the controller that makes requests at their times.
+pub fn be_punctual_sender() -> Scheduling {
+    be_punctual(SENDER_PRIORITY)
 }
 
 /// Pins the calling thread (or the process about to be, after a fork) to CPUs.
