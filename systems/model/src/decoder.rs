@@ -4,7 +4,7 @@ use crate::families::read_config;
 use crate::kernel::activations::Activations;
 use crate::kernel::attention::{Heads, Sequence, attend};
 use crate::kernel::matmul::{Product, multiply};
-use crate::kernel::packed::PackedMatrix;
+use crate::kernel::packed::{Arena, PackedMatrix};
 use crate::kernel::pool::{Turn, pool};
 use crate::kernel::rows::{add, gated, rms_norm};
 use crate::{Config, GgufFile, KeyRetention, KvCache, ModelError, RotaryEmbedding};
@@ -206,15 +206,11 @@ impl Decoder {
         let q_width = config.num_attention_heads * config.head_dim;
         let kv_width = config.num_key_value_heads * config.head_dim;
         let vocab_size = gguf.rows("token_embd.weight")?;
-        let mut matrix = |name: &str, rows: usize, columns: usize| {
-            PackedMatrix::new(&gguf.tensor(name, &[rows, columns])?, &turn)
-        };
-        let embed_tokens = matrix("token_embd.weight", vocab_size, hidden)?;
+        let mut arena = Arena::new(gguf.matrices())?;
+        let embedding = [vocab_size, hidden];
+        let embed_tokens = gguf.pack("token_embd.weight", embedding, &mut arena, &turn)?;
         let lm_head = match gguf.has_tensor("output.weight") {
-            true => {
-                let weight = gguf.tensor("output.weight", &[vocab_size, hidden])?;
-                Some(PackedMatrix::new(&weight, &turn)?)
-            }
+            true => Some(gguf.pack("output.weight", embedding, &mut arena, &turn)?),
             false => None,
         };
         let mut layers = Vec::with_capacity(config.num_hidden_layers);
@@ -224,15 +220,13 @@ impl Decoder {
             let input_layernorm = norm(gguf, "attn_norm.weight")?;
             let post_attention_layernorm = norm(gguf, "ffn_norm.weight")?;
             let mut linear = |part: &str, rows: usize, columns: usize, biased: bool| {
-                let weight = gguf.tensor(&name(&format!("{part}.weight")), &[rows, columns])?;
+                let weight = name(&format!("{part}.weight"));
+                let weight = gguf.pack(&weight, [rows, columns], &mut arena, &turn)?;
                 let bias = match biased {
                     true => Some(vector(gguf, &name(&format!("{part}.bias")), rows)?),
                     false => None,
                 };
-                Ok::<_, ModelError>(Linear {
-                    weight: PackedMatrix::new(&weight, &turn)?,
-                    bias,
-                })
+                Ok::<_, ModelError>(Linear { weight, bias })
             };
             let biased = config.attention_bias;
             let self_attn = Attention {
@@ -253,10 +247,12 @@ impl Decoder {
                 mlp,
             });
         }
+        let norm = vector(gguf, "output_norm.weight", hidden)?;
+        arena.finish()?;
         Ok(Self {
             rope: RotaryEmbedding::new(config.rope_style, config.head_dim, config.rope_theta),
             fingerprint,
-            norm: vector(gguf, "output_norm.weight", hidden)?,
+            norm,
             embed_tokens,
             layers,
             lm_head,

@@ -1,11 +1,14 @@
 //! Reading GGUF files: metadata with typed access, tensors, and the file's fingerprint.
 
 use crate::ModelError;
+use crate::kernel::packed::{Arena, PackedMatrix, Stored};
+use crate::kernel::pool::Turn;
 use candle_core::Device;
-use candle_core::quantized::{QTensor, gguf_file};
+use candle_core::quantized::{GgmlDType, QTensor, gguf_file};
 use celslm_kv::ModelFingerprint;
 use std::fs::File;
 use std::io::BufReader;
+use std::os::unix::fs::FileExt as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
@@ -174,6 +177,56 @@ impl GgufFile {
                 path: self.path.clone(),
                 reason: error.to_string(),
             })
+    }
+
+    /// Format and shape of every matrix of the file.
+    pub(crate) fn matrices(&self) -> impl Iterator<Item = (GgmlDType, usize, usize)> {
+        self.content
+            .tensor_infos
+            .values()
+            .filter_map(|info| match info.shape.dims() {
+                [rows, columns] => Some((info.ggml_dtype, *rows, *columns)),
+                _ => None,
+            })
+    }
+
+    /// Packs a matrix and checks its shape.
+    pub(crate) fn pack(
+        &mut self,
+        name: &str,
+        [rows, columns]: [usize; 2],
+        arena: &mut Arena,
+        turn: &Turn<'_>,
+    ) -> Result<PackedMatrix, ModelError> {
+        let (dtype, offset) = match self.content.tensor_infos.get(name) {
+            Some(info) if info.shape.dims() == [rows, columns] => (info.ggml_dtype, info.offset),
+            // Says what is wrong with it.
+            _ => {
+                self.tensor(name, &[rows, columns])?;
+                return Err(self.incomplete(format!("tensor {name} is unusable")));
+            }
+        };
+        let start = self.content.tensor_data_offset + offset;
+        let io = |source| ModelError::Io {
+            path: self.path.clone(),
+            source,
+        };
+        let stored = Stored {
+            dtype,
+            rows,
+            columns,
+            read: &|offset, out| {
+                let file = self.reader.get_ref();
+                file.read_exact_at(out, start + offset as u64).map_err(io)
+            },
+            widen: &|| {
+                let mut file = self.reader.get_ref();
+                let tensor = self.content.tensor(&mut file, name, &Device::Cpu)?;
+                let dense = tensor.dequantize(&Device::Cpu)?;
+                Ok(dense.flatten_all()?.to_vec1()?)
+            },
+        };
+        PackedMatrix::new(&stored, arena, turn)
     }
 
     /// Rows of a matrix, from its declared shape: the vocabulary size of an embedding.

@@ -116,7 +116,7 @@ fn one(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernel::packed::tests::{FORMATS, matrix};
+    use crate::kernel::packed::tests::{FORMATS, matrix, packed};
     use crate::kernel::pool::pool;
     use candle_core::Device;
     use candle_core::quantized::GgmlDType;
@@ -158,7 +158,7 @@ mod tests {
             let (rows, tokens) = (53, 37);
             let weight = matrix(rows, columns, dtype);
             let dense: Vec<Vec<f32>> = weight.dequantize(&Device::Cpu).unwrap().to_vec2().unwrap();
-            let packed = PackedMatrix::new(&weight, &pool().turn()).unwrap();
+            let packed = packed(&weight);
             let bias: Vec<f32> = (0..rows).map(|i| i as f32).collect();
             let found = product(&packed, &activations(0..tokens, columns), &bias);
             for token in 0..tokens {
@@ -192,7 +192,7 @@ mod tests {
             GgmlDType::F32,
         ] {
             let columns = 768;
-            let packed = PackedMatrix::new(&matrix(40, columns, dtype), &pool().turn()).unwrap();
+            let packed = packed(&matrix(40, columns, dtype));
             let bias = vec![0.5; 40];
             let together = product(&packed, &activations(0..50, columns), &bias);
             for row in [0, 15, 16, 31, 49] {

@@ -9,17 +9,76 @@ use super::blocks::{Bits, Format, Group, Scales, read_group};
 use super::pool::Turn;
 use super::{GROUP, PANEL};
 use crate::ModelError;
-use candle_core::Device;
-use candle_core::quantized::QTensor;
+use candle_core::quantized::GgmlDType;
 use half::f16;
-use memmap2::{Advice, MmapMut};
-use std::sync::Mutex;
+use memmap2::{Advice, Mmap, MmapMut};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+/// The packed weights of a model, in one mapping: page-aligned, on large pages where the system
+/// grants them, and read-only once they are complete.
+pub(crate) struct Arena {
+    shared: Arc<OnceLock<Mmap>>,
+    map: MmapMut,
+    used: usize,
+}
+
+impl Arena {
+    /// Memory for matrices of these formats and shapes (`[rows, columns]`).
+    ///
+    /// # Errors
+    /// [`ModelError::Memory`] when it cannot be had.
+    pub(crate) fn new(
+        matrices: impl Iterator<Item = (GgmlDType, usize, usize)>,
+    ) -> Result<Self, ModelError> {
+        let bytes = matrices
+            .filter_map(|(dtype, rows, columns)| {
+                let format = packed_format(dtype, columns)?;
+                Some(rows.div_ceil(PANEL) * panel_bytes(format, columns))
+            })
+            .sum::<usize>();
+        let map = MmapMut::map_anon(bytes.max(1)).map_err(ModelError::Memory)?;
+        // A decode step reads every weight once, and the address translations of small pages
+        // take a measurable part of that. Refusal means small pages: slower, not wrong.
+        let _ = map.advise(Advice::HugePage);
+        Ok(Self {
+            shared: Arc::default(),
+            map,
+            used: 0,
+        })
+    }
+
+    /// Hands the weights out to the matrices that were packed here.
+    ///
+    /// # Errors
+    /// [`ModelError::Memory`] when the memory cannot be made read-only.
+    pub(crate) fn finish(self) -> Result<(), ModelError> {
+        let map = self.map.make_read_only().map_err(ModelError::Memory)?;
+        // Nobody else sets it.
+        let _ = self.shared.set(map);
+        Ok(())
+    }
+}
+
+/// A matrix as a file stores it: `[rows, columns]`, row by row.
+pub(crate) struct Stored<'a> {
+    pub(crate) dtype: GgmlDType,
+    pub(crate) rows: usize,
+    pub(crate) columns: usize,
+    /// Fills a buffer with the bytes from an offset on.
+    pub(crate) read: &'a (dyn Fn(usize, &mut [u8]) -> Result<(), ModelError> + Sync),
+    /// All weights in f32, for formats that have no packed form.
+    pub(crate) widen: &'a dyn Fn() -> Result<Vec<f32>, ModelError>,
+}
+
+/// The packed form of rows of this width.
+fn packed_format(dtype: GgmlDType, columns: usize) -> Option<Format> {
+    Format::of(dtype).filter(|_| columns.is_multiple_of(dtype.block_size()))
+}
 
 /// The bytes or numbers of a matrix.
 enum Store {
-    /// Panels of packed integers, in anonymous memory of its own: page-aligned, zero, and open to
-    /// advice.
-    Packed(Format, MmapMut),
+    /// Panels of packed integers, within an arena.
+    Packed(Format, Arc<OnceLock<Mmap>>, std::ops::Range<usize>),
     /// Panels of f32, `[panels, columns, PANEL]`: for files that are not quantised.
     Dense(Vec<f32>),
 }
@@ -38,50 +97,53 @@ pub(super) enum Panel<'a> {
 }
 
 impl PackedMatrix {
-    /// Packs a matrix of a file.
+    /// Packs a matrix of a file, a panel at a time, so that no copy of the whole is ever held. The
+    /// matrix can be used once the arena is finished.
     ///
     /// # Errors
-    /// [`ModelError::Compute`] when the tensor is no matrix or cannot be read.
-    pub(crate) fn new(weight: &QTensor, turn: &Turn<'_>) -> Result<Self, ModelError> {
-        let (rows, columns) = weight.shape().dims2()?;
-        let dtype = weight.dtype();
-        let format = Format::of(dtype).filter(|_| columns.is_multiple_of(dtype.block_size()));
-        let Some(format) = format else {
-            let values: Vec<f32> = weight.dequantize(&Device::Cpu)?.flatten_all()?.to_vec1()?;
+    /// What reading reports, or [`ModelError::Kv`] when the arena was made for less.
+    pub(crate) fn new(
+        stored: &Stored<'_>,
+        arena: &mut Arena,
+        turn: &Turn<'_>,
+    ) -> Result<Self, ModelError> {
+        let Stored {
+            dtype,
+            rows,
+            columns,
+            ..
+        } = *stored;
+        let Some(format) = packed_format(dtype, columns) else {
             return Ok(Self {
                 rows,
                 columns,
-                store: Store::Dense(dense_panels(&values, rows, columns)),
+                store: Store::Dense(dense_panels(&(stored.widen)()?, rows, columns)),
             });
         };
-        let source = weight.data()?;
         let row_bytes = columns / dtype.block_size() * dtype.type_size();
-        if source.len() != rows * row_bytes {
-            return Err(ModelError::Kv(format!(
-                "a {rows} × {columns} matrix of {dtype:?} has {} bytes",
-                source.len()
-            )));
-        }
         let panel_bytes = panel_bytes(format, columns);
-        let bytes = rows.div_ceil(PANEL) * panel_bytes;
-        let mut panels = MmapMut::map_anon(bytes.max(1)).map_err(ModelError::Memory)?;
-        // A decode step reads every weight once, and the address translations of small pages
-        // take a measurable part of that. Refusal means small pages: slower, not wrong.
-        let _ = panels.advise(Advice::HugePage);
+        let start = arena.used;
+        let end = start + rows.div_ceil(PANEL) * panel_bytes;
+        let target = arena.map.get_mut(start..end).ok_or_else(|| {
+            ModelError::Kv("the memory for the weights was measured for less".to_owned())
+        })?;
+        let failure = Mutex::new(None);
         {
-            let parts: Vec<Mutex<&mut [u8]>> = panels[..bytes]
+            let parts: Vec<Mutex<&mut [u8]>> = target
                 .chunks_mut(panel_bytes.max(1))
                 .map(Mutex::new)
                 .collect();
             turn.each(parts.len(), &|panel| {
                 let first = panel * PANEL;
+                let mut source = vec![0u8; PANEL.min(rows - first) * row_bytes];
+                if let Err(error) = (stored.read)(first * row_bytes, &mut source) {
+                    *failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+                    return;
+                }
                 let group = |row: usize, index: usize| match first + row < rows
                     && index * GROUP < columns
                 {
-                    true => {
-                        let row = &source[(first + row) * row_bytes..][..row_bytes];
-                        read_group(dtype, row, index)
-                    }
+                    true => read_group(dtype, &source[row * row_bytes..][..row_bytes], index),
                     false => Group::ZERO,
                 };
                 // Each panel is visited once, so the lock is free.
@@ -90,10 +152,14 @@ impl PackedMatrix {
                 }
             });
         }
+        if let Some(error) = failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            return Err(error);
+        }
+        arena.used = end;
         Ok(Self {
             rows,
             columns,
-            store: Store::Packed(format, panels),
+            store: Store::Packed(format, arena.shared.clone(), start..end),
         })
     }
 
@@ -110,7 +176,7 @@ impl PackedMatrix {
     /// Bytes in memory.
     pub(crate) fn bytes(&self) -> usize {
         match &self.store {
-            Store::Packed(_, panels) => panels.len(),
+            Store::Packed(_, _, range) => range.len(),
             Store::Dense(values) => size_of_val(values.as_slice()),
         }
     }
@@ -128,8 +194,9 @@ impl PackedMatrix {
     /// A panel.
     pub(super) fn panel(&self, index: usize) -> Panel<'_> {
         match &self.store {
-            Store::Packed(format, panels) => {
+            Store::Packed(format, arena, range) => {
                 let bytes = panel_bytes(*format, self.columns);
+                let panels = arena.get().map_or(&[][..], |map| &map[range.clone()]);
                 Panel::Packed(*format, &panels[index * bytes..][..bytes])
             }
             Store::Dense(values) => {
@@ -318,8 +385,8 @@ pub(super) fn unpack(format: Format, panel: &[u8], index: usize, lane: usize) ->
 pub(super) mod tests {
     use super::*;
     use crate::kernel::pool::pool;
-    use candle_core::Tensor;
-    use candle_core::quantized::GgmlDType;
+    use candle_core::quantized::QTensor;
+    use candle_core::{Device, Tensor};
 
     /// Every format that packs.
     pub(in crate::kernel) const FORMATS: [GgmlDType; 8] = [
@@ -341,6 +408,28 @@ pub(super) mod tests {
         QTensor::quantize(&tensor, dtype).unwrap()
     }
 
+    pub(in crate::kernel) fn packed(weight: &QTensor) -> PackedMatrix {
+        let (rows, columns) = weight.shape().dims2().unwrap();
+        let (dtype, data) = (weight.dtype(), weight.data().unwrap());
+        let mut arena = Arena::new([(dtype, rows, columns)].into_iter()).unwrap();
+        let stored = Stored {
+            dtype,
+            rows,
+            columns,
+            read: &|offset, out| {
+                out.copy_from_slice(&data[offset..offset + out.len()]);
+                Ok(())
+            },
+            widen: &|| {
+                let dense = weight.dequantize(&Device::Cpu)?;
+                Ok(dense.flatten_all()?.to_vec1()?)
+            },
+        };
+        let matrix = PackedMatrix::new(&stored, &mut arena, &pool().turn()).unwrap();
+        arena.finish().unwrap();
+        matrix
+    }
+
     #[test]
     fn unpacking_gives_the_weights_of_the_file() {
         for dtype in FORMATS.into_iter().chain([GgmlDType::F32, GgmlDType::F16]) {
@@ -354,7 +443,7 @@ pub(super) mod tests {
                 .unwrap()
                 .to_vec1()
                 .unwrap();
-            let packed = PackedMatrix::new(&weight, &pool().turn()).unwrap();
+            let packed = packed(&weight);
             assert_eq!(Format::of(dtype).is_some(), FORMATS.contains(&dtype));
             let mut row = vec![0f32; columns];
             for (r, expected) in expected.chunks_exact(columns).enumerate() {
@@ -380,7 +469,7 @@ pub(super) mod tests {
         ] {
             let weight = matrix(64, 1024, dtype);
             let file = weight.data().unwrap().len();
-            let packed = PackedMatrix::new(&weight, &pool().turn()).unwrap();
+            let packed = packed(&weight);
             let ratio = packed.bytes() as f64 / file as f64;
             assert!(ratio <= limit, "{dtype:?}: {ratio}");
         }

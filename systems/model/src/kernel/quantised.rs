@@ -121,7 +121,7 @@ mod vectors {
     use std::arch::x86_64::*;
 
     /// Bytes ahead of use that a single row's pass, which is bound by memory, fetches weights.
-    const AHEAD: usize = 4096;
+    const AHEAD: usize = 12288;
 
     /// The integers of a group of a panel: eight vectors of four columns.
     type Quants = [__m512i; 8];
@@ -534,8 +534,8 @@ mod vectors {
 mod tests {
     use super::*;
     use crate::kernel::activations::Activations;
-    use crate::kernel::packed::tests::{FORMATS, matrix};
-    use crate::kernel::packed::{PackedMatrix, Panel};
+    use crate::kernel::packed::Panel;
+    use crate::kernel::packed::tests::{FORMATS, matrix, packed};
     use crate::kernel::pool::pool;
 
     fn activations(rows: usize, columns: usize) -> Activations {
@@ -554,7 +554,7 @@ mod tests {
     fn vectors_compute_what_the_portable_code_states() {
         for dtype in FORMATS {
             let columns = dtype.block_size().max(GROUP) * 3;
-            let packed = PackedMatrix::new(&matrix(16, columns, dtype), &pool().turn()).unwrap();
+            let packed = packed(&matrix(16, columns, dtype));
             let Panel::Packed(format, panel) = packed.panel(0) else {
                 panic!("{dtype:?} packs");
             };
