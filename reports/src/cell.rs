@@ -6,7 +6,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::ReportError;
 use crate::frame::{self, CellSummary};
+use crate::level::{Level, levels};
+use crate::load::{LOAD_FILE, LoadFacts, Slo, read_load_facts};
 use crate::sample::{Sample, read_samples};
+use crate::views::{RoundDrift, drifts};
 
 /// What tells one cell of a run from another: the identity columns of every
 /// table.
@@ -119,12 +122,21 @@ pub struct CellFailure {
     pub error: String,
 }
 
+/// The load of a cell that makes its requests one after the other.
+const SEQUENTIAL: &str = "sequential";
+
 /// One cell with everything that is known about it.
 #[derive(Debug, Clone)]
 pub(crate) struct Cell {
     pub(crate) identity: CellIdentity,
     pub(crate) samples: Vec<Sample>,
     pub(crate) summary: CellSummary,
+    /// What the load was like; `None` for requests one after the other.
+    pub(crate) facts: Option<LoadFacts>,
+    /// Load levels by rising rate; none for requests one after the other.
+    pub(crate) levels: Vec<Level>,
+    /// What changed over its rounds.
+    pub(crate) drifts: Vec<RoundDrift>,
     pub(crate) failure: Option<String>,
     pub(crate) torn_bytes: usize,
 }
@@ -137,6 +149,7 @@ impl Cell {
         cell_id: &str,
         planned: Option<&CellIdentity>,
         degraded: bool,
+        slo: Option<Slo>,
     ) -> Result<Self, ReportError> {
         let folder = results.join("cells").join(cell_id);
         let path = folder.join("samples.jsonl");
@@ -168,17 +181,36 @@ impl Cell {
         }
         let failure = read_failure(&folder.join("failure.json"))?;
         let frame = frame::samples_frame(&samples)?;
-        let summary = frame::summarise(&samples, &frame)?;
+        let mut summary = frame::summarise(&samples, &frame)?;
+        let facts = read_load_facts(&folder.join(LOAD_FILE), cell_id)?;
+        let loaded = facts.is_some() || samples.iter().any(|s| s.load != SEQUENTIAL);
+        let levels = if loaded {
+            levels(&samples, &frame, facts.as_ref(), slo)?
+        } else {
+            Vec::new()
+        };
+        summary.levels = levels.len();
+        if levels.len() > 1 {
+            summary = summary.without_times();
+        }
+        if let Some(facts) = &facts {
+            share_traffic(&mut summary, &samples, facts);
+        }
         if !samples.is_empty() {
             frame::write_parquet(frame, &folder.join("samples.parquet"), "samples")?;
         }
-        Ok(Self {
+        let mut cell = Self {
             identity,
             samples,
             summary,
+            facts,
+            levels,
+            drifts: Vec::new(),
             failure,
             torn_bytes,
-        })
+        };
+        cell.drifts = drifts(&cell)?;
+        Ok(cell)
     }
 
     /// Answered requests that are no warm-ups.
@@ -187,10 +219,41 @@ impl Cell {
     }
 
     /// Whether the latencies may be drawn and compared: something was answered,
-    /// and the link kept to its target.
+    /// the link kept to its target, and a load, if there is one, was as planned.
     pub(crate) fn comparable(&self) -> bool {
-        self.summary.ok > 0 && !self.summary.degraded
+        self.summary.ok > 0 && !self.summary.degraded && self.levels.iter().all(Level::usable)
     }
+
+    /// Whether many requests were under way at once, so that the link's bytes
+    /// belong to no single one.
+    pub(crate) fn loaded(&self) -> bool {
+        !self.levels.is_empty()
+    }
+}
+
+/// States the traffic of a load per request: while many are under way, the link
+/// counts bytes of all of them and a sample has none of its own.
+fn share_traffic(summary: &mut CellSummary, samples: &[Sample], facts: &LoadFacts) {
+    let dispatched: u64 = facts.rounds.iter().map(|r| r.dispatched).sum();
+    let total = |bytes: fn(&crate::load::LoadRound) -> Option<u64>| {
+        facts
+            .rounds
+            .iter()
+            .map(bytes)
+            .sum::<Option<u64>>()
+            .filter(|_| dispatched > 0)
+            .map(|bytes| bytes as f64)
+    };
+    let uplink = total(|r| r.uplink_bytes);
+    let downlink = total(|r| r.downlink_bytes);
+    summary.uplink_bytes = uplink.map(|bytes| bytes / dispatched as f64);
+    summary.downlink_bytes = downlink.map(|bytes| bytes / dispatched as f64);
+    summary.uplink_packets = None;
+    summary.downlink_packets = None;
+    let served: u64 = samples.iter().map(|s| s.kv_fp16_bytes).sum();
+    summary.wire_ratio = downlink
+        .filter(|&bytes| served > 0 && bytes > 0.0)
+        .map(|bytes| served as f64 / bytes);
 }
 
 /// The failure in words. Another shape than [`CellFailure`] is shown as it is,

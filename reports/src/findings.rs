@@ -5,9 +5,11 @@
 //! one. Comparisons are against `edge_only`, the system that needs no cloud.
 
 use crate::cell::{Cell, CellIdentity};
+use crate::level::LevelState;
 use crate::quality::{paired, score};
+use crate::series::{rate, ratio, series, times};
 use crate::table::number;
-use crate::views::{Data, Pool};
+use crate::views::{BASELINES, Data, Pool};
 
 /// The system that the others are compared with.
 const REFERENCE: &str = "edge_only";
@@ -17,6 +19,12 @@ const PARTS_GAP_LIMIT: f64 = 0.02;
 
 /// Below so many documents, a bootstrap over them understates the spread.
 const FEW_DOCUMENTS: usize = 10;
+
+/// A load of this length is a soak, whose drift is stated.
+const SOAK_S: f64 = 600.0;
+
+/// Growth from the first to the last third of a soak that is called one.
+const DRIFT_LIMIT: f64 = 0.1;
 
 /// Two medians closer than this are called equal.
 const EQUAL_RATIO: f64 = 0.05;
@@ -55,8 +63,11 @@ pub(crate) fn findings(data: &Data) -> Vec<Finding> {
         of(Topic::Validity, contracts(data)),
         of(Topic::Validity, compute(data)),
         of(Topic::Validity, tails(data)),
+        of(Topic::Validity, generator(data)),
+        of(Topic::Validity, drifting(data)),
         of(Topic::Validity, intervals(data)),
         of(Topic::Result, latency(data)),
+        of(Topic::Result, saturation(data)),
         of(Topic::Result, quality(data)),
         of(Topic::Result, codecs(data)),
         of(Topic::Result, privacy(data)),
@@ -159,7 +170,7 @@ fn parts(data: &Data) -> Vec<String> {
 }
 
 fn exactness(data: &Data) -> Vec<String> {
-    data.pools()
+    data.pools_over_loads()
         .iter()
         .filter_map(|pool| {
             let checked: usize = pool.cells.iter().map(|c| c.summary.exact_checked).sum();
@@ -249,10 +260,101 @@ fn tails(data: &Data) -> Vec<String> {
     )]
 }
 
+/// Whether the load generator kept to its plan.
+fn generator(data: &Data) -> Vec<String> {
+    let levels = || {
+        data.cells
+            .iter()
+            .flat_map(|c| c.levels.iter().map(move |l| (c, l)))
+    };
+    let total = levels().count();
+    if total == 0 {
+        return Vec::new();
+    }
+    let invalid: Vec<String> = levels()
+        .filter_map(|(cell, level)| match &level.state {
+            LevelState::Invalid(reason) => Some(format!(
+                "{}{} ({reason})",
+                at(data, cell),
+                level
+                    .offered_rps
+                    .filter(|_| cell.levels.len() > 1)
+                    .map_or_else(String::new, |r| format!(" at {} req/s", rate(r)))
+            )),
+            _ => None,
+        })
+        .collect();
+    let worst = levels()
+        .filter_map(|(_, level)| level.send_delay_p99_ms)
+        .max_by(f64::total_cmp);
+    if invalid.is_empty() {
+        return vec![match worst {
+            Some(worst) => format!(
+                "The load generator kept to its plan in {}: send delay p99 at most {} ms.",
+                count(total, "load level"),
+                number(worst, 2)
+            ),
+            None => "The load generator stated nothing about itself.".to_owned(),
+        }];
+    }
+    vec![format!(
+        "{} INVALID, as the load generator did not keep to its plan, and {} neither drawn nor compared: {}.",
+        if invalid.len() == 1 {
+            "1 load level is".to_owned()
+        } else {
+            format!("{} load levels are", invalid.len())
+        },
+        if invalid.len() == 1 { "is" } else { "are" },
+        invalid.join("; ")
+    )]
+}
+
+/// Whether latency or memory grew over a long load.
+fn drifting(data: &Data) -> Vec<String> {
+    let mut out = Vec::new();
+    for cell in &data.cells {
+        for drift in cell.drifts.iter().filter(|d| d.duration_s >= SOAK_S) {
+            let clauses: Vec<String> = drift
+                .figures()
+                .into_iter()
+                .filter_map(|(name, change)| {
+                    let growth = change.growth()?;
+                    let sign = if growth >= 0.0 { "+" } else { "−" };
+                    Some(format!("{name} {sign}{}%", number(100.0 * growth.abs(), 1)))
+                })
+                .collect();
+            if clauses.is_empty() {
+                continue;
+            }
+            let grew = drift
+                .figures()
+                .into_iter()
+                .any(|(_, change)| change.growth().is_some_and(|g| g > DRIFT_LIMIT));
+            out.push(format!(
+                "{} on {}, {} minutes of {}: the last third against the first, {}{}.",
+                data.labels.unloaded(&cell.identity),
+                cell.identity.link,
+                number(drift.duration_s / 60.0, 0),
+                cell.identity.load,
+                clauses.join(", "),
+                if grew {
+                    format!(
+                        "; something grew by more than {}%, so that the load was not steady",
+                        number(100.0 * DRIFT_LIMIT, 0)
+                    )
+                } else {
+                    String::new()
+                }
+            ));
+        }
+    }
+    out
+}
+
 /// A bootstrap over few clusters cannot show how much they vary.
 fn intervals(data: &Data) -> Vec<String> {
     let documents = data
-        .pools()
+        .pools_over_loads()
         .iter()
         .filter_map(|p| score(p.measured(), |s| s.f1))
         .map(|s| s.documents)
@@ -268,14 +370,16 @@ fn intervals(data: &Data) -> Vec<String> {
 
 /// How well `reference` matches `identity` in what is not compared; the best
 /// match is used, and what differs is said.
-fn likeness(identity: &CellIdentity, reference: &CellIdentity) -> (bool, bool, bool) {
+fn likeness(identity: &CellIdentity, reference: &CellIdentity) -> [bool; 5] {
     // The reference alone does the same work cold and primed: only a warm edge differs.
     let warm = |cell: &CellIdentity| cell.contract == "warm";
-    (
+    [
+        identity.load == reference.load,
+        identity.device == reference.device,
         warm(identity) == warm(reference),
         identity.scenario == reference.scenario,
         identity.compute == reference.compute,
-    )
+    ]
 }
 
 fn latency(data: &Data) -> Vec<String> {
@@ -283,7 +387,7 @@ fn latency(data: &Data) -> Vec<String> {
     for variant in data.variants() {
         let mut clauses = Vec::new();
         for cell in data.cells.iter().filter(|c| data.variant(c) == variant) {
-            if cell.identity.system == REFERENCE || !cell.comparable() {
+            if cell.identity.system == REFERENCE || !cell.comparable() || cell.loaded() {
                 continue;
             }
             let mut best: Option<&Cell> = None;
@@ -291,6 +395,7 @@ fn latency(data: &Data) -> Vec<String> {
                 r.identity.system == REFERENCE
                     && r.identity.link == cell.identity.link
                     && r.identity.dataset == cell.identity.dataset
+                    && r.identity.load == cell.identity.load
                     && r.comparable()
             }) {
                 let score = |r: &Cell| likeness(&cell.identity, &r.identity);
@@ -341,6 +446,66 @@ fn latency(data: &Data) -> Vec<String> {
     out
 }
 
+/// What each system sustains, and how that compares with both baselines.
+fn saturation(data: &Data) -> Vec<String> {
+    let Some(slo) = data.input.slo else {
+        return Vec::new();
+    };
+    let all = series(data);
+    let mut out = Vec::new();
+    let rests = |requests: usize| match requests {
+        n if n < crate::frame::P99_MIN_REQUESTS => format!(" on {}", count(n, "request")),
+        _ => String::new(),
+    };
+    for own in &all {
+        let Some(point) = own.saturation() else {
+            continue;
+        };
+        let place = format!("{} on {} ({})", own.label, own.first.link, own.family);
+        let limits = format!(
+            "TTFT ≤ {} ms and TPOT ≤ {} ms for 99% of the requests",
+            rate(slo.ttft_ms),
+            rate(slo.tpot_ms)
+        );
+        let mut text = match (point.holds, &point.breaks) {
+            (Some(holds), Some((breaks, why))) => format!(
+                "{place} holds {limits} up to {} req/s{} and breaks at {} ({why})",
+                rate(holds),
+                rests(point.requests),
+                rate(*breaks)
+            ),
+            (Some(holds), None) => format!(
+                "{place} holds {limits} at every rate that was offered, up to {} req/s{}",
+                rate(holds),
+                rests(point.requests)
+            ),
+            (None, Some((breaks, why))) => format!(
+                "{place} holds {limits} at no rate that was offered: already {} req/s is too much ({why})",
+                rate(*breaks)
+            ),
+            (None, None) => continue,
+        };
+        let clauses: Vec<String> = BASELINES
+            .iter()
+            .filter_map(|system| {
+                let base = own.baseline(&all, system)?;
+                let ratio = ratio(&point, &base.saturation()?)?;
+                let throughput = own.highest_throughput()? / base.highest_throughput()?;
+                Some(format!(
+                    "{ratio} times the rate of {system}, and {} times its highest throughput",
+                    times(throughput)
+                ))
+            })
+            .collect();
+        if !clauses.is_empty() {
+            text.push_str(&format!(". That is {}", clauses.join("; ")));
+        }
+        text.push('.');
+        out.push(text);
+    }
+    out
+}
+
 /// "48.1 [40.2, 56.0]".
 fn f1_of(pool: &Pool<'_>) -> Option<String> {
     score(pool.measured(), |s| s.f1).map(|s| interval(s.mean, s.interval))
@@ -371,7 +536,7 @@ fn verdict(difference: f64, interval: Option<(f64, f64)>) -> &'static str {
 }
 
 fn quality(data: &Data) -> Vec<String> {
-    let pools = data.pools();
+    let pools = data.pools_over_loads();
     let mut out = Vec::new();
     for pool in pools.iter().filter(|p| p.first.system != REFERENCE) {
         let reference = pools
@@ -401,7 +566,7 @@ fn quality(data: &Data) -> Vec<String> {
 /// What a codec saves and costs, against the same method without one.
 fn codecs(data: &Data) -> Vec<String> {
     let plain = |codec: &str| matches!(codec, "identity" | "fp16");
-    let pools = data.pools();
+    let pools = data.pools_over_loads();
     let mut out = Vec::new();
     for pool in &pools {
         let Some(base) = pools.iter().find(|p| {
@@ -413,6 +578,7 @@ fn codecs(data: &Data) -> Vec<String> {
                 && p.first.dataset == pool.first.dataset
                 && p.first.scenario == pool.first.scenario
                 && p.first.compute == pool.first.compute
+                && p.first.device == pool.first.device
         }) else {
             continue;
         };
@@ -451,7 +617,7 @@ fn codecs(data: &Data) -> Vec<String> {
 
 fn privacy(data: &Data) -> Vec<String> {
     let clauses: Vec<String> = data
-        .pools()
+        .pools_over_loads()
         .iter()
         .filter_map(|pool| {
             let sent: Vec<u64> = pool.measured().map(|s| s.private_uplink_bytes).collect();
@@ -479,7 +645,7 @@ fn privacy(data: &Data) -> Vec<String> {
 }
 
 fn edge_work(data: &Data) -> Vec<String> {
-    let pools = data.pools();
+    let pools = data.pools_over_loads();
     let work = |p: &Pool<'_>| {
         let each: Vec<u64> = p.measured().map(|s| s.edge_prefill_token_layers).collect();
         (!each.is_empty()).then(|| each.iter().sum::<u64>() as f64 / each.len() as f64)

@@ -260,3 +260,173 @@ pub(crate) fn round(round: u32, offered_rps: Option<f64>) -> crate::LoadRound {
         invalid_reason: None,
     }
 }
+
+/// A small load test: three systems at five rates on one link, each with a
+/// capacity of its own, one level in which the generator was late, and half an
+/// hour of steady load. Times follow from made-up rates.
+pub(crate) fn load_run(dir: &std::path::Path) -> crate::ReportInput {
+    let mut input = crate::ReportInput::new(dir, "Fixture load");
+    input.slo = Some(crate::Slo {
+        ttft_ms: 1_000.0,
+        tpot_ms: 50.0,
+    });
+    let systems = [
+        ("edge_only", 1.0, 700),
+        ("cloud_only", 4.5, 300),
+        ("ce_lslm", 9.0, 260),
+    ];
+    let mut order = 0;
+    for (system, capacity, ttft) in systems {
+        for rate in [0.5, 1.0, 2.0, 4.0, 8.0] {
+            let cell = format!("{system}-{rate:?}");
+            let load = format!("poisson-{rate:?}rps");
+            // Half of the time a request waits for all that came before it.
+            let behind = (rate / capacity - 1.0f64).max(0.0);
+            let requests = 100u64;
+            let mut samples = Vec::new();
+            for i in 0..requests {
+                let at = (i as f64 * 1e3 / rate) as u64;
+                let wait = (behind * at as f64 * 0.5) as u64;
+                let mut s = loaded(system, &cell, &load, Some(rate), order + i, at);
+                answer(
+                    &mut s,
+                    ttft + wait + 3 * (i % 7),
+                    20 + (10.0 * behind) as u64,
+                );
+                if behind > 1.0 && i % 3 == 2 {
+                    refuse(&mut s);
+                }
+                exclude(&mut s, i, requests);
+                samples.push(s);
+            }
+            order += requests;
+            let mut facts = crate::LoadFacts::new(&cell);
+            facts.rounds.push(crate::LoadRound {
+                dispatched: requests,
+                completed: samples.iter().filter(|s| s.ok()).count() as u64,
+                failed: samples.iter().filter(|s| !s.ok()).count() as u64,
+                max_in_flight: 2 + (behind * 20.0) as u64,
+                ..round(0, Some(rate))
+            });
+            let facts_of = &mut facts.rounds[0];
+            if behind > 5.0 {
+                facts_of.stopped = Some("the queue grew for 20 s".into());
+                facts_of.dropped_arrivals = 12;
+            }
+            if system == "cloud_only" && rate == 2.0 {
+                facts_of.valid = false;
+                facts_of.invalid_reason = Some("send delay p99 of 14 ms".into());
+            }
+            store(dir, &mut input, &samples, &facts);
+        }
+    }
+    let (cell, load) = ("ce_lslm-soak", "constant-0.1rps");
+    let samples: Vec<Sample> = (0..180u64)
+        .map(|i| {
+            let mut s = loaded("ce_lslm", cell, load, Some(0.1), order + i, i * 10_000);
+            answer(&mut s, 250 + i % 5, 20);
+            s
+        })
+        .collect();
+    let mut facts = crate::LoadFacts::new(cell);
+    facts.rounds.push(crate::LoadRound {
+        duration_s: 1_800.0,
+        dispatched: 180,
+        completed: 180,
+        failed: 0,
+        memory: (0..=60u32)
+            .map(|i| crate::MemoryPoint {
+                at_s: f64::from(i) * 30.0,
+                edge_rss_bytes: Some(640_000_000 + 100_000 * u64::from(i)),
+                cloud_rss_bytes: Some(1_300_000_000),
+            })
+            .collect(),
+        ..round(0, Some(0.1))
+    });
+    store(dir, &mut input, &samples, &facts);
+    input
+}
+
+/// A request of a load, scheduled `at` ms into its round.
+fn loaded(
+    system: &str,
+    cell: &str,
+    load: &str,
+    offered_rps: Option<f64>,
+    order: u64,
+    at: u64,
+) -> Sample {
+    let none = || "none".to_owned();
+    let moves_kv = system == "ce_lslm";
+    Sample {
+        cell_id: cell.into(),
+        system: system.into(),
+        load: load.into(),
+        offered_rps,
+        order,
+        question_id: format!("q{:02}", order % 20),
+        document_id: format!("doc-{}", order % 4),
+        alignment: if moves_kv { "identity".into() } else { none() },
+        codec: if moves_kv { "identity".into() } else { none() },
+        schedule: if moves_kv { "layerwise".into() } else { none() },
+        kv_fp16_bytes: if moves_kv { 1_000_000 } else { 0 },
+        kv_payload_bytes: if moves_kv { 1_000_000 } else { 0 },
+        // Under load the link's bytes belong to no single request.
+        uplink_bytes: 0,
+        downlink_bytes: 0,
+        uplink_packets: 0,
+        downlink_packets: 0,
+        token_exact: None,
+        scheduled_ns: (1_000 + at) * MS,
+        sent_ns: (1_000 + at) * MS,
+        ..sample()
+    }
+}
+
+fn answer(sample: &mut Sample, ttft_ms: u64, tpot_ms: u64) {
+    let first = sample.scheduled_ns + ttft_ms * MS;
+    sample.token_ns = (0..8).map(|i| first + i * tpot_ms * MS).collect();
+    sample.output_tokens = 8;
+    sample.parts = vec![part("queue", ttft_ms - 100, 0), part("first_step", 100, 0)];
+}
+
+fn refuse(sample: &mut Sample) {
+    sample.outcome = "failed".into();
+    sample.error_kind = Some(crate::REFUSED.into());
+    sample.error = Some("16 sessions and 64 waiting are the most".into());
+    sample.token_ns.clear();
+    sample.output_tokens = 0;
+    sample.parts.clear();
+    sample.em = None;
+    sample.f1 = None;
+}
+
+/// The first tenth warms up, the last tenth cools down.
+fn exclude(sample: &mut Sample, index: u64, of: u64) {
+    sample.warmup = index < of / 10;
+    sample.excluded = if sample.warmup {
+        Some("warmup".into())
+    } else if index >= of - of / 10 {
+        Some("cooldown".into())
+    } else {
+        None
+    };
+}
+
+fn store(
+    dir: &std::path::Path,
+    input: &mut crate::ReportInput,
+    samples: &[Sample],
+    facts: &crate::LoadFacts,
+) {
+    let folder = dir.join("cells").join(&facts.cell_id);
+    std::fs::create_dir_all(&folder).unwrap();
+    let lines: Vec<_> = samples
+        .iter()
+        .map(|s| serde_json::to_string(s).unwrap() + "\n")
+        .collect();
+    std::fs::write(folder.join("samples.jsonl"), lines.concat()).unwrap();
+    let text = serde_json::to_string(facts).unwrap();
+    std::fs::write(folder.join(crate::LOAD_FILE), text).unwrap();
+    input.cells.push(crate::CellIdentity::of(&samples[0]));
+}

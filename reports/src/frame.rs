@@ -13,6 +13,9 @@
 //! | `parts_sum_ms`, `parts_gap` | sum of the exposed parts; its distance from TTFT as a share of TTFT |
 //! | `wire_ratio` | `kv_fp16_bytes` / `downlink_bytes`, where KV was fetched |
 //! | `nominal_ratio` | `kv_fp16_bytes` / `kv_payload_bytes`, where KV was fetched |
+//!
+//! Throughput, goodput and what else belongs to a load and not to a request is
+//! defined in [`level`](crate::level).
 
 use std::path::Path;
 
@@ -20,6 +23,7 @@ use polars::prelude::*;
 
 use crate::cell::CellIdentity;
 use crate::error::ReportError;
+use crate::level::Level;
 use crate::quality::{Score, score};
 use crate::sample::{PART_NAMES, SCHEMA_VERSION, Sample};
 
@@ -240,6 +244,9 @@ pub struct CellSummary {
     pub cooldowns: usize,
     /// Whether any request ran on a link that missed its target.
     pub degraded: bool,
+    /// Load levels; with more than one, no time is stated here, as it would mix
+    /// them. 0 for a cell that made its requests one after the other.
+    pub levels: usize,
     /// Time to first token.
     pub ttft_ms: Quantiles,
     /// Its mean, which is what the parts add up to.
@@ -335,6 +342,7 @@ pub fn summarise(samples: &[Sample], frame: &DataFrame) -> Result<CellSummary, R
         warmups: samples.iter().filter(|s| s.warmup).count(),
         cooldowns: samples.iter().filter(|s| !s.warmup && !s.counted()).count(),
         degraded: counted().any(|s| s.degraded),
+        levels: 0,
         ttft_ms: quantiles("ttft_ms")?,
         ttft_mean_ms: figure("ttft_mean_ms")?,
         ttft_from_sent_ms: quantiles("ttft_from_sent_ms")?,
@@ -364,6 +372,120 @@ pub fn summarise(samples: &[Sample], frame: &DataFrame) -> Result<CellSummary, R
         em: score(measured(), |s| s.em),
         f1: score(measured(), |s| s.f1),
     })
+}
+
+/// TTFT, TPOT and end-to-end time of the measured samples at one offered rate;
+/// `ok` is how many there are.
+pub(crate) fn level_quantiles(
+    frame: &DataFrame,
+    offered_rps: Option<f64>,
+    ok: usize,
+) -> Result<[Quantiles; 3], ReportError> {
+    let rate = col("offered_rps");
+    let at_rate = match offered_rps {
+        Some(value) => rate.eq(lit(value)),
+        None => rate.is_null(),
+    };
+    let row = frame
+        .clone()
+        .lazy()
+        .filter(at_rate)
+        .collect()
+        .and_then(|level| aggregate(&level))
+        .map_err(ReportError::frame("the figures of a load level"))?;
+    let of = |name: &str| -> Result<Quantiles, ReportError> {
+        let figure = |quantile: &str| {
+            row.column(&format!("{name}_{quantile}"))
+                .and_then(|c| c.f64().map(|values| values.get(0)))
+                .map_err(ReportError::frame("the figures of a load level"))
+        };
+        Ok(Quantiles {
+            p50: figure("p50")?,
+            p95: figure("p95")?,
+            p99: if ok >= P99_MIN_REQUESTS {
+                figure("p99")?
+            } else {
+                None
+            },
+        })
+    };
+    Ok([of("ttft_ms")?, of("tpot_ms")?, of("e2e_ms")?])
+}
+
+/// The load levels of a run: one row per cell and level, in plan order and by
+/// rising rate. Times are ms, rates per second.
+///
+/// # Errors
+/// When Polars refuses the frame.
+pub fn levels_frame(levels: &[(&CellIdentity, &Level)]) -> Result<DataFrame, ReportError> {
+    macro_rules! column {
+        ($name:expr, |$id:ident, $l:ident| $value:expr) => {
+            Column::new(
+                $name.into(),
+                levels.iter().map(|&($id, $l)| $value).collect::<Vec<_>>(),
+            )
+        };
+    }
+    macro_rules! identity {
+        ($($field:ident),+) => { vec![$(column!(stringify!($field), |id, _l| id.$field.clone())),+] };
+    }
+    let mut columns = vec![column!("schema_version", |_id, _l| SCHEMA_VERSION)];
+    columns.extend(identity!(
+        cell_id, scenario, system, link, alignment, mapping, codec, schedule, dataset, contract,
+        compute, device, load
+    ));
+    columns.extend([
+        column!("offered_rps", |_id, l| l.offered_rps),
+        column!("rounds", |_id, l| l.rounds as u64),
+        column!("n", |_id, l| l.requests as u64),
+        column!("ok", |_id, l| l.ok as u64),
+        column!("failures", |_id, l| l.failed() as u64),
+        column!("refused", |_id, l| l.refused() as u64),
+        column!("excluded", |_id, l| l.excluded as u64),
+        column!("dropped_arrivals", |_id, l| l.dropped_arrivals),
+        column!("span_s", |_id, l| l.span_s),
+        column!("throughput_rps", |_id, l| l.throughput_rps()),
+        column!("throughput_tok_s", |_id, l| l.throughput_tok_s()),
+        column!("goodput_rps", |_id, l| l.goodput_rps()),
+        column!("good_share", |_id, l| l.good_share()),
+        column!("within_ttft", |_id, l| l.within_ttft.map(|n| n as u64)),
+        column!("within_tpot", |_id, l| l.within_tpot.map(|n| n as u64)),
+        column!("meets_slo", |_id, l| l.meets()),
+        column!("p99_supported", |_id, l| l.ok >= P99_MIN_REQUESTS),
+    ]);
+    macro_rules! quantiles {
+        ($($field:ident),+) => {
+            $(columns.extend([
+                column!(quantile_name(stringify!($field), "p50"), |_id, l| l.$field.p50),
+                column!(quantile_name(stringify!($field), "p95"), |_id, l| l.$field.p95),
+                column!(quantile_name(stringify!($field), "p99"), |_id, l| l.$field.p99),
+            ]);)+
+        };
+    }
+    quantiles!(ttft_ms, tpot_ms, e2e_ms);
+    columns.extend([
+        column!("max_in_flight", |_id, l| l.max_in_flight),
+        column!("send_delay_p99_ms", |_id, l| l.send_delay_p99_ms),
+        column!("state", |_id, l| l.state.words()),
+    ]);
+    DataFrame::new(levels.len(), columns).map_err(ReportError::frame("the load levels"))
+}
+
+impl CellSummary {
+    /// The same without any time, for a cell whose requests ran at several loads.
+    pub(crate) fn without_times(self) -> Self {
+        Self {
+            ttft_ms: Quantiles::default(),
+            ttft_mean_ms: None,
+            ttft_from_sent_ms: Quantiles::default(),
+            tpot_ms: Quantiles::default(),
+            itl_ms: Quantiles::default(),
+            e2e_ms: Quantiles::default(),
+            ntpot_p50_ms: None,
+            parts: [PartMean::default(); PART_NAMES.len()],
+            ..self
+        }
+    }
 }
 
 /// One row of quantiles and means over the measured samples.
@@ -464,6 +586,7 @@ pub fn summary_frame(cells: &[(&CellIdentity, &CellSummary)]) -> Result<DataFram
         count!("failures", failures),
         count!("warmups", warmups),
         count!("cooldowns", cooldowns),
+        count!("levels", levels),
         column!("degraded", |_id, s| s.degraded),
         column!("p99_supported", |_id, s| s.ok >= P99_MIN_REQUESTS),
         column!("ttft_mean_ms", |_id, s| s.ttft_mean_ms),
@@ -503,13 +626,14 @@ pub fn summary_frame(cells: &[(&CellIdentity, &CellSummary)]) -> Result<DataFram
         parts_gap_max,
     );
     for (index, name) in PART_NAMES.iter().enumerate() {
-        columns.push(column!(format!("part_{name}_exposed_ms"), |_id, s| (s.ok
-            > 0)
+        let stated = |s: &CellSummary| s.ok > 0 && s.levels <= 1;
+        columns.push(column!(format!("part_{name}_exposed_ms"), |_id, s| stated(
+            s
+        )
         .then(|| s.parts[index].exposed_ms)));
-        columns.push(column!(format!("part_{name}_overlapped_ms"), |_id, s| (s
-            .ok
-            > 0)
-        .then(|| s.parts[index].overlapped_ms)));
+        columns.push(column!(format!("part_{name}_overlapped_ms"), |_id, s| {
+            stated(s).then(|| s.parts[index].overlapped_ms)
+        }));
     }
     macro_rules! scores {
         ($($field:ident),+) => {

@@ -13,6 +13,8 @@ fn absent(value: &str) -> bool {
 /// everywhere is left out. What was not computed live is always marked.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Labels {
+    load: bool,
+    device: bool,
     schedule: bool,
     contract: bool,
     dataset: bool,
@@ -32,6 +34,8 @@ impl Labels {
             values.len() > 1
         };
         let mut labels = Self {
+            load: varies(|c| &c.load),
+            device: varies(|c| &c.device),
             schedule: varies(|c| &c.schedule),
             contract: varies(|c| &c.contract),
             dataset: varies(|c| &c.dataset),
@@ -50,6 +54,15 @@ impl Labels {
 
     /// The cell without its link.
     pub(crate) fn variant(&self, cell: &CellIdentity) -> String {
+        self.named(cell, self.load)
+    }
+
+    /// The cell without its link and load.
+    pub(crate) fn unloaded(&self, cell: &CellIdentity) -> String {
+        self.named(cell, false)
+    }
+
+    fn named(&self, cell: &CellIdentity, with_load: bool) -> String {
         let mut label = self.method(cell);
         if self.schedule && !absent(&cell.schedule) {
             label.push(' ');
@@ -59,13 +72,21 @@ impl Labels {
             label.push(' ');
             label.push_str(&cell.contract);
         }
-        self.finish(label, cell, self.ambiguous.contains(&cell.cell_id))
+        if with_load {
+            label.push_str(&format!(" at {}", cell.load));
+        }
+        let with_id = self.ambiguous.contains(&cell.cell_id);
+        self.finish(label, cell, with_id)
     }
 
     /// The cell without what cannot change its answers: link, schedule and
-    /// cache contract.
-    pub(crate) fn pooled(&self, cell: &CellIdentity) -> String {
-        self.finish(self.method(cell), cell, false)
+    /// cache contract; and without its load, unless `with_load`.
+    pub(crate) fn pooled(&self, cell: &CellIdentity, with_load: bool) -> String {
+        let mut label = self.method(cell);
+        if self.load && with_load {
+            label.push_str(&format!(" at {}", cell.load));
+        }
+        self.finish(label, cell, false)
     }
 
     fn method(&self, cell: &CellIdentity) -> String {
@@ -102,6 +123,9 @@ impl Labels {
         }
         if self.scenario && !absent(&cell.scenario) {
             label.push_str(&format!(" ({})", cell.scenario));
+        }
+        if self.device && !absent(&cell.device) {
+            label.push_str(&format!(" as {}", cell.device));
         }
         if cell.compute != "live" {
             label.push_str(&format!(" [{}]", cell.compute));
@@ -163,7 +187,20 @@ mod tests {
             labels.variant(&sequential),
             "ce_lslm identity + fp16 sequential"
         );
-        assert_eq!(labels.pooled(&sequential), labels.pooled(&whole));
+        assert_eq!(
+            labels.pooled(&sequential, true),
+            labels.pooled(&whole, true)
+        );
+
+        let busy = cell(|c| {
+            c.cell_id = "b".into();
+            c.load = "closed-8".into();
+        });
+        let labels = Labels::new([&whole, &busy].into_iter());
+        assert_eq!(labels.variant(&busy), "ce_lslm identity + fp16 at closed-8");
+        assert_eq!(labels.unloaded(&busy), labels.unloaded(&whole));
+        assert_eq!(labels.pooled(&busy, false), labels.pooled(&whole, false));
+        assert_ne!(labels.pooled(&busy, true), labels.pooled(&whole, true));
     }
 
     #[test]

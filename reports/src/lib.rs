@@ -15,10 +15,12 @@ mod fixture;
 mod frame;
 mod html;
 mod labels;
+mod level;
 mod load;
 mod quality;
 mod report;
 mod sample;
+mod series;
 mod table;
 mod views;
 
@@ -27,9 +29,10 @@ pub use error::ReportError;
 pub use figures::Figure;
 pub use findings::{Finding, Topic};
 pub use frame::{
-    CellSummary, P99_MIN_REQUESTS, PartMean, Quantiles, samples_frame, summarise, summary_frame,
-    write_csv, write_parquet,
+    CellSummary, P99_MIN_REQUESTS, PartMean, Quantiles, levels_frame, samples_frame, summarise,
+    summary_frame, write_csv, write_parquet,
 };
+pub use level::{Level, LevelState, REFUSED};
 pub use load::{LOAD_FILE, LoadFacts, LoadRound, MemoryPoint, SendDelay, Slo, read_load_facts};
 pub use quality::{Paired, Score, paired, score};
 pub use report::{CalibrationRow, INPUT_FILE, Report, ReportInput, build};
@@ -38,6 +41,6 @@ pub use sample::{
 };
 pub use table::{Column, Table, Value};
 pub use views::{
-    Bytes, Calibration, Data, EdgeCost, Exactness, Failures, Quality, Summary, TtftBreakdown,
-    VIEWS, View, view,
+    Bytes, Calibration, Capacity, Data, Drift, EdgeCost, Exactness, Failures, Load, Quality,
+    Saturation, Summary, TtftBreakdown, VIEWS, View, view,
 };

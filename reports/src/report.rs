@@ -12,6 +12,7 @@ use crate::findings::{Finding, Topic, findings};
 use crate::labels::Labels;
 use crate::load::Slo;
 use crate::sample::SCHEMA_VERSION;
+use crate::series::rate;
 use crate::table::{Column, Table, Value, number};
 use crate::views::{Data, VIEWS};
 use crate::{files, frame, html};
@@ -31,7 +32,8 @@ pub(crate) const DEFINITIONS: &[&str] = &[
     "Token-layers: prefilled tokens × layers that the edge computed itself.",
     "EM and F1: SQuAD-normalised exact match and word F1; for a question that the document does not answer, whether the answer is a refusal.",
     "Percentiles interpolate linearly between ranks. Intervals are 95% percentile bootstrap intervals from 2,000 resamples of whole documents, with a fixed seed.",
-    "Warm-up requests count in no figure. Failed requests are counted, and have no latency or score.",
+    "Offered rate: planned arrivals per second. Throughput: answered requests / (last response − first send). Goodput: the same of requests within every limit of the SLO; a failed or refused request is within none, and an answer of one token has no TPOT and is judged by its TTFT.",
+    "Warm-up and cool-down requests count in no figure. Failed requests are counted, and have no latency or score.",
 ];
 
 /// Everything that a report states and the samples do not. It is stored as
@@ -171,7 +173,7 @@ pub struct Report {
     pub description: String,
     /// Sentences computed from the figures.
     pub findings: Vec<Finding>,
-    /// One table per view, in the order of the registry.
+    /// One table per view that applies, in the order of the registry.
     pub tables: Vec<Table>,
     /// The drawn figures.
     pub figures: Vec<Figure>,
@@ -182,10 +184,12 @@ pub struct Report {
     /// Every file that was written, relative to the results folder.
     pub files: Vec<PathBuf>,
     compact: Table,
+    compact_load: Option<Table>,
 }
 
 /// Builds the report of a results folder and writes it there:
-/// `cells/*/samples.parquet`, `summary.parquet`, `summary.csv`, `report.md`,
+/// `cells/*/samples.parquet`, `summary.parquet`, `summary.csv`, for a load
+/// `levels.parquet` and `levels.csv`, `report.md`,
 /// `report.html`, `figures/*.svg` and `report-input.json`. The same samples and
 /// input give the same files.
 ///
@@ -198,7 +202,11 @@ pub fn build(input: &ReportInput) -> Result<Report, ReportError> {
     let data = read_cells(input, &mut notes)?;
     input.write()?;
 
-    let tables = VIEWS.iter().map(|v| v.table(&data)).collect();
+    let tables = VIEWS
+        .iter()
+        .filter(|v| v.applies(&data))
+        .map(|v| v.table(&data))
+        .collect();
     let mut report = Report {
         title: input.title.clone(),
         description: input.description.clone(),
@@ -209,6 +217,7 @@ pub fn build(input: &ReportInput) -> Result<Report, ReportError> {
         environment: input.environment.clone(),
         files: vec![PathBuf::from(INPUT_FILE)],
         compact: compact(&data),
+        compact_load: data.loaded().then(|| compact_load(&data)),
     };
     report.files.extend(
         data.cells
@@ -235,6 +244,18 @@ pub fn build(input: &ReportInput) -> Result<Report, ReportError> {
     frame::write_csv(summary, &input.dir.join("summary.csv"))?;
     report.files.push("summary.parquet".into());
     report.files.push("summary.csv".into());
+    if data.loaded() {
+        let rows: Vec<_> = data
+            .cells
+            .iter()
+            .flat_map(|c| c.levels.iter().map(|level| (&c.identity, level)))
+            .collect();
+        let levels = frame::levels_frame(&rows)?;
+        frame::write_parquet(levels.clone(), &input.dir.join("levels.parquet"), "levels")?;
+        frame::write_csv(levels, &input.dir.join("levels.csv"))?;
+        report.files.push("levels.parquet".into());
+        report.files.push("levels.csv".into());
+    }
     for figure in &report.figures {
         let file = Path::new("figures").join(format!("{}.svg", figure.name));
         files::write(&input.dir.join(&file), figure.svg.as_bytes())?;
@@ -274,6 +295,7 @@ fn read_cells(input: &ReportInput, notes: &mut Vec<String>) -> Result<Data, Repo
             &identity.cell_id,
             Some(identity),
             degraded,
+            input.slo,
         )?);
     }
     let mut unplanned = Vec::new();
@@ -297,7 +319,7 @@ fn read_cells(input: &ReportInput, notes: &mut Vec<String>) -> Result<Data, Repo
     }
     unplanned.sort_unstable();
     for cell_id in &unplanned {
-        cells.push(Cell::read(&input.dir, cell_id, None, false)?);
+        cells.push(Cell::read(&input.dir, cell_id, None, false, input.slo)?);
     }
     if !unplanned.is_empty() && !input.cells.is_empty() {
         notes.push(format!(
@@ -332,6 +354,7 @@ fn compact(data: &Data) -> Table {
         rows: data
             .cells
             .iter()
+            .filter(|cell| !cell.loaded())
             .map(|cell| {
                 let s = &cell.summary;
                 let f1 = s.f1.map_or(Value::Missing, |f1| {
@@ -362,12 +385,62 @@ fn compact(data: &Data) -> Table {
     }
 }
 
+/// The load levels, as far as they fit a terminal.
+fn compact_load(data: &Data) -> Table {
+    let mut rows = Vec::new();
+    for cell in &data.cells {
+        for level in &cell.levels {
+            rows.push(vec![
+                Value::Text(data.labels.unloaded(&cell.identity)),
+                Value::Text(cell.identity.link.clone()),
+                Value::Text(level.offered_rps.map_or_else(
+                    || cell.identity.load.clone(),
+                    |r| format!("{} req/s", rate(r)),
+                )),
+                Value::Text(format!("{}/{}", level.ok, level.requests)),
+                Value::number(level.throughput_rps(), 2),
+                Value::number(level.goodput_rps(), 2),
+                Value::number(level.ttft_ms.p50, 0),
+                Value::number(level.ttft_ms.p95, 0),
+                Value::number(level.tpot_ms.p50, 1),
+                Value::Text(level.state.word().to_owned()),
+            ]);
+        }
+    }
+    let only = data.cells.iter().all(Cell::loaded);
+    let title = if only { &data.input.title } else { "Load" };
+    Table {
+        title: title.to_owned(),
+        columns: vec![
+            Column::text("system"),
+            Column::text("link"),
+            Column::text("load"),
+            Column::figure("ok/n", ""),
+            Column::figure("req/s", ""),
+            Column::figure("good/s", ""),
+            Column::figure("TTFT ms", ""),
+            Column::figure("p95 ms", ""),
+            Column::figure("TPOT ms", ""),
+            Column::text("state"),
+        ],
+        rows,
+        notes: Vec::new(),
+    }
+}
+
 impl Report {
     /// A compact summary with the findings, at most 120 columns wide.
     #[must_use]
     pub fn terminal(&self) -> String {
-        let mut out = self.compact.terminal(TERMINAL_WIDTH);
-        out.push('\n');
+        let mut out = String::new();
+        if !self.compact.rows.is_empty() || self.compact_load.is_none() {
+            out.push_str(&self.compact.terminal(TERMINAL_WIDTH));
+            out.push('\n');
+        }
+        if let Some(load) = &self.compact_load {
+            out.push_str(&load.terminal(TERMINAL_WIDTH));
+            out.push('\n');
+        }
         for finding in &self.findings {
             wrap(&mut out, &finding.text);
         }
@@ -532,6 +605,109 @@ mod tests {
         if let Some(copy) = std::env::var_os("CELSLM_KEEP_FIXTURE_REPORT") {
             std::fs::copy(dir.path().join("report.html"), copy).unwrap();
         }
+    }
+
+    #[test]
+    fn the_markdown_report_of_a_load() {
+        let dir = tempfile::tempdir().unwrap();
+        let report = build(&fixture::load_run(dir.path())).unwrap();
+        insta::assert_snapshot!(report.markdown());
+        let text = report.terminal();
+        assert!(text.lines().all(|l| l.chars().count() <= TERMINAL_WIDTH));
+        insta::assert_snapshot!("the_terminal_report_of_a_load", text);
+        for name in ["levels.parquet", "levels.csv"] {
+            assert!(dir.path().join(name).exists() && report.files.contains(&name.into()));
+        }
+        let csv = std::fs::read_to_string(dir.path().join("levels.csv")).unwrap();
+        for column in ["offered_rps", "throughput_rps", "goodput_rps", "meets_slo"] {
+            assert!(csv.lines().next().unwrap().contains(column), "{column}");
+        }
+        if let Some(copy) = std::env::var_os("CELSLM_KEEP_FIXTURE_LOAD_REPORT") {
+            std::fs::copy(dir.path().join("report.html"), copy).unwrap();
+        }
+    }
+
+    #[test]
+    fn invalid_levels_are_listed_and_not_drawn() {
+        let dir = tempfile::tempdir().unwrap();
+        let report = build(&fixture::load_run(dir.path())).unwrap();
+        for name in ["throughput_by_rate", "ttft_by_rate"] {
+            let figure = report.figures.iter().find(|f| f.name == name).unwrap();
+            assert!(figure.svg.contains("cloud_only at 1 req/s"), "{name}");
+            assert!(!figure.svg.contains("cloud_only at 2 req/s"), "{name}");
+            // A level that was stopped is drawn as such.
+            assert!(figure.svg.contains(", stopped<"), "{name}");
+            assert!(!figure.svg.contains("NaN") && !figure.svg.contains("inf"));
+        }
+        assert!(
+            report
+                .markdown()
+                .contains("INVALID: send delay p99 of 14 ms")
+        );
+        let texts: Vec<_> = report.texts(Topic::Validity).collect();
+        assert!(
+            texts
+                .iter()
+                .any(|t| t.contains("1 load level is INVALID") && t.contains("cloud_only")),
+            "{texts:#?}"
+        );
+    }
+
+    #[test]
+    fn several_levels_of_a_cell_are_never_pooled() {
+        let sample = |rate: f64, ttft: u64| {
+            let mut s = fixture::sample();
+            s.load = "saturation-poisson".into();
+            s.offered_rps = Some(rate);
+            s.round = rate as u32;
+            s.token_ns = vec![s.scheduled_ns + ttft * fixture::MS];
+            s.output_tokens = 1;
+            s
+        };
+        let samples = [sample(1.0, 100), sample(2.0, 900)];
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("cells/fixture-cell");
+        std::fs::create_dir_all(&folder).unwrap();
+        let lines: Vec<_> = samples
+            .iter()
+            .map(|s| serde_json::to_string(s).unwrap())
+            .collect();
+        std::fs::write(folder.join("samples.jsonl"), lines.join("\n")).unwrap();
+        let mut facts = crate::LoadFacts::new("fixture-cell");
+        facts.rounds = vec![fixture::round(1, Some(1.0)), fixture::round(2, Some(2.0))];
+        let path = folder.join(crate::LOAD_FILE);
+        std::fs::write(&path, serde_json::to_string(&facts).unwrap()).unwrap();
+        let mut input = ReportInput::new(dir.path(), "Search");
+        input.cells = vec![CellIdentity::of(&samples[0])];
+        let report = build(&input).unwrap();
+        let table = |title: &str| report.tables.iter().find(|t| t.title == title).unwrap();
+        let column =
+            |table: &Table, name: &str| table.columns.iter().position(|c| c.name == name).unwrap();
+        let summary = table("Summary");
+        assert_eq!(
+            summary.rows[0][column(summary, "TTFT p50")],
+            Value::Missing,
+            "the median over both levels is of neither"
+        );
+        let load = table("Load");
+        let p50: Vec<_> = load
+            .rows
+            .iter()
+            .map(|row| row[column(load, "TTFT p50")].clone())
+            .collect();
+        assert_eq!(p50, [Value::Number(100.0, 1), Value::Number(900.0, 1)]);
+        // Without an SLO nothing is said about saturation.
+        assert!(table("Saturation").rows.is_empty());
+
+        // The link's bytes are shared by what was made under them.
+        let uplink = &summary.rows[0][column(summary, "uplink")];
+        assert_eq!(*uplink, Value::Number(4.0, 1));
+
+        std::fs::write(&path, "{\"schema_version\": 2}").unwrap();
+        let error = build(&input).unwrap_err().to_string();
+        assert!(error.contains("load.json"), "{error}");
+        std::fs::remove_file(&path).unwrap();
+        assert!(build(&input).unwrap().markdown().contains("incomplete"));
     }
 
     #[test]

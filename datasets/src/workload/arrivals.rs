@@ -153,8 +153,8 @@ mod tests {
         }
         let mut expected = [0.0; 11];
         let mut probability = (-4.0f64).exp();
-        for n in 0..10 {
-            expected[n] = probability * intervals as f64;
+        for (n, expected) in expected.iter_mut().enumerate().take(10) {
+            *expected = probability * intervals as f64;
             probability *= 4.0 / (n as f64 + 1.0);
         }
         expected[10] = intervals as f64 - expected[..10].iter().sum::<f64>();

@@ -19,14 +19,13 @@ struct Point {
 
 pub(super) fn draw(data: &Data) -> Option<Figure> {
     let points: Vec<Point> = data
-        .pools()
+        .pools_over_loads()
         .iter()
         .filter_map(|pool| {
-            let bytes: Vec<u64> = pool.measured().map(|s| s.downlink_bytes).collect();
             Some(Point {
                 name: pool.label.clone(),
                 f1: score(pool.measured(), |s| s.f1)?,
-                kilobytes: bytes.iter().sum::<u64>() as f64 / bytes.len() as f64 / 1e3,
+                kilobytes: pool.downlink_bytes()? / 1e3,
             })
         })
         .collect();

@@ -1,5 +1,6 @@
 //! The figures of a report, as SVG.
 
+mod by_rate;
 mod f1_by_bytes;
 mod svg;
 mod ttft_by_link;
@@ -24,7 +25,13 @@ pub struct Figure {
 type Draw = fn(&Data) -> Option<Figure>;
 
 /// Every figure, in the order of the report.
-const FIGURES: &[Draw] = &[ttft_parts::draw, ttft_by_link::draw, f1_by_bytes::draw];
+const FIGURES: &[Draw] = &[
+    by_rate::throughput,
+    by_rate::ttft,
+    ttft_parts::draw,
+    ttft_by_link::draw,
+    f1_by_bytes::draw,
+];
 
 pub(crate) fn figures(data: &Data) -> Vec<Figure> {
     FIGURES.iter().filter_map(|draw| draw(data)).collect()

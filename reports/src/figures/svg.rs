@@ -69,6 +69,21 @@ impl Svg {
     /// A point whose shape goes with its series, so that colour is not needed to
     /// tell it.
     pub(super) fn marker(&mut self, at: (f64, f64), series: usize, fill: &str, hint: &str) {
+        self.shape(at, series, (fill, "#fff", 1.0), hint);
+    }
+
+    /// The same shape, empty.
+    pub(super) fn hollow(&mut self, at: (f64, f64), series: usize, stroke: &str, hint: &str) {
+        self.shape(at, series, ("#fff", stroke, 2.0), hint);
+    }
+
+    fn shape(
+        &mut self,
+        at: (f64, f64),
+        series: usize,
+        (fill, stroke, width): (&str, &str, f64),
+        hint: &str,
+    ) {
         let (x, y) = at;
         let r = 5.0;
         let polygon = |points: &[(f64, f64)]| {
@@ -95,7 +110,7 @@ impl Svg {
         };
         let _ = write!(
             self.body,
-            "{open} fill=\"{fill}\" stroke=\"#fff\" stroke-width=\"1\""
+            "{open} fill=\"{fill}\" stroke=\"{stroke}\" stroke-width=\"{width}\""
         );
         self.close(name, hint);
     }

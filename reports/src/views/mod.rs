@@ -2,22 +2,32 @@
 
 mod bytes;
 mod calibration;
+mod capacity;
+mod drift;
 mod edge_cost;
 mod exactness;
 mod failures;
+mod load;
 mod quality;
+mod saturation;
 mod summary;
 mod ttft_breakdown;
 
 pub use bytes::Bytes;
 pub use calibration::Calibration;
+pub use capacity::Capacity;
+pub use drift::Drift;
 pub use edge_cost::EdgeCost;
 pub use exactness::Exactness;
 pub use failures::Failures;
+pub use load::Load;
 pub use quality::Quality;
+pub use saturation::Saturation;
 pub use summary::Summary;
 pub use ttft_breakdown::TtftBreakdown;
 
+pub(crate) use drift::{RoundDrift, drifts};
+pub(crate) use saturation::BASELINES;
 pub(crate) use summary::state;
 
 use crate::cell::{Cell, CellIdentity};
@@ -42,6 +52,11 @@ pub trait View: Send + Sync {
     fn name(&self) -> &'static str;
     /// One sentence for `celslm ls`.
     fn about(&self) -> &'static str;
+    /// Whether a run has what the view is about; without it, the report leaves the
+    /// view out.
+    fn applies(&self, _data: &Data) -> bool {
+        true
+    }
     /// The table; one without rows says in its notes why there are none.
     fn table(&self, data: &Data) -> Table;
 }
@@ -49,6 +64,10 @@ pub trait View: Send + Sync {
 /// Every view, in the order of the report.
 pub const VIEWS: &[&dyn View] = &[
     &Summary,
+    &Load,
+    &Saturation,
+    &Capacity,
+    &Drift,
     &TtftBreakdown,
     &Quality,
     &Bytes,
@@ -77,7 +96,7 @@ pub fn view(name: &str) -> Result<&'static dyn View, ReportError> {
         })
 }
 
-/// Cells of one method whose answers cannot differ: the link, the schedule and
+/// Cells of one method and load whose answers cannot differ: the link, the schedule and
 /// the cache contract move bytes and time, not tokens.
 #[derive(Debug)]
 pub(crate) struct Pool<'a> {
@@ -90,12 +109,31 @@ impl Pool<'_> {
     pub(crate) fn measured(&self) -> impl Iterator<Item = &crate::sample::Sample> {
         self.cells.iter().flat_map(|c| c.measured())
     }
+
+    /// Mean downlink bytes of an answered request: its own, or its share of the
+    /// load's.
+    pub(crate) fn downlink_bytes(&self) -> Option<f64> {
+        let mut requests = 0;
+        let mut bytes = 0.0;
+        for cell in &self.cells {
+            if let (Some(mean), ok) = (cell.summary.downlink_bytes, cell.summary.ok) {
+                requests += ok;
+                bytes += mean * ok as f64;
+            }
+        }
+        (requests > 0).then(|| bytes / requests as f64)
+    }
 }
 
 impl Data {
     /// Name of a cell without its link.
     pub(crate) fn variant(&self, cell: &Cell) -> String {
         self.labels.variant(&cell.identity)
+    }
+
+    /// Whether any cell ran under load.
+    pub(crate) fn loaded(&self) -> bool {
+        self.cells.iter().any(Cell::loaded)
     }
 
     /// Link profiles in plan order.
@@ -121,8 +159,18 @@ impl Data {
         variants
     }
 
-    /// Cells pooled by what can change an answer, in plan order.
+    /// Cells pooled by what can change an answer and by load, in plan order.
     pub(crate) fn pools(&self) -> Vec<Pool<'_>> {
+        self.pooled(true)
+    }
+
+    /// The same, with all loads together: for what belongs to a request and not
+    /// to the company that it was in.
+    pub(crate) fn pools_over_loads(&self) -> Vec<Pool<'_>> {
+        self.pooled(false)
+    }
+
+    fn pooled(&self, by_load: bool) -> Vec<Pool<'_>> {
         let key = |c: &CellIdentity| {
             [
                 &c.scenario,
@@ -132,6 +180,8 @@ impl Data {
                 &c.codec,
                 &c.dataset,
                 &c.compute,
+                &c.device,
+                if by_load { &c.load } else { &c.system },
             ]
             .map(Clone::clone)
         };
@@ -143,7 +193,7 @@ impl Data {
             {
                 Some(pool) => pool.cells.push(cell),
                 None => pools.push(Pool {
-                    label: self.labels.pooled(&cell.identity),
+                    label: self.labels.pooled(&cell.identity, by_load),
                     first: &cell.identity,
                     cells: vec![cell],
                 }),

@@ -1,6 +1,7 @@
 //! `summary`: one row per cell.
 
 use super::{Data, View, kb, p99, percent};
+use crate::level::LevelState;
 use crate::table::{Column, Table, Value};
 
 /// Latency, bytes and quality of every cell.
@@ -44,6 +45,12 @@ impl View for Summary {
             "TTFT, TPOT and end-to-end time are p50 unless stated; kB are 1000 IP bytes counted at the link, mean per request; EM and F1 are in per cent, F1 with a 95% bootstrap interval over documents."
                 .to_owned(),
         ];
+        if data.loaded() {
+            notes.push(
+                "A cell at several rates states no time here, as it would mix them; the table of loads does. Bytes of a cell under load are the link's total over its requests, warm-up included."
+                    .to_owned(),
+            );
+        }
         if data.cells.iter().any(|c| c.summary.degraded) {
             notes.push(
                 "A degraded cell ran on a link that missed its target: its latencies are listed, not compared and not drawn."
@@ -77,14 +84,19 @@ impl View for Summary {
 /// In one word, whether the row can be relied on.
 pub(crate) fn state(cell: &crate::cell::Cell) -> String {
     let s = &cell.summary;
+    let any = |wanted: fn(&LevelState) -> bool| cell.levels.iter().any(|l| wanted(&l.state));
     if s.requests == 0 {
         "not run"
     } else if s.ok == 0 {
         "failed"
     } else if s.degraded {
         "degraded"
-    } else if cell.failure.is_some() {
+    } else if any(|s| matches!(s, LevelState::Invalid(_))) {
+        "INVALID"
+    } else if cell.failure.is_some() || any(|s| *s == LevelState::Incomplete) {
         "incomplete"
+    } else if any(|s| matches!(s, LevelState::Stopped(_))) {
+        "stopped"
     } else {
         "ok"
     }

@@ -18,7 +18,11 @@ impl View for TtftBreakdown {
     }
 
     fn table(&self, data: &Data) -> Table {
-        let cells: Vec<_> = data.cells.iter().filter(|c| c.summary.ok > 0).collect();
+        let cells: Vec<_> = data
+            .cells
+            .iter()
+            .filter(|c| c.summary.ok > 0 && c.levels.len() <= 1)
+            .collect();
         // A part that no cell has would be a column of zeros.
         let shown: Vec<usize> = (0..PART_NAMES.len())
             .filter(|&i| {
