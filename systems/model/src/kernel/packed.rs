@@ -59,13 +59,16 @@ impl Arena {
     }
 }
 
+/// Fills a buffer with a matrix's bytes from an offset on.
+pub(crate) type Read<'a> = dyn Fn(usize, &mut [u8]) -> Result<(), ModelError> + Sync + 'a;
+
 /// A matrix as a file stores it: `[rows, columns]`, row by row.
 pub(crate) struct Stored<'a> {
     pub(crate) dtype: GgmlDType,
     pub(crate) rows: usize,
     pub(crate) columns: usize,
-    /// Fills a buffer with the bytes from an offset on.
-    pub(crate) read: &'a (dyn Fn(usize, &mut [u8]) -> Result<(), ModelError> + Sync),
+    /// Where its bytes come from.
+    pub(crate) read: &'a Read<'a>,
     /// All weights in f32, for formats that have no packed form.
     pub(crate) widen: &'a dyn Fn() -> Result<Vec<f32>, ModelError>,
 }
