@@ -90,8 +90,9 @@ mod tests {
 
     #[test]
     fn the_oldest_goes_first_and_the_bound_holds() {
-        // 8 bytes a token.
-        let cache = PrefixCache::new(8 * 25);
+        // Room for two and a half.
+        let limit = prefix(10).bytes() * 5 / 2;
+        let cache = PrefixCache::new(limit);
         assert!(cache.insert("a".into(), prefix(10)));
         assert!(cache.insert("b".into(), prefix(10)));
         assert!(cache.get("a").is_some());
@@ -99,10 +100,10 @@ mod tests {
         assert!(cache.get("b").is_none(), "b was the oldest");
         assert!(cache.get("a").is_some() && cache.get("c").is_some());
         assert!(
-            !cache.insert("d".into(), prefix(26)),
+            !cache.insert("d".into(), prefix(60)),
             "larger than the cache"
         );
-        assert!(cache.bytes() <= 8 * 25);
+        assert!(cache.bytes() <= limit);
     }
 
     #[test]
