@@ -111,7 +111,7 @@ fn run(
     for handle in &mut handles {
         let mut times = Vec::new();
         loop {
-            match handle.next()? {
+            match handle.wait()? {
                 SessionEvent::Prefilled(_) => {}
                 SessionEvent::Token(token) => times.push(token.at_ns),
                 SessionEvent::End(_) => break,

@@ -338,7 +338,7 @@ impl EdgeNode {
             answer.parts = timeline.parts();
         };
         loop {
-            match session.next()? {
+            match session.wait()? {
                 SessionEvent::Prefilled(Prefilled { blocked: spent, .. }) => blocked = spent,
                 SessionEvent::Token(token) => {
                     answer.output_ids.push(token.id);

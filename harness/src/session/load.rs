@@ -81,6 +81,10 @@ struct Texts {
 
 impl Session<'_> {
     /// Runs a block under load, which [`Session::run`] has found to be missing.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "what a session is made of, each used here"
+    )]
     pub(super) fn run_rounds(
         &self,
         block: &Block,

@@ -166,7 +166,7 @@ async fn fetch(
     };
     let chain = Arc::new(codec.build());
     let places =
-        chunk::plan(block.spec(), request.chunk_tokens, &*chain).map_err(|error| unfit(&error))?;
+        chunk::plan(block.spec(), request.chunk_tokens, &chain).map_err(|error| unfit(&error))?;
     let header = FetchEvent::Header(FetchHeader {
         spec: block.spec().clone(),
         codec: codec.id(),
@@ -182,7 +182,7 @@ async fn fetch(
         let (block, chain) = (block.clone(), chain.clone());
         let encode = move || {
             let start = now_ns();
-            let chunk = KvChunk::encode(&block, layer, tokens, &*chain);
+            let chunk = KvChunk::encode(&block, layer, tokens, &chain);
             (chunk, now_ns() - start)
         };
         let (chunk, encode_ns) = shared.work(encode).await?;

@@ -141,7 +141,7 @@ impl SessionHandle {
     ///
     /// # Errors
     /// Whatever ended the session: kind `deadline`, or what the model reports.
-    pub fn next(&mut self) -> Result<SessionEvent, SystemError> {
+    pub fn wait(&mut self) -> Result<SessionEvent, SystemError> {
         match self.peeked.take() {
             Some(event) => event,
             None => self.events.blocking_recv().unwrap_or_else(|| Err(ended())),

@@ -113,12 +113,12 @@ struct Outcome {
 }
 
 fn finish(handle: &mut SessionHandle) -> Result<Outcome, SystemError> {
-    let SessionEvent::Prefilled(prefilled) = handle.next()? else {
+    let SessionEvent::Prefilled(prefilled) = handle.wait()? else {
         panic!("the first event is the end of the prefill");
     };
     let (mut ids, mut text, mut first) = (Vec::new(), String::new(), None);
     loop {
-        match handle.next()? {
+        match handle.wait()? {
             SessionEvent::Prefilled(_) => panic!("prefilled twice"),
             SessionEvent::Token(token) => {
                 ids.push(token.id);
@@ -199,7 +199,7 @@ fn tokens_are_the_same_alone_and_beside_others_that_come_and_go() {
         // Some that give up after a while, at their first event or before it.
         let mut passing = engine.session(make(15 - index)).unwrap();
         if index % 2 == 0 {
-            passing.next().unwrap();
+            passing.wait().unwrap();
         }
         drop(passing);
         std::thread::sleep(Duration::from_millis(index as u64 % 4));
@@ -252,7 +252,7 @@ fn a_layerwise_session_gets_on_while_others_generate() {
     let mut other = engine
         .session(request(SessionContext::Empty, tokens(20, 1), 4000))
         .unwrap();
-    other.next().unwrap();
+    other.wait().unwrap();
     for schedule in [ScheduleKind::Layerwise, ScheduleKind::Sequential] {
         let (kv, block) = match schedule {
             ScheduleKind::Layerwise => (kv.clone(), block.clone()),
@@ -370,7 +370,7 @@ fn a_session_that_nobody_reads_is_dropped_with_its_kv() {
     let mut handle = engine
         .session(request(SessionContext::Empty, tokens(600, 2), 4000))
         .unwrap();
-    handle.next().unwrap();
+    handle.wait().unwrap();
     eventually("it holds KV", || engine.stats(false).kv_bytes > 0);
     drop(handle);
     eventually("its KV is freed", || engine.stats(false).kv_bytes == 0);
@@ -413,7 +413,7 @@ fn a_deadline_ends_sessions_and_contexts_in_every_state() {
     assert_eq!(prefilling.wait().err().unwrap().kind, "deadline");
     for handle in [&mut blocked, &mut generating, &mut waiting] {
         let error = loop {
-            match handle.next() {
+            match handle.wait() {
                 Ok(SessionEvent::End(_)) => panic!("it had no time for that"),
                 Ok(_) => {}
                 Err(error) => break error,
@@ -590,10 +590,10 @@ fn an_engine_that_ends_tells_those_who_wait() {
     let mut handle = engine
         .session(request(SessionContext::Empty, tokens(4, 0), 8000))
         .unwrap();
-    handle.next().unwrap();
+    handle.wait().unwrap();
     drop(engine);
     let error = loop {
-        if let Err(error) = handle.next() {
+        if let Err(error) = handle.wait() {
             break error;
         }
     };
