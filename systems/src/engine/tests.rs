@@ -202,7 +202,7 @@ fn tokens_are_the_same_alone_and_beside_others_that_come_and_go() {
             passing.wait().unwrap();
         }
         drop(passing);
-        std::thread::sleep(Duration::from_millis(index as u64 % 4));
+        std::thread::sleep(Duration::from_micros(100 * (index as u64 % 4)));
     }
     for (handle, alone) in handles.iter_mut().zip(&alone) {
         assert_eq!(finish(handle).unwrap().ids, *alone);
@@ -578,9 +578,17 @@ fn a_slower_machine_takes_longer_and_says_the_same() {
     let pace = Pace::uniform(5.0);
     let slow = Engine::start("slow", model(), EngineLimits::default(), pace).unwrap();
     let make = || request(SessionContext::Empty, tokens(200, 0), 20);
-    let (quick, slowed) = (run(&fast, make()), run(&slow, make()));
-    assert_eq!(quick.ids, slowed.ids);
-    let (quick, slowed) = (quick.end.times.total_ns(), slowed.end.times.total_ns());
+    let expected = run(&fast, make()).ids;
+    // The fastest of a few: what else the machine does only adds to a run.
+    let fastest = |engine: &Engine| {
+        let runs = (0..5).map(|_| {
+            let outcome = run(engine, make());
+            assert_eq!(outcome.ids, expected);
+            outcome.end.times.total_ns()
+        });
+        runs.min().unwrap_or_default()
+    };
+    let (quick, slowed) = (fastest(&fast), fastest(&slow));
     assert!(slowed > 2 * quick, "{quick} against {slowed}");
 }
 

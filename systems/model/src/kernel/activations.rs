@@ -173,8 +173,9 @@ fn round(values: &[f32; GROUP], bytes: &mut [i8; GROUP]) -> (f32, [i32; 2]) {
     // SAFETY: both halves of both arrays are 16 elements, which is what is read and written.
     unsafe {
         let halves = [0, GROUP / 2].map(|at| _mm512_loadu_ps(values.as_ptr().add(at)));
-        let largest = _mm512_max_ps(_mm512_abs_ps(halves[0]), _mm512_abs_ps(halves[1]));
-        let largest = _mm512_reduce_max_ps(largest);
+        // The second operand is what remains beside a NaN.
+        let size = |half| _mm512_max_ps(_mm512_abs_ps(half), _mm512_setzero_ps());
+        let largest = _mm512_reduce_max_ps(_mm512_max_ps(size(halves[0]), size(halves[1])));
         let scale = largest / 127.0;
         let inverse = _mm512_set1_ps(if scale > 0.0 { 1.0 / scale } else { 0.0 });
         let mut at = bytes.as_mut_ptr();
