@@ -127,6 +127,14 @@ fn systems_take_turns_under_open_and_closed_loops_and_conversations() {
     assert!(samples.iter().all(Sample::ok), "{text}");
     // 3 systems, 2 rounds of 24 open, 12 closed and 6 turns.
     assert_eq!(samples.len(), 3 * 2 * (24 + 12 + 6));
+    // What an edge has fetched or computed serves the requests that follow.
+    for system in ["edge_only", "ce_lslm"] {
+        let kept = samples
+            .iter()
+            .filter(|s| s.system == system && s.edge_cache_hit)
+            .count();
+        assert!(kept > 40, "{system}: {kept}");
+    }
     // The rounds of a load alternate there and back.
     let mut turns: Vec<(&str, u32, &str)> = Vec::new();
     for sample in samples.iter().filter(|s| s.load.starts_with("poisson")) {

@@ -271,7 +271,7 @@ fn conclude(
         .iter()
         .filter(|sample| !sample.ok() && !is_result(sample))
         .count();
-    let invalid = store.invalid_rounds();
+    let invalid = store.invalid_rounds(&prepared.plan);
     if let Some((cell, reason)) = invalid.first() {
         let message = format!(
             "{} rounds are invalid, as the harness did not keep to its plan; the first, of {cell}: {reason}",

@@ -381,7 +381,12 @@ impl Dispatcher<'_> {
             return;
         }
         let under_way: Vec<usize> = self.under_way.keys().copied().collect();
-        for (index, at) in self.arrivals.stop(&under_way) {
+        let left = self.arrivals.stop(&under_way);
+        if left.is_empty() {
+            // Every request had been made: there is nothing to end early.
+            return;
+        }
+        for (index, at) in left {
             let failure = SystemError::new(kind::STOPPED, format!("the level was ended: {reason}"));
             self.finish(index, at.unwrap_or(now), Err(failure));
         }

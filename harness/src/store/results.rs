@@ -226,11 +226,17 @@ impl Store {
             .is_some_and(|facts| facts.rounds.iter().any(|r| rounds.contains(&r.round)))
     }
 
-    /// Cells with a round that does not count, and why.
+    /// Rounds that do not count, by their cell, and why. A level of a search that does not count
+    /// has not held, which is all that the search asks.
     #[must_use]
-    pub fn invalid_rounds(&self) -> Vec<(&str, &str)> {
+    pub fn invalid_rounds<'a>(&'a self, plan: &'a Plan) -> Vec<(&'a str, &'a str)> {
+        let searches = |cell: &str| {
+            plan.cell(cell)
+                .is_some_and(|(_, cell)| cell.load.search.is_some())
+        };
         self.loads
             .values()
+            .filter(|facts| !searches(&facts.cell_id))
             .flat_map(|facts| {
                 let reasons = facts
                     .rounds

@@ -76,6 +76,8 @@ impl System for EdgeOnly {
                 timeline.lap_split(&[queued], Part::EdgePrefill);
                 let computed = ready.computed;
                 let prefix = ready.into_prefix()?;
+                // One that is too large for the cache is computed again.
+                let _ = edge.keep(&request.context, VARIANT, prefix.clone());
                 let computed = if computed { prefix.len() } else { 0 };
                 (prefix, computed)
             }
