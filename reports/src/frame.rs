@@ -449,6 +449,7 @@ pub fn levels_frame(levels: &[(&CellIdentity, &Level)]) -> Result<DataFrame, Rep
         column!("goodput_rps", |_id, l| l.goodput_rps()),
         column!("good_share", |_id, l| l.good_share()),
         column!("within_ttft", |_id, l| l.within_ttft.map(|n| n as u64)),
+        column!("with_tpot", |_id, l| l.with_tpot as u64),
         column!("within_tpot", |_id, l| l.within_tpot.map(|n| n as u64)),
         column!("meets_slo", |_id, l| l.meets()),
         column!("p99_supported", |_id, l| l.ok >= P99_MIN_REQUESTS),

@@ -5,10 +5,10 @@
 //!
 //! | figure | definition |
 //! |---|---|
-//! | span | sum over the rounds of last response − first send, of the requests that count |
+//! | span | sum over the rounds of last response − first send, of the requests that count and were made |
 //! | `throughput_rps`, `throughput_tok_s` | answered requests, or their output tokens, / span |
 //! | `goodput_rps` | requests that meet every limit of the SLO / span |
-//! | meets the SLO | at least 99% of the requests that count are within the TTFT limit, and 99% within the TPOT limit: p99 ≤ limit, where a request without an answer is beyond any limit |
+//! | meets the SLO | at least 99% of the requests that count are within the TTFT limit, one without an answer being beyond it, and at least 99% of the answers that have a TPOT are within its limit: both p99 ≤ limit |
 //!
 //! An answer of one token has no TPOT and is judged by its TTFT alone.
 
@@ -29,6 +29,10 @@ const WITHIN: f64 = 0.99;
 /// way.
 pub const REFUSED: &str = "overloaded";
 
+/// Error kinds of requests that the generator planned and never made: too many
+/// were under way, an earlier turn had failed, or the level had been stopped.
+pub const NEVER_MADE: [&str; 3] = ["dropped", "abandoned", "stopped"];
+
 /// One load level of one cell.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Level {
@@ -47,6 +51,8 @@ pub struct Level {
     pub good: Option<usize>,
     /// Of those, within the TTFT limit.
     pub within_ttft: Option<usize>,
+    /// Answers that have a TPOT.
+    pub with_tpot: usize,
     /// Of those, within the TPOT limit.
     pub within_tpot: Option<usize>,
     /// Requests of warm-up and cool-down.
@@ -164,28 +170,30 @@ impl Level {
         if !self.usable() {
             return None;
         }
-        let needed = (self.requests as f64 * WITHIN - 1e-9).ceil() as usize;
-        let within = self.within_ttft? >= needed && self.within_tpot? >= needed;
+        let within = self.within_ttft? >= needed(self.requests)
+            && self.within_tpot? >= needed(self.with_tpot);
         Some(within && self.state == LevelState::Valid && self.dropped_arrivals == 0)
     }
 
     /// Why the SLO is missed, in words; empty where it is met.
     pub(crate) fn misses(&self) -> String {
         let mut reasons = Vec::new();
-        let share = |within: usize| {
-            let percent = 100.0 * (self.requests - within) as f64 / self.requests.max(1) as f64;
+        let share = |within: usize, of: usize| {
+            let percent = 100.0 * (of - within) as f64 / of.max(1) as f64;
             format!("{}%", crate::table::number(percent, 1))
         };
-        let needed = (self.requests as f64 * WITHIN - 1e-9).ceil() as usize;
-        for (name, within) in [("TTFT", self.within_ttft), ("TPOT", self.within_tpot)] {
+        for (name, within, of) in [
+            ("TTFT", self.within_ttft, self.requests),
+            ("TPOT", self.within_tpot, self.with_tpot),
+        ] {
             if let Some(within) = within
-                && within < needed
+                && within < needed(of)
             {
-                reasons.push(format!("{} miss {name}", share(within)));
+                reasons.push(format!("{} miss {name}", share(within, of)));
             }
         }
         if self.failed() > 0 {
-            reasons.push(format!("{} have no answer", share(self.ok)));
+            reasons.push(format!("{} have no answer", share(self.ok, self.requests)));
         }
         if let LevelState::Stopped(reason) = &self.state {
             reasons.push(format!("stopped: {reason}"));
@@ -197,19 +205,24 @@ impl Level {
     }
 }
 
-/// Whether a request meets the TTFT limit and the TPOT limit.
-fn within(sample: &Sample, slo: Slo) -> (bool, bool) {
+/// How many of `of` must be within a limit for their p99 to be, by nearest rank.
+fn needed(of: usize) -> usize {
+    (of as f64 * WITHIN - 1e-9).ceil() as usize
+}
+
+/// Whether a request meets the TTFT limit, and the TPOT limit if it has a TPOT.
+fn within(sample: &Sample, slo: Slo) -> (bool, Option<bool>) {
     let (Some(&first), Some(&last)) = (sample.token_ns.first(), sample.token_ns.last()) else {
-        return (false, false);
+        return (false, None);
     };
     if !sample.ok() {
-        return (false, false);
+        return (false, None);
     }
     let ms = |ns: u64| ns as f64 / 1e6;
     let gaps = sample.token_ns.len() - 1;
     (
         ms(first.saturating_sub(sample.scheduled_ns)) <= slo.ttft_ms,
-        gaps == 0 || ms(last - first) / gaps as f64 <= slo.tpot_ms,
+        (gaps > 0).then(|| ms(last - first) / gaps as f64 <= slo.tpot_ms),
     )
 }
 
@@ -252,9 +265,9 @@ fn level(
         let kind = sample.error_kind.as_deref().unwrap_or("unknown");
         *failures.entry(kind.to_owned()).or_insert(0) += 1;
     }
-    let judged: Option<Vec<(bool, bool)>> =
+    let judged: Option<Vec<(bool, Option<bool>)>> =
         slo.map(|slo| counted.iter().map(|s| within(s, slo)).collect());
-    let many = |count: fn(&(bool, bool)) -> bool| {
+    let many = |count: fn(&(bool, Option<bool>)) -> bool| {
         judged
             .as_ref()
             .map(|j| j.iter().filter(|w| count(w)).count())
@@ -279,9 +292,13 @@ fn level(
         requests: counted.len(),
         ok,
         failures,
-        good: many(|w| w.0 && w.1),
+        good: many(|w| w.0 && w.1 != Some(false)),
         within_ttft: many(|w| w.0),
-        within_tpot: many(|w| w.1),
+        with_tpot: counted
+            .iter()
+            .filter(|s| s.ok() && s.token_ns.len() > 1)
+            .count(),
+        within_tpot: many(|w| w.1 == Some(true)),
         excluded: all.len() - counted.len(),
         span_s: span_s(&counted),
         output_tokens: counted
@@ -306,7 +323,11 @@ fn level(
 /// passed.
 fn span_s(counted: &[&Sample]) -> Option<f64> {
     let mut rounds: BTreeMap<u32, (u64, u64)> = BTreeMap::new();
-    for sample in counted {
+    let made = counted.iter().filter(|s| {
+        let kind = s.error_kind.as_deref().unwrap_or_default();
+        !NEVER_MADE.contains(&kind)
+    });
+    for sample in made {
         let last = sample.token_ns.last().copied().unwrap_or(sample.sent_ns);
         let (from, to) = rounds.entry(sample.round).or_insert((sample.sent_ns, last));
         *from = (*from).min(sample.sent_ns);
@@ -384,10 +405,7 @@ mod tests {
         assert_eq!(level.ttft_ms.p50, Some(150.0));
         assert_eq!(level.ttft_ms.p99, None);
         assert_eq!(level.meets(), Some(false));
-        assert_eq!(
-            level.misses(),
-            "66.7% miss TTFT, 33.3% miss TPOT, 33.3% have no answer"
-        );
+        assert_eq!(level.misses(), "66.7% miss TTFT, 33.3% have no answer");
     }
 
     #[test]
@@ -410,6 +428,16 @@ mod tests {
         assert_eq!(rates, [Some(2.0), Some(8.0)]);
         assert_eq!(levels[0].ttft_ms.p50, Some(100.0));
         assert_eq!(levels[1].ttft_ms.p50, Some(400.0));
+    }
+
+    #[test]
+    fn what_was_never_made_takes_no_time() {
+        let mut unmade = failed(0, 50_000);
+        unmade.error_kind = Some("stopped".into());
+        let samples = [request(0, 0, 100), unmade];
+        let level = &of(&samples, Some(&facts(&[(0, 2.0)])))[0];
+        assert_eq!((level.requests, level.ok), (2, 1));
+        assert_eq!(level.span_s, Some(0.12));
     }
 
     #[test]
@@ -438,12 +466,12 @@ mod tests {
         let mut short = request(0, 0, 100);
         short.token_ns.truncate(1);
         short.output_tokens = 1;
-        assert_eq!(within(&short, SLO), (true, true));
+        assert_eq!(within(&short, SLO), (true, None));
         short.token_ns.clear();
-        assert_eq!(within(&short, SLO), (false, false));
+        assert_eq!(within(&short, SLO), (false, None));
         let mut slow = request(0, 0, 100);
         slow.token_ns[2] += 100 * MS;
-        assert_eq!(within(&slow, SLO), (true, false));
+        assert_eq!(within(&slow, SLO), (true, Some(false)));
     }
 
     #[test]

@@ -32,7 +32,7 @@ pub use frame::{
     CellSummary, P99_MIN_REQUESTS, PartMean, Quantiles, levels_frame, samples_frame, summarise,
     summary_frame, write_csv, write_parquet,
 };
-pub use level::{Level, LevelState, REFUSED};
+pub use level::{Level, LevelState, NEVER_MADE, REFUSED};
 pub use load::{LOAD_FILE, LoadFacts, LoadRound, MemoryPoint, SendDelay, Slo, read_load_facts};
 pub use quality::{Paired, Score, paired, score};
 pub use report::{CalibrationRow, INPUT_FILE, Report, ReportInput, build};

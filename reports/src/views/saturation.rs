@@ -90,7 +90,7 @@ impl View for Saturation {
             );
         } else {
             notes.push(
-                "A rate holds when 99% of the requests are within the TTFT limit and 99% within the TPOT limit, a request without an answer being beyond both, and the level did not have to be stopped. The point of saturation lies between the rate that holds and the one that breaks; a ratio compares the rates that hold."
+                "A rate holds when 99% of the requests are within the TTFT limit, one without an answer being beyond it, 99% of the answers of two tokens or more are within the TPOT limit, no request was left out and the level did not have to be stopped. The point of saturation lies between the rate that holds and the one that breaks; a ratio compares the rates that hold."
                     .to_owned(),
             );
             if few {
