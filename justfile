@@ -2,11 +2,16 @@
 
 # The main job: three systems over three links.
 quick:
-    cargo run --release -- run configs/experiments/quick.toml
+    cargo run -- run configs/experiments/quick.toml
 
 # Every experiment that is a result, in order.
 bench-all: quick
     cargo bench -p celslm-benches
+
+# Three systems under rising request rates, and what the harness itself costs.
+load:
+    cargo run -- run configs/experiments/load.toml
+    cargo run -- run configs/experiments/null.toml
 
 # All tests.
 test:

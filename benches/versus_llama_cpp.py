@@ -7,7 +7,7 @@ of the machine touches both alike. Medians over the repetitions are compared.
 
     python3 -m venv .bench && . .bench/bin/activate
     CMAKE_ARGS=-DGGML_NATIVE=ON pip install --no-binary llama-cpp-python llama-cpp-python
-    cargo build --release && python3 benches/versus_llama_cpp.py
+    cargo build && python3 benches/versus_llama_cpp.py
 
 Exits with 3 when a target is missed: prefill 2x (edge) or 1.5x (cloud), decode 1x, peak memory
 1.5 times the model file plus the KV cache.
@@ -90,7 +90,7 @@ def spread(values):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--celslm", default="target/release/celslm", help="the binary")
+    parser.add_argument("--celslm", default="target/debug/celslm", help="the binary")
     store = os.environ.get("CELSLM_MODELS") or Path.home() / ".local/share/celslm/models"
     parser.add_argument("--models", default=str(store), help="folder with the GGUF files")
     parser.add_argument("--threads", default="1,2", help="thread counts, comma separated")
