@@ -8,6 +8,7 @@ use crate::engine::{
     Engine, EngineLimits, NodeStats, Pace, Prefilled, SessionContext, SessionEvent, SessionHandle,
     SessionRequest, Times,
 };
+use crate::flights::Flights;
 use crate::loaded::LoadedModel;
 use crate::openai::{Serving, ServingSlot};
 use crate::prefix_cache::PrefixCache;
@@ -45,6 +46,8 @@ pub struct EdgeOptions {
 pub struct EdgeNode {
     engine: Engine,
     cache: PrefixCache,
+    /// Fetches under way, by cache key.
+    flights: Flights,
     client: Mutex<Option<CloudClient>>,
     serving: ServingSlot,
     limits: Limits,
@@ -70,6 +73,7 @@ impl EdgeNode {
         Ok(Self {
             engine: Engine::start("edge", model, options.engine, options.pace)?,
             cache: PrefixCache::new(options.cache_bytes),
+            flights: Flights::default(),
             client: Mutex::default(),
             serving: ServingSlot::default(),
             limits: options.limits.clone(),
@@ -266,6 +270,29 @@ impl EdgeNode {
             .context_id
             .parse()
             .map_err(|error| SystemError::new("config", format!("bad context id: {error}")))
+    }
+
+    /// The right to fetch a variant of a context's KV: waits while another request fetches it, so
+    /// that a burst of questions about one context costs the link one transfer. Whoever gets it
+    /// looks into the cache once more.
+    ///
+    /// # Errors
+    /// Kind `deadline` when the wait takes too long.
+    pub(crate) fn fetching(
+        &self,
+        context: &ContextRef,
+        variant: &str,
+        deadline_ns: u64,
+    ) -> Result<tokio::sync::OwnedMutexGuard<()>, SystemError> {
+        let key = cache_key(context, variant);
+        let left = Duration::from_nanos(deadline_ns.saturating_sub(now_ns()));
+        let wait = async { tokio::time::timeout(left, self.flights.board(&key)).await };
+        self.runtime.block_on(wait).map_err(|_| {
+            SystemError::new(
+                "deadline",
+                "the request's time went by while another fetched the context",
+            )
+        })
     }
 
     /// A variant of a context's KV from the edge's cache.

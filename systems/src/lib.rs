@@ -15,6 +15,7 @@ pub mod cloud;
 pub mod control;
 pub mod edge;
 pub mod engine;
+mod flights;
 mod loaded;
 pub mod openai;
 mod prefix_cache;

@@ -2,7 +2,6 @@
 //! content-addressed store.
 
 mod contexts;
-mod flights;
 mod replay;
 mod serving;
 mod variants;

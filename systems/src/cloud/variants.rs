@@ -1,11 +1,11 @@
 //! The forms in which a context's KV can be had, and the store that keeps them.
 
 use super::contexts::{Context, Contexts};
-use super::flights::Flights;
 use super::replay::{Replay, ReplayOptions};
 use crate::SystemError;
 use crate::clock::now_ns;
 use crate::engine::{ContextOutput, ContextRequest, Engine, EngineLimits, NodeStats, Pace};
+use crate::flights::Flights;
 use crate::loaded::LoadedModel;
 use crate::prefix_cache::PrefixCache;
 use anyhow::Context as _;

@@ -38,6 +38,7 @@ impl System for CeLslm {
         deadline_ns: u64,
     ) -> Result<(), SystemError> {
         let path = kv_path(kv)?;
+        let _flight = edge.fetching(context, &variant_key(path), deadline_ns)?;
         if edge.cached(context, &variant_key(path)).is_none() {
             let mut timeline = Timeline::start(now_ns());
             let mut transfer = Transfer::open(edge, path, context, deadline_ns, &mut timeline)?;
@@ -66,7 +67,17 @@ impl System for CeLslm {
                 as u64,
             ..Answer::default()
         };
-        if let Some(prefix) = edge.cached(&request.context, &variant_key(path)) {
+        let key = variant_key(path);
+        let mut cached = edge.cached(&request.context, &key);
+        let mut flight = None;
+        if cached.is_none() {
+            flight = Some(edge.fetching(&request.context, &key, deadline_ns)?);
+            cached = edge.cached(&request.context, &key);
+            // Without another fetch under way this is nothing.
+            timeline.lap(Part::Transfer);
+        }
+        if let Some(prefix) = cached {
+            drop(flight);
             answer.edge_cache_hit = true;
             answer.context_tokens = prefix.len();
             let context = SessionContext::Ready(prefix);
@@ -86,11 +97,8 @@ impl System for CeLslm {
         transfer.receive_all(edge, Some(&mut session), &mut track)?;
         // The next request about this context finds it here. One that is too large for the cache
         // is fetched again.
-        let _ = edge.keep(
-            &request.context,
-            &variant_key(path),
-            transfer.kv.prefix().clone(),
-        );
+        let _ = edge.keep(&request.context, &key, transfer.kv.prefix().clone());
+        drop(flight);
         let traffic = transfer.traffic;
         answer.uplink_payload_bytes = traffic.uplink_payload_bytes;
         answer.downlink_payload_bytes = traffic.downlink_payload_bytes;

@@ -1,4 +1,4 @@
-//! One conversion of a context at a time: who comes meanwhile waits, and finds its result.
+//! One fetch or conversion of a context at a time: who comes meanwhile waits, and finds its result.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -9,11 +9,11 @@ const SWEEP: usize = 64;
 
 /// Locks by key, each there for as long as someone holds or awaits it.
 #[derive(Default)]
-pub(super) struct Flights(Mutex<HashMap<String, Weak<AsyncMutex<()>>>>);
+pub(crate) struct Flights(Mutex<HashMap<String, Weak<AsyncMutex<()>>>>);
 
 impl Flights {
     /// Waits until nobody else holds a key.
-    pub(super) async fn board(&self, key: &str) -> OwnedMutexGuard<()> {
+    pub(crate) async fn board(&self, key: &str) -> OwnedMutexGuard<()> {
         self.flight(key).lock_owned().await
     }
 
