@@ -120,8 +120,10 @@ mod vectors {
     use super::{Bits, Format, GROUP, PANEL, Scales, Sums, TILE, Tile, groups};
     use std::arch::x86_64::*;
 
-    /// Bytes ahead of use that a single row's pass, which is bound by memory, fetches weights.
-    const AHEAD: usize = 12288;
+    /// Bytes ahead of use that a pass which reads its weights once asks memory for them.
+    const AHEAD: usize = 8192;
+    /// Bytes that memory delivers at once.
+    const LINE: usize = 64;
 
     /// The integers of a group of a panel: eight vectors of four columns.
     type Quants = [__m512i; 8];
@@ -359,19 +361,21 @@ mod vectors {
             };
             let mut sums = [_mm512_setzero_ps(); M];
             let per_block = const { S::SCALES.groups() };
+            let lines = format.block_bytes() / LINE;
             let mut block = panel;
             let mut index = 0;
             while index < groups {
                 let shared = S::block(block);
                 let quants = block.add(S::SCALES.head_bytes());
-                // Far enough ahead for memory to answer; one core has few loads under way otherwise.
-                if rows.stream {
-                    for line in (0..format.block_bytes()).step_by(64) {
-                        let ahead = block.wrapping_add(AHEAD + line);
-                        _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
-                    }
-                }
                 for g in 0..per_block.min(groups - index) {
+                    // Each group asks for its share of a later block's lines: all of them at once
+                    // fill the core's queue of misses, and the sums then wait for memory in turns.
+                    if rows.stream {
+                        for line in lines * g / per_block..lines * (g + 1) / per_block {
+                            let ahead = block.wrapping_add(AHEAD + line * LINE);
+                            _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
+                        }
+                    }
                     let q = U::quants(quants.add(g * U::BITS.group_bytes()));
                     let [first, second] = S::group(shared, block, g);
                     let cell = (index + g) * TILE;
