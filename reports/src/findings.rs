@@ -654,11 +654,13 @@ fn edge_work(data: &Data) -> Vec<String> {
     };
     let clauses: Vec<String> = pools
         .iter()
-        .filter(|p| p.first.system != REFERENCE)
+        // Under load an edge keeps its contexts, so that no request has the whole work.
+        .filter(|p| p.first.system != REFERENCE && !p.cells.iter().any(|c| c.loaded()))
         .filter_map(|pool| {
             let reference = pools
                 .iter()
                 .filter(|p| p.first.system == REFERENCE && p.first.dataset == pool.first.dataset)
+                .filter(|p| !p.cells.iter().any(|c| c.loaded()))
                 // The whole work is that of an edge which has nothing yet.
                 .filter(|p| p.first.contract != "warm")
                 .max_by_key(|p| likeness(pool.first, p.first))?;

@@ -132,12 +132,13 @@ impl CloudService for Serving {
 
     async fn generate(
         &self,
+        caller: u32,
         request: GenerateRequest,
     ) -> Result<Receiver<GenerateEvent>, ServiceError> {
         self.0.context(&request.context_id)?;
         let shared = self.0.clone();
         Ok(run(|outbox| async move {
-            answer(&shared, request, &outbox).await
+            answer(&shared, caller, request, &outbox).await
         }))
     }
 }
@@ -195,6 +196,7 @@ async fn fetch(
 
 async fn answer(
     shared: &Shared,
+    caller: u32,
     request: GenerateRequest,
     outbox: &Sender<GenerateEvent>,
 ) -> Result<(), Stop> {
@@ -240,7 +242,7 @@ async fn answer(
         .native_prefix(&request.context_id, deadline_ns)
         .await?;
     let session = shared.engine.session(SessionRequest {
-        client: 0,
+        client: caller,
         context: SessionContext::Ready(prefix),
         prompt,
         sampling,

@@ -431,11 +431,19 @@ impl<S: CloudService> Adapter<S> {
         request: Request<proto::GenerateRequest>,
     ) -> Result<ReceiverStream<Result<proto::GenerateMessage, Status>>, ServiceError> {
         let mut call = self.admit(request.metadata())?;
+        let caller = caller(&request);
         let request = GenerateRequest::from_proto(request.into_inner(), call.deadline)?;
         self.check_text(request.text_bytes())?;
-        let events = call.run(self.service.generate(request)).await?;
+        let events = call.run(self.service.generate(caller, request)).await?;
         Ok(call.stream(events))
     }
+}
+
+/// A number for the connection: an edge keeps one, and edges may share an address.
+fn caller<T>(request: &Request<T>) -> u32 {
+    request
+        .remote_addr()
+        .map_or(0, |address| u32::from(address.port()))
 }
 
 /// A service's result as a gRPC response.

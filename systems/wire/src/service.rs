@@ -48,12 +48,14 @@ pub trait CloudService: Send + Sync + 'static {
     + Send;
 
     /// Starts to answer a private prompt: one `Started`, tokens, one `Finished`. A channel that
-    /// closes before `Finished` reaches the edge as [`ServiceError::Internal`].
+    /// closes before `Finished` reaches the edge as [`ServiceError::Internal`]. The `caller` is the
+    /// same for all calls of a connection, so that a cloud can be fair to its edges.
     ///
     /// # Errors
     /// [`ServiceError::NotFound`] for an unknown context, and what else applies.
     fn generate(
         &self,
+        caller: u32,
         request: GenerateRequest,
     ) -> impl Future<
         Output = Result<mpsc::Receiver<Result<GenerateEvent, ServiceError>>, ServiceError>,

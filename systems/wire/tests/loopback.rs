@@ -113,9 +113,24 @@ async fn all_calls_round_trip() {
     assert_eq!(events, good_generation(3));
     let prompt_bytes = generate_request(3).prompt.len() as u64;
     assert!(stream.uplink_payload_bytes() > prompt_bytes);
-    let mut seen = cloud.seen.generated.lock().unwrap().pop().unwrap();
+    let (_, mut seen) = cloud.seen.generated.lock().unwrap().pop().unwrap();
     seen.deadline = PATIENCE;
     assert_eq!(seen, generate_request(3));
+}
+
+/// What a cloud's fairness rests on.
+#[tokio::test]
+async fn a_connection_is_one_caller_and_two_connections_are_two() {
+    let cloud = FakeCloud::default();
+    let (first, server) = pair(cloud.clone(), Limits::default()).await;
+    let second = connect(server.addr, Limits::default()).await;
+    for client in [&first, &second, &first] {
+        drain_tokens(&mut client.generate(generate_request(3)).await.unwrap()).await;
+    }
+    let seen = cloud.seen.generated.lock().unwrap();
+    let callers: Vec<u32> = seen.iter().map(|(caller, _)| *caller).collect();
+    assert_eq!(callers[0], callers[2]);
+    assert_ne!(callers[0], callers[1]);
 }
 
 #[tokio::test]
