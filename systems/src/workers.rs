@@ -2,8 +2,13 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 type Call = Box<dyn FnOnce() + Send>;
+
+/// How long a thread waits for another call. A crowd's threads go with it, and so does what each of
+/// them has allocated and keeps for the next time.
+const KEEP: Duration = Duration::from_secs(2);
 
 #[derive(Default)]
 struct State {
@@ -27,7 +32,7 @@ impl Shared {
     }
 }
 
-/// Threads that are started when they are needed and kept. On drop they end with their calls.
+/// Threads that are started when they are needed and kept for a while. On drop they end with their calls.
 pub(crate) struct Workers {
     shared: Arc<Shared>,
     name: &'static str,
@@ -111,10 +116,17 @@ fn serve(shared: &Shared) {
             if state.ended {
                 return;
             }
-            state = shared
+            let (woken, waited) = shared
                 .changed
-                .wait(state)
+                .wait_timeout(state, KEEP)
                 .unwrap_or_else(PoisonError::into_inner);
+            state = woken;
+            // Under the lock nobody can have counted on this thread in between.
+            if waited.timed_out() && state.calls.is_empty() {
+                state.idle -= 1;
+                state.threads -= 1;
+                return;
+            }
         };
         state.idle -= 1;
         drop(state);
@@ -127,7 +139,6 @@ fn serve(shared: &Shared) {
 mod tests {
     use super::*;
     use std::sync::mpsc;
-    use std::time::Duration;
 
     #[test]
     fn threads_are_kept_and_bounded_and_survive_a_panic() {
@@ -166,5 +177,19 @@ mod tests {
         threads.sort_by_key(|id| format!("{id:?}"));
         threads.dedup();
         assert!(threads.len() <= 3, "{threads:?}");
+    }
+
+    #[test]
+    fn idle_threads_end() {
+        let workers = Workers::new("test", 8);
+        for _ in 0..3 {
+            assert!(workers.run(Box::new(|| {})).is_ok());
+        }
+        let ended = (0..200).any(|_| {
+            std::thread::sleep(KEEP / 20);
+            workers.shared.state().threads == 0
+        });
+        assert!(ended, "{} threads are left", workers.shared.state().threads);
+        assert!(workers.run(Box::new(|| {})).is_ok(), "a new one is started");
     }
 }
