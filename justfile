@@ -13,6 +13,12 @@ load:
     cargo run -- run configs/experiments/load.toml
     cargo run -- run configs/experiments/null.toml
 
+# The emulated link by itself: against its own figures, and against the kernel's token bucket.
+link:
+    cargo run -- link calibrate --strict 10/20 100/1 100/20 100/200 300/20 1000/20
+    cargo run -- link calibrate --hogs 2 100/20
+    python3 benches/versus_tbf.py
+
 # All tests.
 test:
     cargo test --workspace

@@ -301,6 +301,7 @@ impl Deployment {
         options.congestion_control = (deployment.backend != BackendChoice::Loopback)
             .then(|| deployment.congestion_control.clone());
         options.packet_cpu = deployment.pinning.packet_cpu;
+        options.edges = deployment.edges;
         options.seed = materials.link_seed;
         let link = Link::start(&options)?;
         // Socket paths are short-lived and must be short: not in the results folder.
@@ -373,7 +374,7 @@ impl Deployment {
             ];
             args.extend(engine_args(config));
             let cpus = share(&deployment.pinning.edge_cpus, index, deployment.edges);
-            starts.push((process, Node::Edge, args, cpus, throttle));
+            starts.push((process, Node::Edge(index), args, cpus, throttle));
             edge_controls.push(control);
         }
         let mut stage = Stage {
@@ -610,14 +611,18 @@ impl Deployment {
         self.stage.link.as_ref().map(Link::facts)
     }
 
-    /// Gives the link a profile and every edge a fresh connection over it, so that no congestion
+    /// Gives the leg of every edge the link's profile, each with random streams of its own, and
+    /// every edge a fresh connection over it, so that no congestion
     /// window of another link is carried over.
     ///
     /// # Errors
     /// [`DeploymentError`].
     pub fn set_link(&mut self, profile: &LinkProfile, seed: u64) -> Result<(), DeploymentError> {
         if let Some(link) = &self.stage.link {
-            link.set_profile_with_seed(profile, seed)?;
+            for leg in 0..link.legs().len() {
+                let seed = seed.wrapping_add((leg as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+                link.set_profile_with_seed(leg, profile, seed)?;
+            }
         }
         let connect = EdgeCommand::Connect {
             addr: self.cloud_addr,
@@ -628,7 +633,8 @@ impl Deployment {
         Ok(())
     }
 
-    /// Measures the link; `None` where it is not ours to measure.
+    /// Measures every leg of the link and returns the first that is degraded, or else the first;
+    /// `None` where the link is not ours to measure.
     ///
     /// # Errors
     /// [`DeploymentError::Link`].
@@ -637,34 +643,57 @@ impl Deployment {
             return Ok(None);
         };
         let options = CalibrateOptions::default();
-        let calibration = link.calibrate(&options)?;
-        // A single stall of the machine spoils a percentile; a link that is off stays off.
-        Ok(Some(match calibration.verdict {
-            Verdict::Degraded => link.calibrate(&options)?,
-            _ => calibration,
-        }))
+        let mut first = None;
+        for leg in 0..link.legs().len() {
+            let calibration = link.calibrate(leg, &options)?;
+            // A single stall of the machine spoils a percentile; a link that is off stays off.
+            let calibration = match calibration.verdict {
+                Verdict::Degraded => link.calibrate(leg, &options)?,
+                _ => calibration,
+            };
+            if calibration.verdict == Verdict::Degraded {
+                return Ok(Some(calibration));
+            }
+            first.get_or_insert(calibration);
+        }
+        Ok(first)
     }
 
-    /// How well the emulator kept its times since the profile was set, where it emulates.
+    /// How well the emulator kept its times since the profile was set, where it emulates: of each
+    /// figure the worst of any leg, and the sums of what is counted.
     ///
     /// # Errors
     /// [`DeploymentError::Link`].
     pub fn audit(&self) -> Result<Option<Audit>, DeploymentError> {
-        match &self.stage.link {
-            Some(link) => Ok(link.audit()?),
-            None => Ok(None),
-        }
+        self.over_legs(Link::audit, Audit::with)
     }
 
-    /// What passed over the link so far, if that can be counted.
+    /// What passed over all legs of the link so far, if that can be counted.
     ///
     /// # Errors
     /// [`DeploymentError::Link`].
     pub fn counters(&self) -> Result<Option<Counters>, DeploymentError> {
-        match &self.stage.link {
-            Some(link) => Ok(link.counters()?),
-            None => Ok(None),
+        self.over_legs(Link::counters, Counters::with)
+    }
+
+    /// What each leg states, taken together.
+    fn over_legs<T>(
+        &self,
+        ask: impl Fn(&Link, usize) -> Result<Option<T>, LinkError>,
+        with: impl Fn(T, T) -> T,
+    ) -> Result<Option<T>, DeploymentError> {
+        let Some(link) = &self.stage.link else {
+            return Ok(None);
+        };
+        let mut all = None;
+        for leg in 0..link.legs().len() {
+            let own = ask(link, leg)?;
+            all = match (all, own) {
+                (Some(all), Some(own)) => Some(with(all, own)),
+                (all, own) => all.or(own),
+            };
         }
+        Ok(all)
     }
 
     /// Registers a shared context at the cloud, outside the measured path.

@@ -19,8 +19,9 @@ use nix::unistd::Pid;
 use crate::calibration::{CalibrateOptions, Calibration};
 use crate::counters::{Audit, Counters};
 use crate::error::LinkError;
-use crate::facts::{BackendChoice, LinkFacts};
-use crate::node::{Node, NodeCommand, NodeExit, NodeSignal, ProcessId};
+use crate::facts::{BackendChoice, DeviceChoice, LinkFacts};
+use crate::host::{device_address, place};
+use crate::node::{Leg, Node, NodeCommand, NodeExit, NodeSignal, ProcessId};
 use crate::profile::LinkProfile;
 use crate::protocol::{HostConfig, MAX_LINE_BYTES, Request, Response};
 
@@ -50,13 +51,19 @@ pub struct HostOptions {
     pub tcp_buffer_max_bytes: Option<u64>,
     /// The CPU to pin the packet thread to.
     pub packet_cpu: Option<usize>,
+    /// The devices of the `userspace` backend.
+    pub devices: DeviceChoice,
+    /// How many edges there are, each with a leg of its own to the cloud (1 to 64).
+    pub edges: usize,
+    /// Pairs of edges with a leg between them.
+    pub neighbours: Vec<(usize, usize)>,
     /// Seed of the link's random streams.
     pub seed: u64,
 }
 
 impl HostOptions {
     /// Default options for a link host started by `exe` with `args`: backend `auto`, cubic where
-    /// available, TCP buffers of up to 32 MiB, seed 0.
+    /// available, TCP buffers of up to 32 MiB, one edge, seed 0.
     #[must_use]
     pub fn new(
         exe: impl Into<PathBuf>,
@@ -70,6 +77,9 @@ impl HostOptions {
             tcp_slow_start_after_idle: None,
             tcp_buffer_max_bytes: Some(32 << 20),
             packet_cpu: None,
+            devices: DeviceChoice::Auto,
+            edges: 1,
+            neighbours: Vec::new(),
             seed: 0,
         }
     }
@@ -81,12 +91,15 @@ impl HostOptions {
             tcp_slow_start_after_idle: self.tcp_slow_start_after_idle,
             tcp_buffer_max_bytes: self.tcp_buffer_max_bytes,
             packet_cpu: self.packet_cpu,
+            devices: self.devices,
+            edges: self.edges,
+            neighbours: self.neighbours.clone(),
             seed: self.seed,
         }
     }
 }
 
-/// A link that exists: two ends, the path between them and the node processes at them.
+/// A link that exists: nodes, the legs between them and the processes at them.
 ///
 /// Dropping it ends the nodes and removes every namespace and device. So does the death of the
 /// controller or of the link host, by whatever signal: nothing has a name that could persist.
@@ -124,32 +137,39 @@ impl Link {
         &self.facts
     }
 
-    /// The address of an end.
+    /// The address of a node; every node has one, whatever legs end there.
     #[must_use]
     pub fn addr(&self, node: Node) -> IpAddr {
-        match node {
-            Node::Edge => self.facts.edge_addr,
-            Node::Cloud => self.facts.cloud_addr,
+        match (node, self.facts.edge_addr) {
+            (Node::Cloud, _) => self.facts.cloud_addr,
+            (Node::Edge(_), address) if address.is_loopback() => address,
+            (Node::Edge(_), _) => device_address(node).into(),
         }
     }
 
-    /// Gives the link another profile, with random streams that no earlier change has used.
+    /// The legs, which the other methods know by their index.
+    #[must_use]
+    pub fn legs(&self) -> &[Leg] {
+        &self.facts.legs
+    }
+
+    /// Gives a leg another profile, with random streams that no earlier change has used.
     ///
-    /// Packets on the link leave it under the old profile first. Where that takes more than a
+    /// Packets on the leg leave it under the old profile first. Where that takes more than a
     /// second, because something keeps sending, those that remain are dropped and counted as
     /// `dropped_flush`.
     ///
     /// # Errors
     /// [`LinkError::Profile`] for an invalid profile, [`LinkError::Unsupported`] where the
     /// profile impairs anything and the backend emulates nothing.
-    pub fn set_profile(&self, profile: &LinkProfile) -> Result<(), LinkError> {
+    pub fn set_profile(&self, leg: usize, profile: &LinkProfile) -> Result<(), LinkError> {
         // Odd multiples of this constant are distinct modulo 2⁶⁴.
         let change = self.profile_changes.fetch_add(1, Ordering::Relaxed);
         let seed = self
             .facts
             .seed
             .wrapping_add(change.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        self.set_profile_with_seed(profile, seed)
+        self.set_profile_with_seed(leg, profile, seed)
     }
 
     /// As [`Link::set_profile`], with the seed of the random streams stated: the same seed
@@ -157,46 +177,61 @@ impl Link {
     ///
     /// # Errors
     /// As [`Link::set_profile`].
-    pub fn set_profile_with_seed(&self, profile: &LinkProfile, seed: u64) -> Result<(), LinkError> {
+    pub fn set_profile_with_seed(
+        &self,
+        leg: usize,
+        profile: &LinkProfile,
+        seed: u64,
+    ) -> Result<(), LinkError> {
         profile.validate()?;
         self.done(&Request::SetProfile {
-            profile: profile.clone(),
+            leg,
+            profile: Box::new(profile.clone()),
             seed,
         })
     }
 
-    /// What passed over the link so far, calibration included; `None` on loopback, where nothing
+    /// What passed over a leg so far, calibration included; `None` on loopback, where nothing
     /// can be counted.
     ///
     /// # Errors
     /// [`LinkError`], if the link host is gone or failed.
-    pub fn counters(&self) -> Result<Option<Counters>, LinkError> {
-        match self.host.ask(&Request::Counters)? {
+    pub fn counters(&self, leg: usize) -> Result<Option<Counters>, LinkError> {
+        let request = Request::Counters { leg };
+        match self.host.ask(&request)? {
             Response::Counters(counters) => Ok(counters),
-            other => Err(Host::unexpected(&Request::Counters, &other)),
+            other => Err(Host::unexpected(&request, &other)),
         }
     }
 
-    /// How well the emulator kept its times since the profile was last changed; `None` where
+    /// How well the emulator kept its times on a leg since its profile was last changed; `None` where
     /// nothing is emulated.
     ///
     /// # Errors
     /// [`LinkError`], if the link host is gone or failed.
-    pub fn audit(&self) -> Result<Option<Audit>, LinkError> {
-        match self.host.ask(&Request::Audit)? {
+    pub fn audit(&self, leg: usize) -> Result<Option<Audit>, LinkError> {
+        let request = Request::Audit { leg };
+        match self.host.ask(&request)? {
             Response::Audit(audit) => Ok(audit),
-            other => Err(Host::unexpected(&Request::Audit, &other)),
+            other => Err(Host::unexpected(&request, &other)),
         }
     }
 
-    /// Measures RTT, loss and rate over the path and holds them against the profile. Takes some
+    /// Measures RTT, loss and rate over a leg and holds them against its profile. Takes some
     /// seconds, in which the nodes should be idle and other requests wait.
     ///
     /// # Errors
     /// [`LinkError::Unsupported`] for options out of range; [`LinkError::Failed`] where the
     /// measurement itself could not run. A link that misses its profile is no error but a verdict.
-    pub fn calibrate(&self, options: &CalibrateOptions) -> Result<Calibration, LinkError> {
-        let request = Request::Calibrate(*options);
+    pub fn calibrate(
+        &self,
+        leg: usize,
+        options: &CalibrateOptions,
+    ) -> Result<Calibration, LinkError> {
+        let request = Request::Calibrate {
+            leg,
+            options: *options,
+        };
         match self.host.ask(&request)? {
             Response::Calibration(calibration) => Ok(*calibration),
             other => Err(Host::unexpected(&request, &other)),
@@ -214,6 +249,24 @@ impl Link {
         };
         match self.host.ask(&request)? {
             Response::Spawned(process) => Ok(process),
+            other => Err(Host::unexpected(&request, &other)),
+        }
+    }
+
+    /// Makes a command start at a node, with the standard streams that it has, as a child of this
+    /// process, with which it is killed. The link must outlive the start. On loopback every node
+    /// is the host itself.
+    ///
+    /// # Errors
+    /// [`LinkError`], if the link host is gone or has no such node; [`LinkError::Start`], if its
+    /// namespaces cannot be opened.
+    pub fn enter(&self, node: Node, command: &mut Command) -> Result<(), LinkError> {
+        let request = Request::Place { node };
+        match self.host.ask(&request)? {
+            Response::Place(found) => place(command, &found).map_err(|source| LinkError::Start {
+                exe: command.get_program().into(),
+                source,
+            }),
             other => Err(Host::unexpected(&request, &other)),
         }
     }
@@ -314,7 +367,7 @@ impl Host {
     pub(crate) fn ask(&self, request: &Request) -> Result<Response, LinkError> {
         let name = request.name();
         let timeout = match request {
-            Request::Calibrate(options) => {
+            Request::Calibrate { options, .. } => {
                 CALIBRATE_TIMEOUT
                     + Duration::from_micros(u64::from(options.pings) * options.ping_interval_us)
                     + Duration::from_millis(6 * options.rate_window_ms)

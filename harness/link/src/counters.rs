@@ -31,8 +31,23 @@ pub struct TrafficCounters {
     pub dropped_loss: u64,
     /// Packets dropped because the link's queue was full.
     pub dropped_queue: u64,
+    /// Packets dropped by the link's AQM.
+    #[serde(default)]
+    pub dropped_codel: u64,
+    /// Packets that came while the link was cut.
+    #[serde(default)]
+    pub dropped_outage: u64,
     /// Packets still on the link when its profile was changed and it did not drain in time.
     pub dropped_flush: u64,
+    /// Copies of packets that the link made, those dropped afterwards included.
+    #[serde(default)]
+    pub duplicated: u64,
+    /// Packets of which the link flipped a bit.
+    #[serde(default)]
+    pub corrupted: u64,
+    /// Packets that the link sent ahead of others.
+    #[serde(default)]
+    pub reordered: u64,
 }
 
 impl TrafficCounters {
@@ -48,7 +63,33 @@ impl TrafficCounters {
             delivered_bytes: self.delivered_bytes.saturating_sub(earlier.delivered_bytes),
             dropped_loss: self.dropped_loss.saturating_sub(earlier.dropped_loss),
             dropped_queue: self.dropped_queue.saturating_sub(earlier.dropped_queue),
+            dropped_codel: self.dropped_codel.saturating_sub(earlier.dropped_codel),
+            dropped_outage: self.dropped_outage.saturating_sub(earlier.dropped_outage),
             dropped_flush: self.dropped_flush.saturating_sub(earlier.dropped_flush),
+            duplicated: self.duplicated.saturating_sub(earlier.duplicated),
+            corrupted: self.corrupted.saturating_sub(earlier.corrupted),
+            reordered: self.reordered.saturating_sub(earlier.reordered),
+        }
+    }
+}
+
+impl TrafficCounters {
+    /// The sum of this and another leg's.
+    #[must_use]
+    pub fn with(self, other: Self) -> Self {
+        Self {
+            packets: self.packets + other.packets,
+            bytes: self.bytes + other.bytes,
+            delivered_packets: self.delivered_packets + other.delivered_packets,
+            delivered_bytes: self.delivered_bytes + other.delivered_bytes,
+            dropped_loss: self.dropped_loss + other.dropped_loss,
+            dropped_queue: self.dropped_queue + other.dropped_queue,
+            dropped_codel: self.dropped_codel + other.dropped_codel,
+            dropped_outage: self.dropped_outage + other.dropped_outage,
+            dropped_flush: self.dropped_flush + other.dropped_flush,
+            duplicated: self.duplicated + other.duplicated,
+            corrupted: self.corrupted + other.corrupted,
+            reordered: self.reordered + other.reordered,
         }
     }
 }
@@ -64,6 +105,17 @@ impl Counters {
     }
 }
 
+impl Counters {
+    /// The sum of this and another leg's.
+    #[must_use]
+    pub fn with(self, other: Self) -> Self {
+        Self {
+            uplink: self.uplink.with(other.uplink),
+            downlink: self.downlink.with(other.downlink),
+        }
+    }
+}
+
 impl From<DirectionCounters> for TrafficCounters {
     fn from(counters: DirectionCounters) -> Self {
         Self {
@@ -73,7 +125,12 @@ impl From<DirectionCounters> for TrafficCounters {
             delivered_bytes: counters.delivered_bytes,
             dropped_loss: counters.dropped_loss,
             dropped_queue: counters.dropped_queue,
+            dropped_codel: counters.dropped_codel,
+            dropped_outage: counters.dropped_outage,
             dropped_flush: counters.dropped_flush,
+            duplicated: counters.duplicated,
+            corrupted: counters.corrupted,
+            reordered: counters.reordered,
         }
     }
 }
@@ -95,6 +152,27 @@ pub struct Audit {
     pub read_failures: u64,
     /// Packets that the senders' devices dropped before the emulator saw them.
     pub device_drops: u64,
+    /// Processor time of the packet thread in seconds, on all legs.
+    #[serde(default)]
+    pub cpu_s: f64,
+}
+
+impl Audit {
+    /// This and another leg's: of times the greater, of counts the sum.
+    #[must_use]
+    pub fn with(self, other: Self) -> Self {
+        Self {
+            packets: self.packets + other.packets,
+            lateness_p50_us: self.lateness_p50_us.max(other.lateness_p50_us),
+            lateness_p99_us: self.lateness_p99_us.max(other.lateness_p99_us),
+            lateness_max_us: self.lateness_max_us.max(other.lateness_max_us),
+            write_failures: self.write_failures + other.write_failures,
+            read_failures: self.read_failures + other.read_failures,
+            device_drops: self.device_drops + other.device_drops,
+            // One thread carries all legs.
+            cpu_s: self.cpu_s.max(other.cpu_s),
+        }
+    }
 }
 
 /// A histogram of durations with a resolution of 1/32, in constant memory.
@@ -192,6 +270,21 @@ mod tests {
         assert_eq!((histogram.max_us(), histogram.count()), (1000.0, 1000));
         histogram.clear();
         assert_eq!((histogram.max_us(), histogram.count()), (0.0, 0));
+    }
+
+    #[test]
+    fn records_of_older_versions_can_be_read() {
+        let old = r#"{"packets":5,"bytes":700,"delivered_packets":3,"delivered_bytes":400,
+            "dropped_loss":1,"dropped_queue":1,"dropped_flush":0}"#;
+        let counters: TrafficCounters = serde_json::from_str(old).expect("readable");
+        assert_eq!((counters.packets, counters.dropped_codel), (5, 0));
+        let later = TrafficCounters {
+            packets: 9,
+            reordered: 2,
+            ..counters
+        };
+        let since = later.since(&counters);
+        assert_eq!((since.packets, since.reordered, since.bytes), (4, 2, 0));
     }
 
     proptest! {

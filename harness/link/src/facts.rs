@@ -3,8 +3,11 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+
+use crate::node::Leg;
 
 /// The backend that a configuration asks for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,6 +23,62 @@ pub enum BackendChoice {
     None,
     /// The host's loopback, without namespaces.
     Loopback,
+}
+
+/// The devices that the `userspace` backend gives its nodes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum DeviceChoice {
+    /// TUN devices, or where `/dev/net/tun` cannot be opened, veth devices; stated with the reason.
+    #[default]
+    Auto,
+    /// TUN devices.
+    Tun,
+    /// One end of a veth pair, with a packet socket on the other.
+    Veth,
+}
+
+impl FromStr for DeviceChoice {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name {
+            "auto" => Ok(Self::Auto),
+            "tun" => Ok(Self::Tun),
+            "veth" => Ok(Self::Veth),
+            _ => Err(format!(
+                "unknown devices \"{name}\"; known: auto, tun, veth"
+            )),
+        }
+    }
+}
+
+impl FromStr for BackendChoice {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let all = [Self::Auto, Self::Userspace, Self::None, Self::Loopback];
+        all.into_iter()
+            .find(|choice| choice.name() == name)
+            .ok_or_else(|| {
+                let known = all.map(Self::name).join(", ");
+                format!("unknown backend \"{name}\"; known: {known}")
+            })
+    }
+}
+
+impl BackendChoice {
+    /// The name in configurations.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Userspace => "userspace",
+            Self::None => "none",
+            Self::Loopback => "loopback",
+        }
+    }
 }
 
 /// The backend that a link runs on.
@@ -128,10 +187,16 @@ pub struct LinkFacts {
     pub user_namespace: bool,
     /// Kernel release.
     pub kernel: String,
-    /// The edge's address.
+    /// The first edge's address.
     pub edge_addr: IpAddr,
     /// The cloud's address.
     pub cloud_addr: IpAddr,
+    /// What the nodes' devices are, and why not the usual ones.
+    #[serde(default)]
+    pub devices: String,
+    /// The paths between nodes.
+    #[serde(default)]
+    pub legs: Vec<Leg>,
     /// MTU of the path in bytes.
     pub mtu: u32,
     /// Transmit queue length of the devices in packets; `None` on loopback.

@@ -17,6 +17,7 @@ mod node;
 mod probe;
 pub mod profile;
 mod protocol;
+pub mod trace;
 
 pub use calibration::{
     CalibrateOptions, Calibration, Figure, MeasuredRate, RateMethod, Tolerances, Verdict,
@@ -25,9 +26,10 @@ pub use client::{HostOptions, Link};
 pub use counters::{Audit, Counters, TrafficCounters};
 pub use error::LinkError;
 pub use facts::{
-    BACKENDS, Backend, BackendAttempt, BackendChoice, BackendInfo, LinkFacts, Scheduling,
+    BACKENDS, Backend, BackendAttempt, BackendChoice, BackendInfo, DeviceChoice, LinkFacts,
+    Scheduling,
 };
 pub use host::{be_punctual_sender, host_main};
-pub use node::{Node, NodeCommand, NodeExit, NodeSignal, ProcessId};
+pub use node::{Leg, Node, NodeCommand, NodeExit, NodeSignal, ProcessId};
 pub use probe::{Capabilities, Capability, probe};
 pub use profile::{Impairments, LinkProfile, ProfileError};

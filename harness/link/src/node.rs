@@ -5,23 +5,41 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-/// An end of the link.
+/// A place where programs run: a network namespace, where there are any.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum Node {
-    /// The device at the user's side.
-    Edge,
+    /// A device at the users' side, by its number from 0.
+    Edge(usize),
     /// The server.
     Cloud,
 }
 
+/// An emulated path between two nodes, with a profile, counters and an audit of its own.
+///
+/// The first legs join edge 0, 1, … to the cloud; behind them come those between edges.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Leg {
+    /// Where the uplink begins.
+    pub near: Node,
+    /// Where it ends.
+    pub far: Node,
+}
+
+impl fmt::Display for Leg {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}\u{2013}{}", self.near, self.far)
+    }
+}
+
 impl fmt::Display for Node {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Edge => "edge",
-            Self::Cloud => "cloud",
-        })
+        match self {
+            Self::Edge(0) => f.write_str("edge"),
+            Self::Edge(number) => write!(f, "edge-{number}"),
+            Self::Cloud => f.write_str("cloud"),
+        }
     }
 }
 

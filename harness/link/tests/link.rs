@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::error::Error;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::panic::{self, AssertUnwindSafe};
@@ -19,8 +19,9 @@ use std::thread;
 use std::time::Duration;
 
 use celslm_link::{
-    Backend, BackendChoice, CalibrateOptions, Calibration, HostOptions, Link, LinkError, LinkFacts,
-    LinkProfile, Node, NodeCommand, NodeSignal, ProcessId, Verdict, host_main, probe,
+    Backend, BackendChoice, CalibrateOptions, Calibration, DeviceChoice, HostOptions, Link,
+    LinkError, LinkFacts, LinkProfile, Node, NodeCommand, NodeSignal, ProcessId, Verdict,
+    host_main, probe,
 };
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -63,6 +64,26 @@ const TESTS: &[Test] = &[
         name: "veth_counts_what_is_sent",
         needs: Some("none"),
         run: veth_counters,
+    },
+    Test {
+        name: "every_edge_has_its_own_leg",
+        needs: Some("userspace"),
+        run: own_legs,
+    },
+    Test {
+        name: "packet_sockets_stand_in_for_tun",
+        needs: Some("none"),
+        run: packet_sockets,
+    },
+    Test {
+        name: "bytes_arrive_whole_over_a_corrupting_link",
+        needs: Some("userspace"),
+        run: whole_bytes,
+    },
+    Test {
+        name: "a_command_runs_at_a_node",
+        needs: Some("none"),
+        run: entered,
     },
     Test {
         name: "facts_state_the_link",
@@ -121,6 +142,8 @@ fn main() {
             thread::sleep(Duration::from_secs(3600));
         },
         Some("role-receive") => receive(&args[1], &args[2]),
+        Some("role-take") => take(&args[1], &args[2], &args[3]),
+        Some("role-give") => give(&args[1], &args[2]),
         Some("role-send") => send(&args[1], &args[2], &args[3]),
         _ => run_tests(&args),
     }
@@ -327,7 +350,7 @@ struct Populated {
 
 fn populated() -> Result<Populated, Box<dyn Error>> {
     let link = Link::start(&options(BackendChoice::Userspace))?;
-    let edge = link.spawn(Node::Edge, &node(&["role-sleep"]))?;
+    let edge = link.spawn(Node::Edge(0), &node(&["role-sleep"]))?;
     let cloud = link.spawn(Node::Cloud, &node(&["role-sleep"]))?;
     let namespaces = [namespace_of(edge.0)?, namespace_of(cloud.0)?];
     let own = namespace_of(std::process::id())?;
@@ -343,19 +366,19 @@ fn populated() -> Result<Populated, Box<dyn Error>> {
 
 fn rtt_and_rate() -> Outcome {
     let link = Link::start(&options(BackendChoice::Userspace))?;
-    link.set_profile(&shipped("metro-100m-20ms")?)?;
+    link.set_profile(0, &shipped("metro-100m-20ms")?)?;
     let mut last = None;
     for _ in 0..ATTEMPTS {
-        let calibration = link.calibrate(&CalibrateOptions::default())?;
+        let calibration = link.calibrate(0, &CalibrateOptions::default())?;
         println!("  {}", describe(&calibration));
-        println!("  {:?}", link.audit()?);
+        println!("  {:?}", link.audit(0)?);
         if calibration.verdict == Verdict::Ok {
             // What the verdict rests on, stated without it.
             let figure = |figure: celslm_link::Figure| figure.measured.unwrap_or_default();
             assert!((19.9..21.1).contains(&figure(calibration.rtt_p50_ms)));
             assert!((97.0..103.0).contains(&figure(calibration.uplink_rate_mbit)));
             assert!((97.0..103.0).contains(&figure(calibration.downlink_rate_mbit)));
-            let audit = link.audit()?.ok_or("this backend emulates")?;
+            let audit = link.audit(0)?.ok_or("this backend emulates")?;
             assert!(audit.packets > 1000 && audit.write_failures == 0 && audit.device_drops == 0);
             assert!(audit.lateness_p50_us <= audit.lateness_p99_us);
             return Ok(());
@@ -373,9 +396,9 @@ fn loss() -> Outcome {
         rate_window_ms: 300,
         ..CalibrateOptions::default()
     };
-    link.set_profile_with_seed(&profile("lossy", Some(20.0), 5.0, 0.05), 4)?;
+    link.set_profile_with_seed(0, &profile("lossy", Some(20.0), 5.0, 0.05), 4)?;
     for attempt in 1..=ATTEMPTS {
-        let calibration = link.calibrate(&options)?;
+        let calibration = link.calibrate(0, &options)?;
         println!("  {}", describe(&calibration));
         let half_width = 2.576 * (0.05_f64 * 0.95 / 10_000.0).sqrt();
         let within = |figure: celslm_link::Figure| {
@@ -390,7 +413,7 @@ fn loss() -> Outcome {
         }
         assert!(attempt < ATTEMPTS, "outside in every attempt");
     }
-    let counters = link.counters()?.ok_or("this backend counts")?;
+    let counters = link.counters(0)?.ok_or("this backend counts")?;
     for direction in [counters.uplink, counters.downlink] {
         let sum = direction.delivered_packets + direction.dropped_loss + direction.dropped_queue;
         assert!(
@@ -409,24 +432,24 @@ fn live_change() -> Outcome {
         rate_window_ms: 300,
         ..CalibrateOptions::default()
     };
-    let mut before = link.counters()?.ok_or("this backend counts")?;
+    let mut before = link.counters(0)?.ok_or("this backend counts")?;
     for (name, rtt_ms, rate) in [
         ("fast", 4.0, 200.0),
         ("slow", 60.0, 20.0),
         ("fast", 4.0, 200.0),
     ] {
-        link.set_profile(&profile(name, Some(rate), rtt_ms / 2.0, 0.0))?;
-        let mut calibration = link.calibrate(&quick)?;
+        link.set_profile(0, &profile(name, Some(rate), rtt_ms / 2.0, 0.0))?;
+        let mut calibration = link.calibrate(0, &quick)?;
         for _ in 1..ATTEMPTS {
             if calibration.verdict != Verdict::Ok {
-                calibration = link.calibrate(&quick)?;
+                calibration = link.calibrate(0, &quick)?;
             }
         }
         println!("  {}", describe(&calibration));
         assert_eq!(calibration.verdict, Verdict::Ok);
         let rtt = calibration.rtt_p50_ms.measured.unwrap_or_default();
         assert!((rtt_ms - 0.1..rtt_ms * 1.05 + 0.5).contains(&rtt), "{rtt}");
-        let after = link.counters()?.ok_or("this backend counts")?;
+        let after = link.counters(0)?.ok_or("this backend counts")?;
         assert!(
             after.uplink.bytes > before.uplink.bytes
                 && after.downlink.bytes > before.downlink.bytes
@@ -450,7 +473,7 @@ fn counters(backend: BackendChoice) -> Outcome {
     const PAYLOAD: u64 = 1000;
     let link = Link::start(&options(backend))?;
     if backend == BackendChoice::Userspace {
-        link.set_profile(&profile("short", Some(500.0), 1.0, 0.0))?;
+        link.set_profile(0, &profile("short", Some(500.0), 1.0, 0.0))?;
     }
     let dir = tempfile::tempdir()?;
     let ready = dir.path().join("ready");
@@ -461,14 +484,14 @@ fn counters(backend: BackendChoice) -> Outcome {
         eventually(|| fs::exists(ready).unwrap_or(false)),
         "the receiver did not start"
     );
-    let before = link.counters()?.ok_or("this backend counts")?;
+    let before = link.counters(0)?.ok_or("this backend counts")?;
     let sender = node(&[
         "role-send",
         &target,
         &COUNT.to_string(),
         &PAYLOAD.to_string(),
     ]);
-    let sender = link.spawn(Node::Edge, &sender)?;
+    let sender = link.spawn(Node::Edge(0), &sender)?;
     let sent = eventually(|| {
         link.exits().is_ok_and(|exits| {
             exits
@@ -479,7 +502,7 @@ fn counters(backend: BackendChoice) -> Outcome {
     assert!(sent, "the sender failed: {:?}", link.exits()?);
     let traffic = || -> Result<_, Box<dyn Error>> {
         Ok(link
-            .counters()?
+            .counters(0)?
             .ok_or("this backend counts")?
             .since(&before))
     };
@@ -495,6 +518,129 @@ fn counters(backend: BackendChoice) -> Outcome {
     );
     assert_eq!(traffic.uplink.delivered_bytes, traffic.uplink.bytes);
     assert_eq!(traffic.downlink.packets, 0);
+    Ok(())
+}
+
+/// Two edges with links of their own, and one between them.
+fn own_legs() -> Outcome {
+    let link = Link::start(&HostOptions {
+        edges: 2,
+        neighbours: vec![(0, 1)],
+        ..options(BackendChoice::Userspace)
+    })?;
+    let names: Vec<String> = link.legs().iter().map(ToString::to_string).collect();
+    assert_eq!(names, ["edge–cloud", "edge-1–cloud", "edge–edge-1"]);
+    let quick = CalibrateOptions {
+        pings: 40,
+        loss_datagrams: 200,
+        rate_window_ms: 300,
+        ..CalibrateOptions::default()
+    };
+    for (leg, (rtt_ms, rate)) in [(10.0, 50.0), (40.0, 20.0), (4.0, 200.0)]
+        .into_iter()
+        .enumerate()
+    {
+        link.set_profile(leg, &profile("own", Some(rate), rtt_ms / 2.0, 0.0))?;
+    }
+    // Each leg does what it was told, whatever the others do.
+    for leg in 0..3 {
+        let mut calibration = link.calibrate(leg, &quick)?;
+        for _ in 1..ATTEMPTS {
+            if calibration.verdict != Verdict::Ok {
+                calibration = link.calibrate(leg, &quick)?;
+            }
+        }
+        println!("  {}: {}", link.legs()[leg], describe(&calibration));
+        assert_eq!(calibration.verdict, Verdict::Ok);
+    }
+    let before = link.counters(0)?;
+    link.calibrate(1, &quick)?;
+    assert_eq!(
+        link.counters(0)?,
+        before,
+        "leg 1's packets passed over leg 0"
+    );
+    let error = link.calibrate(3, &quick).expect_err("no such leg");
+    assert!(error.to_string().contains("no leg 3"), "{error}");
+    Ok(())
+}
+
+fn packet_sockets() -> Outcome {
+    let link = Link::start(&HostOptions {
+        devices: DeviceChoice::Veth,
+        ..options(BackendChoice::Userspace)
+    })?;
+    println!("  {}", link.facts().devices);
+    link.set_profile(0, &shipped("metro-100m-20ms")?)?;
+    for attempt in 1..=ATTEMPTS {
+        let calibration = link.calibrate(0, &CalibrateOptions::default())?;
+        println!("  {}", describe(&calibration));
+        if calibration.verdict == Verdict::Ok {
+            break;
+        }
+        assert!(attempt < ATTEMPTS, "degraded in every attempt");
+    }
+    Ok(())
+}
+
+/// What TCP delivers is what was sent, although packets are cut, joined, lost and corrupted.
+fn whole_bytes() -> Outcome {
+    const BYTES: usize = 3_000_000;
+    let link = Link::start(&options(BackendChoice::Userspace))?;
+    let mut lossy = profile("bad", Some(200.0), 1.0, 0.002);
+    lossy.uplink.corrupt = 0.002;
+    link.set_profile_with_seed(0, &lossy, 3)?;
+    let dir = tempfile::tempdir()?;
+    let text = |name: &str| {
+        dir.path()
+            .join(name)
+            .to_str()
+            .map(str::to_owned)
+            .ok_or("no text")
+    };
+    let (ready, took) = (text("ready")?, text("took")?);
+    let target = SocketAddr::new(link.addr(Node::Cloud), 7001).to_string();
+    link.spawn(Node::Cloud, &node(&["role-take", &target, &ready, &took]))?;
+    assert!(eventually(|| fs::exists(&ready).unwrap_or(false)));
+    link.spawn(
+        Node::Edge(0),
+        &node(&["role-give", &target, &BYTES.to_string()]),
+    )?;
+    let whole = (0..10)
+        .any(|_| eventually(|| fs::metadata(&took).is_ok_and(|file| file.len() == BYTES as u64)));
+    assert!(
+        whole,
+        "{:?} of {BYTES} bytes arrived",
+        fs::metadata(&took)?.len()
+    );
+    let wrong = fs::read(&took)?
+        .iter()
+        .enumerate()
+        .position(|(at, &byte)| byte != pattern(at));
+    assert_eq!(wrong, None, "a byte is not what was sent");
+    let counters = link.counters(0)?.ok_or("this backend counts")?;
+    assert!(counters.uplink.dropped_loss > 0, "{counters:?}");
+    Ok(())
+}
+
+fn entered() -> Outcome {
+    let link = Link::start(&options(BackendChoice::None))?;
+    let at = |node: Node| -> Result<String, Box<dyn Error>> {
+        let mut command = Command::new("readlink");
+        command.arg("/proc/self/ns/net");
+        link.enter(node, &mut command)?;
+        Ok(String::from_utf8(command.output()?.stdout)?
+            .trim()
+            .to_owned())
+    };
+    let sleeper = link.spawn(Node::Cloud, &node(&["role-sleep"]))?;
+    assert_eq!(at(Node::Cloud)?, namespace_of(sleeper.0)?);
+    assert_ne!(at(Node::Edge(0))?, at(Node::Cloud)?);
+    let mut command = Command::new("true");
+    let error = link
+        .enter(Node::Edge(1), &mut command)
+        .expect_err("no such node");
+    assert!(error.to_string().contains("edge-1"), "{error}");
     Ok(())
 }
 
@@ -552,7 +698,7 @@ fn node_exits() -> Outcome {
         Node::Cloud,
         &shell("echo $GREETING; echo $GREETING >&2; exit 3"),
     )?;
-    let killed = link.spawn(Node::Edge, &shell("sleep 1000 & wait"))?;
+    let killed = link.spawn(Node::Edge(0), &shell("sleep 1000 & wait"))?;
     assert!(eventually(|| link
         .exits()
         .is_ok_and(|exits| exits.len() == 1)));
@@ -581,7 +727,7 @@ fn node_exits() -> Outcome {
         .kill(killed, NodeSignal::Terminate)
         .expect_err("it is dead");
     assert!(matches!(error, LinkError::Failed { .. }), "{error}");
-    let next = link.spawn(Node::Edge, &node(&["role-sleep"]))?;
+    let next = link.spawn(Node::Edge(0), &node(&["role-sleep"]))?;
     link.kill(next, NodeSignal::Terminate)?;
     assert!(eventually(|| link
         .exits()
@@ -599,7 +745,7 @@ fn killed_host() -> Outcome {
     let host = link.facts().host_pid;
     kill(Pid::from_raw(host.cast_signed()), Signal::SIGKILL)?;
     assert_gone(&[host, nodes[0].0, nodes[1].0], &namespaces);
-    let error = link.counters().expect_err("the host is gone");
+    let error = link.counters(0).expect_err("the host is gone");
     assert!(matches!(error, LinkError::HostEnded { .. }), "{error}");
     assert!(error.to_string().contains("signal: 9"), "{error}");
     Ok(())
@@ -641,7 +787,7 @@ fn dropped() -> Outcome {
 
 fn hanging_host() -> Outcome {
     let link = Link::start(&options(BackendChoice::Loopback))?;
-    let sleeper = link.spawn(Node::Edge, &node(&["role-sleep"]))?;
+    let sleeper = link.spawn(Node::Edge(0), &node(&["role-sleep"]))?;
     let host = link.facts().host_pid;
     kill(Pid::from_raw(host.cast_signed()), Signal::SIGSTOP)?;
     drop(link);
@@ -652,17 +798,17 @@ fn hanging_host() -> Outcome {
 fn refusals() -> Outcome {
     let link = Link::start(&options(BackendChoice::Loopback))?;
     assert_eq!(link.facts().backend, Backend::Loopback);
-    assert_eq!((link.counters()?, link.audit()?), (None, None));
-    link.set_profile(&LinkProfile::unimpaired())?;
+    assert_eq!((link.counters(0)?, link.audit(0)?), (None, None));
+    link.set_profile(0, &LinkProfile::unimpaired())?;
     let error = link
-        .set_profile(&profile("slow", Some(1.0), 1.0, 0.0))
+        .set_profile(0, &profile("slow", Some(1.0), 1.0, 0.0))
         .expect_err("refused");
     assert!(
         error.is_usage() && error.to_string().contains("emulates nothing"),
         "{error}"
     );
     let invalid = link
-        .set_profile(&profile("bad", Some(1.0), -1.0, 0.0))
+        .set_profile(0, &profile("bad", Some(1.0), -1.0, 0.0))
         .expect_err("invalid");
     assert!(
         invalid.is_usage() && invalid.to_string().contains("delay_ms"),
@@ -673,7 +819,7 @@ fn refusals() -> Outcome {
         rate_window_ms: 100,
         ..CalibrateOptions::default()
     };
-    let calibration = link.calibrate(&quick)?;
+    let calibration = link.calibrate(0, &quick)?;
     println!("  {}", describe(&calibration));
     assert_eq!(calibration.rtt_p50_ms.verdict, Verdict::Unchecked);
     assert!(
@@ -683,7 +829,7 @@ fn refusals() -> Outcome {
             .is_some_and(|rate| rate > 100.0)
     );
     let error = link
-        .calibrate(&CalibrateOptions { pings: 0, ..quick })
+        .calibrate(0, &CalibrateOptions { pings: 0, ..quick })
         .expect_err("out of range");
     assert!(error.is_usage(), "{error}");
     Ok(())
@@ -722,7 +868,7 @@ fn bad_requests() -> Outcome {
         ..NodeCommand::default()
     };
     let error = link
-        .spawn(Node::Edge, &command)
+        .spawn(Node::Edge(0), &command)
         .expect_err("no such program")
         .to_string();
     assert!(
@@ -733,7 +879,9 @@ fn bad_requests() -> Outcome {
         cpus: Some(vec![1 << 20]),
         ..node(&["role-sleep"])
     };
-    let error = link.spawn(Node::Edge, &command).expect_err("no such CPU");
+    let error = link
+        .spawn(Node::Edge(0), &command)
+        .expect_err("no such CPU");
     assert!(
         error.is_usage() && error.to_string().contains("1048576"),
         "{error}"
@@ -797,7 +945,7 @@ fn print_facts() {
     match Link::start(&options(BackendChoice::Auto)) {
         Ok(link) => {
             let node = link
-                .spawn(Node::Edge, &node(&["role-sleep"]))
+                .spawn(Node::Edge(0), &node(&["role-sleep"]))
                 .expect("a node");
             assert!(is_alive(node.0));
             println!("{}", serde_json::to_string(link.facts()).expect("facts"));
@@ -815,6 +963,27 @@ fn receive(address: &str, ready: &str) {
     fs::write(ready, "").expect("say so");
     let mut buffer = [0; 2048];
     while socket.recv(&mut buffer).is_ok() {}
+}
+
+/// A node that keeps what one connection brings.
+fn take(address: &str, ready: &str, file: &str) {
+    let listener = TcpListener::bind(address).expect("bind");
+    fs::write(ready, "").expect("say so");
+    let (mut stream, _) = listener.accept().expect("accept");
+    let mut file = fs::File::create(file).expect("a file");
+    std::io::copy(&mut stream, &mut file).expect("copy");
+}
+
+/// A node that sends bytes over a connection.
+fn give(address: &str, bytes: &str) {
+    let bytes: Vec<u8> = (0..bytes.parse().expect("a number")).map(pattern).collect();
+    let mut stream = TcpStream::connect(address).expect("connect");
+    stream.write_all(&bytes).expect("send");
+}
+
+/// A byte of what [`give`] sends: no two windows of it are alike.
+fn pattern(at: usize) -> u8 {
+    (at.wrapping_mul(2_654_435_761) >> 13) as u8
 }
 
 /// A node that sends datagrams and ends.

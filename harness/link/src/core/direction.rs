@@ -2,48 +2,33 @@
 
 use std::time::Duration;
 
-use super::{Delay, Loss, Packet, Queue, Rate};
-
-/// What a direction does to packets, in integers and durations.
-#[derive(Clone, Copy, Debug, PartialEq)]
-#[non_exhaustive]
-pub struct DirectionSettings {
-    /// Bits per second; `None` for no bound.
-    pub rate_bits_per_second: Option<u64>,
-    /// Bytes of lower layers counted for each packet by the rate.
-    pub overhead_bytes: i32,
-    /// One-way delay.
-    pub delay: Duration,
-    /// Half width of the uniform distribution around the delay.
-    pub jitter: Duration,
-    /// Probability that a packet is lost.
-    pub loss: f64,
-    /// Packets on the link at once, those in propagation included.
-    pub limit_packets: usize,
-}
-
-impl Default for DirectionSettings {
-    /// Nothing is impaired; the limit is netem's own default.
-    fn default() -> Self {
-        Self {
-            rate_bits_per_second: None,
-            overhead_bytes: 0,
-            delay: Duration::ZERO,
-            jitter: Duration::ZERO,
-            loss: 0.0,
-            limit_packets: 1000,
-        }
-    }
-}
+use super::chance::Chance;
+use super::corrupt::Flip;
+use super::outages::Cuts;
+use super::queue::Rank;
+use super::{
+    Bandwidth, CoDel, Corrupt, Delay, DirectionSettings, Discipline, Duplicate, Loss, Packet,
+    Queue, QueueLimit, Rate, ReorderGap, stream,
+};
 
 /// What became of a packet that was pushed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// What became of the packet.
+    pub packet: Fate,
+    /// What became of its copy, if it was duplicated: one push may put two packets on the link.
+    pub copy: Option<Fate>,
+}
+
+/// What became of one packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Verdict {
-    /// It is on the link and leaves it at this time.
+pub enum Fate {
+    /// It is on the link.
     Queued {
-        /// When the packet leaves the link.
-        departure: Duration,
+        /// When it leaves the link; `None` where CoDel decides that, and whether it leaves at
+        /// all, when its turn comes.
+        departure: Option<Duration>,
     },
     /// It is gone.
     Dropped(DropReason),
@@ -53,10 +38,12 @@ pub enum Verdict {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum DropReason {
-    /// The loss model took it.
+    /// The loss model, or the trace's loss, took it.
     Loss,
     /// The queue was full.
     Queue,
+    /// The link was cut.
+    Outage,
 }
 
 /// A packet that has left the link.
@@ -69,6 +56,9 @@ pub struct Departure {
 }
 
 /// What has passed through a direction since it was made; only ever grows.
+///
+/// `packets + duplicated` is the sum of what was delivered, what was dropped and what is on the
+/// link.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DirectionCounters {
     /// Packets offered by the sender.
@@ -83,84 +73,226 @@ pub struct DirectionCounters {
     pub dropped_loss: u64,
     /// Packets dropped because the queue was full.
     pub dropped_queue: u64,
+    /// Packets dropped by CoDel.
+    pub dropped_codel: u64,
+    /// Packets dropped because the link was cut.
+    pub dropped_outage: u64,
     /// Packets dropped by a flush (see [`Direction::flush`]).
     pub dropped_flush: u64,
+    /// Copies made of packets, those dropped afterwards included.
+    pub duplicated: u64,
+    /// Packets of which a bit was flipped.
+    pub corrupted: u64,
+    /// Packets sent ahead of the others.
+    pub reordered: u64,
 }
 
-/// One direction of a link: loss, queue bound, delay, rate.
+/// One direction of a link.
 ///
-/// Every impairment draws once for each packet offered, dropped ones included, so that switching
-/// one impairment on leaves the draws of the others where they were.
+/// A packet meets, in this order: the duplication draw; the loss draw (a packet drawn for both is
+/// one packet; one drawn for duplication alone gets a copy, made before corruption); a cut that
+/// drops; corruption; the queue's limit, which counts packets in propagation too; reordering,
+/// which sends it at once; or else the delay, then the bandwidth, in the order in which packets
+/// came: `departure = max(now + delay, last) + tx`. Without a bandwidth packets leave in the
+/// order of their departures. Ties leave first in, first out.
+///
+/// The queue for the bandwidth thus lies behind the propagation. For the departures that is the
+/// same as the other way round, but it is where CoDel finds a packet's wait apart from its
+/// propagation: it decides when a packet's turn comes, at `max(now + delay, last)`. Under
+/// drop-tail everything is known when a packet is pushed.
+///
+/// Every impairment draws from a stream of its own for each packet offered, dropped ones
+/// included, and for copies from another one, so that switching one impairment on leaves the
+/// draws of the others where they were.
 #[derive(Debug)]
 pub struct Direction {
     name: &'static str,
-    loss: Loss,
-    delay: Delay,
-    rate: Rate,
+    shape: Shape,
     queue: Queue,
-    last: Duration,
     counters: DirectionCounters,
 }
 
+/// What the settings say, with the state that goes with it.
+#[derive(Debug)]
+struct Shape {
+    origin: Duration,
+    bandwidth: Bandwidth,
+    duplicate: Duplicate,
+    loss: Loss,
+    trace_loss: [Chance; 2],
+    originals: Draws,
+    copies: Draws,
+    reorder: ReorderGap,
+    cuts: Cuts,
+    limit: QueueLimit,
+    codel: Option<CoDel>,
+    rate: Rate,
+}
+
+/// The draws that a packet and its copy each have of their own.
+#[derive(Debug)]
+struct Draws {
+    corrupt: Corrupt,
+    reorder: Chance,
+    delay: Delay,
+}
+
+/// What was drawn for one packet.
+#[derive(Clone, Copy, Debug)]
+struct Drawn {
+    flip: Option<Flip>,
+    reorder: bool,
+    delay: Duration,
+}
+
+impl Shape {
+    fn new(name: &str, settings: &DirectionSettings, seed: u64, origin: Duration) -> Self {
+        let stream = |impairment: &str| stream(seed, name, impairment);
+        let draws = |of: &str| Draws {
+            corrupt: Corrupt::new(settings.corrupt, stream(&format!("{of}corrupt"))),
+            reorder: Chance::new(
+                settings.reorder.probability,
+                stream(&format!("{of}reorder")),
+            ),
+            delay: Delay::new(
+                settings.delay,
+                &settings.jitter,
+                stream(&format!("{of}delay")),
+            ),
+        };
+        let cuts = Cuts::new(settings.outages.clone(), origin);
+        let rate = Rate::new(settings.bandwidth.clone(), settings.framing, &cuts, origin);
+        let codel = match settings.queue.discipline {
+            Discipline::CoDel { target, interval } if rate.is_limited() => {
+                Some(CoDel::new(target, interval))
+            }
+            _ => None,
+        };
+        Self {
+            origin,
+            bandwidth: settings.bandwidth.clone(),
+            duplicate: Duplicate::new(settings.duplicate, stream("duplicate")),
+            loss: Loss::new(settings.loss, stream("loss"), stream("copy/loss")),
+            trace_loss: ["trace-loss", "copy/trace-loss"].map(|of| Chance::new(0.0, stream(of))),
+            originals: draws(""),
+            copies: draws("copy/"),
+            reorder: ReorderGap::new(settings.reorder),
+            cuts,
+            limit: settings.queue.limit,
+            codel,
+            rate,
+        }
+    }
+
+    /// Delay and loss that the trace adds now.
+    fn traced(&self, now: Duration) -> (Duration, f64) {
+        let Bandwidth::Trace(trace) = &self.bandwidth else {
+            return (Duration::ZERO, 0.0);
+        };
+        let time = now.saturating_sub(self.origin);
+        (trace.delay_at(time), trace.loss_at(time))
+    }
+}
+
+impl Draws {
+    fn draw(&mut self, more_delay: Duration) -> Drawn {
+        Drawn {
+            flip: self.corrupt.draw(),
+            reorder: self.reorder.draw(),
+            delay: self.delay.draw_around(more_delay),
+        }
+    }
+}
+
 impl Direction {
-    /// A direction; its `name` and `seed` fix its random streams.
+    /// A direction; its `name` and `seed` fix its random streams. Traces and cuts start at
+    /// time 0.
     #[must_use]
     pub fn new(name: &'static str, settings: &DirectionSettings, seed: u64) -> Self {
         Self {
             name,
-            loss: Loss::new(settings.loss, seed, name),
-            delay: Delay::new(settings.delay, settings.jitter, seed, name),
-            rate: Rate::new(settings.rate_bits_per_second, settings.overhead_bytes),
-            queue: Queue::new(settings.limit_packets),
-            last: Duration::ZERO,
+            shape: Shape::new(name, settings, seed, Duration::ZERO),
+            queue: Queue::default(),
             counters: DirectionCounters::default(),
         }
     }
 
-    /// Takes other settings from now on and starts the random streams anew. Packets already on
-    /// the link keep their departures; [`Direction::flush`] first where none may remain.
-    pub fn reconfigure(&mut self, settings: &DirectionSettings, seed: u64) {
-        self.loss = Loss::new(settings.loss, seed, self.name);
-        self.delay = Delay::new(settings.delay, settings.jitter, seed, self.name);
-        self.rate = Rate::new(settings.rate_bits_per_second, settings.overhead_bytes);
-        self.queue.set_limit(settings.limit_packets);
-        if self.queue.is_empty() {
-            self.last = Duration::ZERO;
+    /// Takes other settings from `now` on, at which traces and cuts start, and starts the random
+    /// streams anew. Packets already on the link keep their departures, and those that CoDel had
+    /// not decided about leave in their turn; [`Direction::flush`] first where none may remain.
+    pub fn reconfigure(&mut self, now: Duration, settings: &DirectionSettings, seed: u64) {
+        self.advance(now);
+        let undecided = self.shape.codel.as_mut().map(CoDel::drain);
+        for waiting in undecided.into_iter().flatten() {
+            let departure = self.shape.rate.send(waiting.ready, waiting.packet.len());
+            self.queue.insert(departure, Rank::Tail, waiting.packet);
+        }
+        let busy_until = self.shape.rate.busy_until();
+        self.shape = Shape::new(self.name, settings, seed, now);
+        if !self.queue.is_empty() {
+            self.shape.rate.wait_until(busy_until);
         }
     }
 
     /// Offers a packet to the link at `now`. Times passed in must not go back.
     pub fn push(&mut self, now: Duration, packet: Packet) -> Verdict {
-        let len = packet.len();
+        self.advance(now);
         self.counters.packets += 1;
-        self.counters.bytes += len as u64;
-        let lost = self.loss.draw();
-        let delay = self.delay.draw();
-        if lost {
+        self.counters.bytes += packet.len() as u64;
+
+        let shape = &mut self.shape;
+        let (more_delay, trace_loss) = shape.traced(now);
+        let duplicated = shape.duplicate.draw();
+        // Both draw, whatever the other says.
+        let lost = shape.loss.draw() | shape.trace_loss[0].draw_at(trace_loss);
+        let drawn = shape.originals.draw(more_delay);
+        let copy = duplicated.then(|| {
+            let lost = shape.loss.draw_copy() | shape.trace_loss[1].draw_at(trace_loss);
+            (lost, shape.copies.draw(more_delay))
+        });
+
+        // A packet that is both duplicated and lost is one packet.
+        let copy = copy.filter(|_| !lost);
+        let fate = if lost && !duplicated {
             self.counters.dropped_loss += 1;
-            return Verdict::Dropped(DropReason::Loss);
+            Fate::Dropped(DropReason::Loss)
+        } else if shape.cuts.drops(now) {
+            self.counters.dropped_outage += 1;
+            Fate::Dropped(DropReason::Outage)
+        } else if let Some((copy_lost, copy_drawn)) = copy {
+            let second = packet.clone();
+            let packet = self.enqueue(now, packet, drawn);
+            self.counters.duplicated += 1;
+            let copy = if copy_lost {
+                self.counters.dropped_loss += 1;
+                Fate::Dropped(DropReason::Loss)
+            } else {
+                self.enqueue(now, second, copy_drawn)
+            };
+            return Verdict {
+                packet,
+                copy: Some(copy),
+            };
+        } else {
+            self.enqueue(now, packet, drawn)
+        };
+        Verdict {
+            packet: fate,
+            copy: None,
         }
-        if self.queue.is_full() {
-            self.counters.dropped_queue += 1;
-            return Verdict::Dropped(DropReason::Queue);
-        }
-        let mut departure = now + delay;
-        if self.rate.is_limited() {
-            departure = departure.max(self.last) + self.rate.transmission(len);
-            self.last = departure;
-        }
-        self.queue.insert(departure, packet);
-        Verdict::Queued { departure }
     }
 
-    /// When the next packet leaves; `None` while the link is empty.
+    /// When the link has to be asked next: a packet leaves, or CoDel decides about one, in which
+    /// case [`Direction::pop`] may find nothing yet. `None` while the link is empty.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Duration> {
-        self.queue.next_departure()
+        let departure = self.queue.next_departure();
+        departure.into_iter().chain(self.next_turn()).min()
     }
 
     /// The next packet that has left the link by `now`; call until it returns `None`.
     pub fn pop(&mut self, now: Duration) -> Option<Departure> {
+        self.advance(now);
         if self.queue.next_departure()? > now {
             return None;
         }
@@ -173,20 +305,27 @@ impl Direction {
     /// Packets on the link.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.queue.len()
+        self.queue.len() + self.shape.codel.as_ref().map_or(0, CoDel::len)
+    }
+
+    /// IP bytes on the link.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.queue.bytes() + self.shape.codel.as_ref().map_or(0, CoDel::bytes)
     }
 
     /// Whether no packet is on the link.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.queue.is_empty()
+        self.len() == 0
     }
 
     /// Drops every packet on the link and counts them.
     pub fn flush(&mut self) -> usize {
-        let dropped = self.queue.flush();
+        let undecided = self.shape.codel.as_mut().map(CoDel::drain);
+        let dropped = self.queue.flush() + undecided.map_or(0, |undecided| undecided.len());
         self.counters.dropped_flush += dropped as u64;
-        self.last = Duration::ZERO;
+        self.shape.rate.reset();
         dropped
     }
 
@@ -195,187 +334,60 @@ impl Direction {
     pub fn counters(&self) -> DirectionCounters {
         self.counters
     }
-}
 
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn packet(index: usize, len: usize) -> Packet {
-        let mut packet = Packet::with_capacity(len.max(8));
-        packet.buffer_mut()[..8].copy_from_slice(&(index as u64).to_le_bytes());
-        packet.set_len(len.max(8));
-        packet
-    }
-
-    fn index(packet: &Packet) -> u64 {
-        u64::from_le_bytes(packet.bytes()[..8].try_into().expect("eight bytes"))
-    }
-
-    fn settings(rate: Option<u64>, delay_us: u64, jitter_us: u64) -> DirectionSettings {
-        DirectionSettings {
-            rate_bits_per_second: rate,
-            delay: Duration::from_micros(delay_us),
-            jitter: Duration::from_micros(jitter_us),
-            limit_packets: usize::MAX,
-            ..DirectionSettings::default()
+    /// Puts one packet on the link, unless the queue is full.
+    fn enqueue(&mut self, now: Duration, mut packet: Packet, drawn: Drawn) -> Fate {
+        let corrupted = drawn.flip.is_some_and(|flip| flip.apply(&mut packet));
+        self.counters.corrupted += u64::from(corrupted);
+        let len = packet.len();
+        if !self.shape.limit.admits(self.len(), self.bytes(), len) {
+            self.counters.dropped_queue += 1;
+            return Fate::Dropped(DropReason::Queue);
         }
-    }
-
-    #[test]
-    fn a_burst_is_spread_at_the_rate_after_one_delay() {
-        let mut link = Direction::new("uplink", &settings(Some(20_000_000), 30_000, 0), 0);
-        let now = Duration::from_secs(1);
-        for burst in 1..=3 {
-            let Verdict::Queued { departure } = link.push(now, packet(0, 1500)) else {
-                panic!("nothing drops here")
+        if self.shape.reorder.decide(drawn.reorder) {
+            self.counters.reordered += 1;
+            let departure = match self.shape.cuts.hold() {
+                true => self.shape.cuts.up_at(now),
+                false => now,
             };
-            assert_eq!(departure, now + Duration::from_micros(30_000 + 600 * burst));
-        }
-    }
-
-    #[test]
-    fn the_limit_counts_packets_in_propagation() {
-        let limited = DirectionSettings {
-            limit_packets: 3,
-            ..settings(None, 10_000, 0)
-        };
-        let mut link = Direction::new("uplink", &limited, 0);
-        for _ in 0..3 {
-            assert!(matches!(
-                link.push(Duration::ZERO, packet(0, 100)),
-                Verdict::Queued { .. }
-            ));
-        }
-        let full = link.push(Duration::from_micros(9_999), packet(0, 100));
-        assert_eq!(full, Verdict::Dropped(DropReason::Queue));
-        assert!(link.pop(Duration::from_micros(9_999)).is_none());
-        assert!(link.pop(Duration::from_micros(10_000)).is_some());
-        assert!(matches!(
-            link.push(Duration::from_micros(10_000), packet(0, 100)),
-            Verdict::Queued { .. }
-        ));
-        let counters = link.counters();
-        assert_eq!(
-            (counters.packets, counters.bytes, counters.dropped_queue),
-            (5, 500, 1)
-        );
-        assert_eq!(
-            (counters.delivered_packets, counters.delivered_bytes),
-            (1, 100)
-        );
-    }
-
-    #[test]
-    fn reconfigure_keeps_counters_and_flush_is_counted() {
-        let mut link = Direction::new("uplink", &settings(Some(1_000_000), 10_000, 0), 0);
-        link.push(Duration::ZERO, packet(0, 1000));
-        assert_eq!(link.flush(), 1);
-        link.reconfigure(&settings(None, 5_000, 0), 1);
-        let verdict = link.push(Duration::from_secs(1), packet(1, 1000));
-        assert_eq!(
-            verdict,
-            Verdict::Queued {
-                departure: Duration::from_micros(1_005_000)
-            }
-        );
-        let counters = link.counters();
-        assert_eq!((counters.packets, counters.dropped_flush), (2, 1));
-    }
-
-    #[test]
-    fn jitter_reorders_without_a_rate_and_never_with_one() {
-        for (rate, reorders) in [(None, true), (Some(1_000_000_000), false)] {
-            let mut link = Direction::new("uplink", &settings(rate, 10_000, 5_000), 7);
-            for i in 0..1000 {
-                link.push(Duration::from_micros(i as u64 * 100), packet(i, 200));
-            }
-            let mut order = Vec::new();
-            while let Some(departure) = link.pop(Duration::MAX) {
-                order.push(index(&departure.packet));
-            }
-            assert_eq!(order.len(), 1000);
-            assert_eq!(!order.is_sorted(), reorders);
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn departures_follow_the_formula(
-            rate in prop_oneof![Just(None), (1_000_000u64..2_000_000_000).prop_map(Some)],
-            delay_us in 0u64..50_000,
-            overhead in -14i32..40,
-            packets in prop::collection::vec((0u64..2_000, 28usize..1500), 1..200),
-        ) {
-            let settings = DirectionSettings { overhead_bytes: overhead, ..settings(rate, delay_us, 0) };
-            let mut link = Direction::new("uplink", &settings, 0);
-            let (mut now, mut last) = (Duration::ZERO, Duration::ZERO);
-            let mut expected = Vec::new();
-            for (i, (gap_us, len)) in packets.iter().enumerate() {
-                now += Duration::from_micros(*gap_us);
-                let tx = rate.map_or(0, |rate| {
-                    let bits = (*len as i128 + i128::from(overhead)) * 8;
-                    ((bits * 1_000_000_000) as f64 / rate as f64).round() as u64
-                });
-                let due = (now + Duration::from_micros(delay_us)).max(last) + Duration::from_nanos(tx);
-                last = due;
-                let Verdict::Queued { departure } = link.push(now, packet(i, *len)) else {
-                    panic!("nothing drops here")
-                };
-                prop_assert!(departure.abs_diff(due) <= Duration::from_nanos(i as u64 + 1));
-                last = last.max(departure);
-                expected.push(departure);
-            }
-            // Nothing leaves before its time, everything leaves at it, ties in order.
-            for (i, due) in expected.iter().enumerate() {
-                prop_assert_eq!(link.next_deadline(), Some(*due));
-                if *due > Duration::ZERO {
-                    prop_assert!(link.pop(*due - Duration::from_nanos(1)).is_none());
-                }
-                let popped = link.pop(*due).expect("due now");
-                prop_assert_eq!(index(&popped.packet), i as u64);
-            }
-            prop_assert!(link.is_empty());
-        }
-
-        #[test]
-        fn loss_shifts_no_delay_and_the_same_seed_gives_the_same_packets(
-            seed in any::<u64>(), loss in 0.01f64..0.9,
-        ) {
-            let run = |loss: f64| -> Vec<Verdict> {
-                let settings = DirectionSettings { loss, ..settings(None, 20_000, 10_000) };
-                let mut link = Direction::new("downlink", &settings, seed);
-                (0..100).map(|i| link.push(Duration::from_millis(i), packet(0, 100))).collect()
+            self.queue.insert(departure, Rank::Head, packet);
+            return Fate::Queued {
+                departure: Some(departure),
             };
-            let (clean, lossy) = (run(0.0), run(loss));
-            prop_assert_eq!(&lossy, &run(loss));
-            for (clean, lossy) in clean.iter().zip(&lossy) {
-                prop_assert!(clean == lossy || *lossy == Verdict::Dropped(DropReason::Loss));
-            }
         }
+        let ready = now.saturating_add(drawn.delay);
+        if let Some(codel) = &mut self.shape.codel {
+            codel.push(ready, packet);
+            return Fate::Queued { departure: None };
+        }
+        let departure = self.shape.rate.send(ready, len);
+        self.queue.insert(departure, Rank::Tail, packet);
+        Fate::Queued {
+            departure: Some(departure),
+        }
+    }
 
-        #[test]
-        fn packets_are_conserved(
-            loss in 0.0f64..1.0, limit in 1usize..50, pops in prop::collection::vec(any::<bool>(), 1..300),
-        ) {
-            let settings = DirectionSettings {
-                loss, limit_packets: limit, ..settings(Some(10_000_000), 2_000, 1_000)
+    /// When the turn of the packet begins that CoDel has to decide about next.
+    fn next_turn(&self) -> Option<Duration> {
+        let (ready, len) = self.shape.codel.as_ref()?.head()?;
+        Some(self.shape.rate.turn(ready, len).begin)
+    }
+
+    /// Lets CoDel decide about every packet whose turn begins by `now`.
+    fn advance(&mut self, now: Duration) {
+        while let Some(begin) = self.next_turn().filter(|begin| *begin <= now) {
+            let Some(codel) = &mut self.shape.codel else {
+                return;
             };
-            let mut link = Direction::new("uplink", &settings, 5);
-            let mut now = Duration::ZERO;
-            for pop in pops {
-                now += Duration::from_micros(200);
-                link.push(now, packet(0, 300));
-                if pop { while link.pop(now).is_some() {} }
-                prop_assert!(link.len() <= limit);
-                let c = link.counters();
-                prop_assert_eq!(
-                    c.packets,
-                    c.delivered_packets + c.dropped_loss + c.dropped_queue + link.len() as u64
-                );
+            let (waiting, dropped) = codel.dequeue(begin);
+            self.counters.dropped_codel += dropped;
+            if let Some(waiting) = waiting {
+                let departure = self.shape.rate.send(waiting.ready, waiting.packet.len());
+                self.queue.insert(departure, Rank::Tail, waiting.packet);
             }
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,6 +3,9 @@
 /// An IP packet held in a buffer of fixed capacity.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Packet {
+    /// Whether the TCP or UDP checksum holds only the pseudo header's sum so far, as a sender
+    /// leaves it to its device.
+    pub checksum_pending: bool,
     buffer: Box<[u8]>,
     len: usize,
 }
@@ -12,6 +15,7 @@ impl Packet {
     #[must_use]
     pub fn with_capacity(capacity: usize) -> Self {
         Self {
+            checksum_pending: false,
             buffer: vec![0; capacity].into_boxed_slice(),
             len: 0,
         }
@@ -21,6 +25,7 @@ impl Packet {
     #[must_use]
     pub fn from_bytes(bytes: &[u8]) -> Self {
         Self {
+            checksum_pending: false,
             buffer: bytes.into(),
             len: bytes.len(),
         }

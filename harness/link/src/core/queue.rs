@@ -1,50 +1,59 @@
-//! The bounded queue of packets in flight.
+//! The packets in flight, and the bound on them.
 
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
 use std::time::Duration;
 
-use super::Packet;
+use super::{Packet, QueueLimit};
 
-/// Packets ordered by departure, first in first out among equals.
-///
-/// The bound counts every packet on the link, those in propagation included, as netem's does:
-/// a limit is the bandwidth-delay product plus the buffer.
-#[derive(Debug)]
+/// The most packets of a queue that is bounded in bytes, so that small packets, each in a buffer
+/// for a full one, cannot take more memory than about 2 GiB.
+const MAX_PACKETS: usize = 1_000_000;
+
+impl QueueLimit {
+    /// Whether a packet of `len` bytes may join `packets` packets of `bytes` bytes.
+    #[must_use]
+    pub fn admits(self, packets: usize, bytes: usize, len: usize) -> bool {
+        match self {
+            Self::Packets(limit) => packets < limit,
+            Self::Bytes(limit) => packets < MAX_PACKETS && bytes.saturating_add(len) <= limit,
+        }
+    }
+}
+
+/// Packets ordered by departure, first in first out among equals, but those sent at the head
+/// before the others.
+#[derive(Debug, Default)]
 pub struct Queue {
-    limit: usize,
     heap: BinaryHeap<Entry>,
+    bytes: usize,
     next_order: u64,
 }
 
 #[derive(Debug)]
 struct Entry {
     departure: Duration,
+    rank: Rank,
     order: u64,
     packet: Packet,
 }
 
+/// Which of two packets that are due at the same time leaves first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Rank {
+    /// Before all others.
+    Head,
+    /// In its turn.
+    Tail,
+}
+
 impl Queue {
-    /// An empty queue of at most `limit` packets.
-    #[must_use]
-    pub fn new(limit: usize) -> Self {
-        Self {
-            limit,
-            heap: BinaryHeap::new(),
-            next_order: 0,
-        }
-    }
-
-    /// Whether the next packet would be dropped.
-    #[must_use]
-    pub fn is_full(&self) -> bool {
-        self.heap.len() >= self.limit
-    }
-
-    /// Adds a packet; the caller has asked [`Queue::is_full`] first.
-    pub fn insert(&mut self, departure: Duration, packet: Packet) {
+    /// Adds a packet; whether it may join is the caller's to ask.
+    pub fn insert(&mut self, departure: Duration, rank: Rank, packet: Packet) {
+        self.bytes += packet.len();
         self.heap.push(Entry {
             departure,
+            rank,
             order: self.next_order,
             packet,
         });
@@ -59,13 +68,21 @@ impl Queue {
 
     /// Takes the packet that departs first.
     pub fn take(&mut self) -> Option<(Duration, Packet)> {
-        self.heap.pop().map(|entry| (entry.departure, entry.packet))
+        let entry = self.heap.pop()?;
+        self.bytes -= entry.packet.len();
+        Some((entry.departure, entry.packet))
     }
 
     /// Packets in the queue.
     #[must_use]
     pub fn len(&self) -> usize {
         self.heap.len()
+    }
+
+    /// IP bytes in the queue.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// Whether no packet is in the queue.
@@ -78,19 +95,15 @@ impl Queue {
     pub fn flush(&mut self) -> usize {
         let dropped = self.heap.len();
         self.heap.clear();
+        self.bytes = 0;
         dropped
-    }
-
-    /// Sets another bound; packets already in the queue stay.
-    pub fn set_limit(&mut self, limit: usize) {
-        self.limit = limit;
     }
 }
 
 // The heap keeps its greatest entry on top, so the order is reversed: earliest first.
 impl Ord for Entry {
     fn cmp(&self, other: &Self) -> Ordering {
-        (other.departure, other.order).cmp(&(self.departure, self.order))
+        (other.departure, other.rank, other.order).cmp(&(self.departure, self.rank, self.order))
     }
 }
 

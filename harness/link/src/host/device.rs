@@ -8,14 +8,20 @@ use std::os::unix::fs::OpenOptionsExt;
 
 use nix::libc;
 use nix::net::if_::if_nametoindex;
+use nix::sys::socket::{setsockopt, sockopt};
 
 use super::namespace::Namespace;
 use super::netlink::{self, VethEnd};
+use super::port::Port;
 use super::sys;
 use crate::error::Fault;
+use crate::node::Node;
 
-/// The device's name, the same at both ends.
-pub(super) const DEVICE: &str = "link0";
+/// The name of a leg's device, the same at both ends.
+pub(super) fn name(leg: usize) -> String {
+    format!("link{leg}")
+}
+
 /// MTU of the path in bytes.
 pub(super) const MTU: u32 = 1500;
 /// MTU of the host's loopback in bytes, as Linux sets it.
@@ -23,16 +29,33 @@ pub(super) const LOOPBACK_MTU: u32 = 65_536;
 /// Transmit queue of the devices: enough for the packet thread to be late by some milliseconds
 /// at a gigabit without the kernel dropping what the profile would not.
 pub(super) const TX_QUEUE_PACKETS: u32 = 5000;
-/// The network between the ends.
-pub(super) const NETWORK: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 0);
-/// Its prefix length.
-pub(super) const PREFIX: u8 = 24;
-/// The edge's address.
-pub(super) const EDGE_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
-/// The cloud's address.
-pub(super) const CLOUD_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 2);
+/// Receive buffer asked for a packet socket, against bursts of whole windows.
+const PORT_BUFFER_BYTES: usize = 16 << 20;
+/// The prefix length of a leg's far end as a route.
+pub(super) const PREFIX: u8 = 32;
 /// Bytes that an Ethernet device counts for each packet beyond the IP packet.
 const ETHERNET_HEADER_BYTES: u64 = 14;
+
+/// The address of a node at the devices of all its legs.
+pub(crate) fn address(node: Node) -> Ipv4Addr {
+    let host = match node {
+        Node::Edge(0) => 1,
+        Node::Cloud => 2,
+        Node::Edge(number) => 2 + number.min(usize::from(u8::MAX) - 3) as u8,
+    };
+    Ipv4Addr::new(10, 77, 0, host)
+}
+
+/// A leg as one of its ends sees it.
+#[derive(Clone, Debug)]
+pub(super) struct Side {
+    /// The device's name.
+    pub(super) device: String,
+    /// The address here.
+    pub(super) local: Ipv4Addr,
+    /// The address at the other end.
+    pub(super) peer: Ipv4Addr,
+}
 
 /// A TUN device's packet end, without a device yet. Opening is what needs permission; the
 /// namespace of the opening thread is the one that the device will be in.
@@ -56,23 +79,56 @@ pub(super) fn open_tun() -> Result<File, Fault> {
         })
 }
 
-/// Makes the link's TUN device and brings it up.
-pub(super) fn create_tun(address: Ipv4Addr) -> Result<File, Fault> {
+/// Makes a leg's TUN device and brings it up.
+pub(super) fn create_tun(side: &Side) -> Result<Port, Fault> {
     let tun = open_tun()?;
-    sys::attach_tun(tun.as_fd(), DEVICE).map_err(Fault::environment("make a TUN device"))?;
-    configure(address)?;
-    Ok(tun)
+    sys::attach_tun(tun.as_fd(), &side.device).map_err(Fault::environment("make a TUN device"))?;
+    configure(side)?;
+    Ok(Port::tun(tun))
 }
 
-/// Makes the link's veth pair: one end here, the other in `peer_namespace`.
-pub(super) fn create_veth(peer_namespace: &Namespace) -> Result<(), Fault> {
+/// Makes a leg's device in the calling thread's namespace as one end of a veth pair, and opens a
+/// packet socket on the other end, which goes to `hub`.
+pub(super) fn create_port(side: &Side, hub: &Namespace, number: usize) -> Result<Port, Fault> {
+    let name = format!("port{number}");
     let end = VethEnd {
-        name: DEVICE,
-        mac: mac(EDGE_ADDRESS),
+        name: &side.device,
+        mac: mac(side.local),
     };
     let peer = VethEnd {
-        name: DEVICE,
-        mac: mac(CLOUD_ADDRESS),
+        name: &name,
+        mac: mac(side.peer),
+    };
+    netlink::create_veth(&end, &peer, hub.file().as_raw_fd()).map_err(Fault::environment(
+        "make a veth pair (is the veth module there?)",
+    ))?;
+    configure(side)?;
+    netlink::add_neighbour(index(&side.device)?, side.peer, mac(side.peer))
+        .map_err(Fault::failed("add the other end as a neighbour"))?;
+    let (node, own) = (mac(side.local), mac(side.peer));
+    hub.run(|| {
+        let port = index(&name)?;
+        netlink::bring_up(port, Some((MTU, TX_QUEUE_PACKETS)))
+            .map_err(Fault::failed("bring the device up"))?;
+        let socket =
+            sys::packet_socket(port).map_err(Fault::environment("open a packet socket"))?;
+        if setsockopt(&socket, sockopt::RcvBufForce, &PORT_BUFFER_BYTES).is_err() {
+            // What the kernel grants instead bounds the bursts that a leg can take.
+            let _ = setsockopt(&socket, sockopt::RcvBuf, &PORT_BUFFER_BYTES);
+        }
+        Ok(Port::socket(socket, node, own))
+    })
+}
+
+/// Makes a leg's veth pair: one end here, the other in `peer_namespace`.
+pub(super) fn create_veth(side: &Side, peer_namespace: &Namespace) -> Result<(), Fault> {
+    let end = VethEnd {
+        name: &side.device,
+        mac: mac(side.local),
+    };
+    let peer = VethEnd {
+        name: &side.device,
+        mac: mac(side.peer),
     };
     netlink::create_veth(&end, &peer, peer_namespace.file().as_raw_fd()).map_err(
         Fault::environment("make a veth pair (is the veth module there?)"),
@@ -81,7 +137,7 @@ pub(super) fn create_veth(peer_namespace: &Namespace) -> Result<(), Fault> {
 
 /// Brings one end of the veth pair up, with segmentation off, so that packets are counted as they
 /// would be on a wire, and with the other end as a fixed neighbour.
-pub(super) fn configure_veth(address: Ipv4Addr, peer: Ipv4Addr) -> Result<(), Fault> {
+pub(super) fn configure_veth(side: &Side) -> Result<(), Fault> {
     const ETHTOOL_STSO: u32 = 0x1f;
     const ETHTOOL_SGSO: u32 = 0x24;
     const ETHTOOL_SGRO: u32 = 0x2c;
@@ -91,12 +147,12 @@ pub(super) fn configure_veth(address: Ipv4Addr, peer: Ipv4Addr) -> Result<(), Fa
         (ETHTOOL_SGSO, "GSO"),
         (ETHTOOL_SGRO, "GRO"),
     ] {
-        sys::ethtool_set(&socket, DEVICE, command, 0).map_err(Fault::failed(format!(
+        sys::ethtool_set(&socket, &side.device, command, 0).map_err(Fault::failed(format!(
             "switch {name} off on the veth device"
         )))?;
     }
-    configure(address)?;
-    netlink::add_neighbour(index()?, peer, mac(peer))
+    configure(side)?;
+    netlink::add_neighbour(index(&side.device)?, side.peer, mac(side.peer))
         .map_err(Fault::failed("add the other end as a neighbour"))
 }
 
@@ -106,18 +162,18 @@ pub(super) fn loopback_up() -> Result<(), Fault> {
     netlink::bring_up(index, None).map_err(Fault::failed("bring the loopback device up"))
 }
 
-/// Gives the device its sizes, its address and the flag that makes it work.
-fn configure(address: Ipv4Addr) -> Result<(), Fault> {
-    let index = index()?;
-    netlink::add_address(index, address, PREFIX)
+/// Gives a device its sizes, its addresses and the flag that makes it work.
+fn configure(side: &Side) -> Result<(), Fault> {
+    let index = index(&side.device)?;
+    netlink::add_address(index, side.local, side.peer, PREFIX)
         .map_err(Fault::failed("give the device its address"))?;
     netlink::bring_up(index, Some((MTU, TX_QUEUE_PACKETS)))
         .map_err(Fault::failed("bring the device up"))
 }
 
-/// The device's index.
-pub(super) fn index() -> Result<u32, Fault> {
-    if_nametoindex(DEVICE).map_err(Fault::failed("find the link's device"))
+/// A device's index.
+pub(super) fn index(device: &str) -> Result<u32, Fault> {
+    if_nametoindex(device).map_err(Fault::failed("find the link's device"))
 }
 
 /// What a device counted.
@@ -131,13 +187,13 @@ pub(super) struct DeviceCounters {
 }
 
 impl DeviceCounters {
-    /// Reads the counters of the link's device.
-    pub(super) fn read() -> Result<Self, Fault> {
+    /// Reads the counters of a leg's device.
+    pub(super) fn read(device: &str) -> Result<Self, Fault> {
         // `/proc/net` would be the namespace of the process, not of the thread.
         let text = std::fs::read_to_string("/proc/thread-self/net/dev")
             .map_err(Fault::failed("read the device counters"))?;
-        Self::parse(&text, DEVICE)
-            .ok_or_else(|| Fault::Failed(format!("the kernel lists no counters of {DEVICE}")))
+        Self::parse(&text, device)
+            .ok_or_else(|| Fault::Failed(format!("the kernel lists no counters of {device}")))
     }
 
     fn parse(text: &str, device: &str) -> Option<Self> {

@@ -10,12 +10,16 @@ mod device;
 mod namespace;
 mod netlink;
 mod nodes;
+mod offload;
 mod packet;
+mod port;
 mod probing;
 mod scheduling;
 mod serve;
 mod sys;
 mod sysctl;
 
+pub(crate) use device::address as device_address;
+pub(crate) use nodes::place;
 pub use scheduling::be_punctual_sender;
 pub use serve::host_main;

@@ -197,8 +197,13 @@ pub(super) fn bring_up(index: u32, sizes: Option<(u32, u32)>) -> io::Result<()> 
     Message::new(RTM_NEWLINK, 0, &[&link_message(index, libc::IFF_UP as u32)]).send()
 }
 
-/// Gives a device an address.
-pub(super) fn add_address(index: u32, address: Ipv4Addr, prefix: u8) -> io::Result<()> {
+/// Gives a device an address, and the network that is reached through it: `prefix` bits of `peer`.
+pub(super) fn add_address(
+    index: u32,
+    address: Ipv4Addr,
+    peer: Ipv4Addr,
+    prefix: u8,
+) -> io::Result<()> {
     // struct ifaddrmsg: family, prefix length, flags, scope, index.
     let fixed = [libc::AF_INET as u8, prefix, 0, 0];
     Message::new(
@@ -207,7 +212,7 @@ pub(super) fn add_address(index: u32, address: Ipv4Addr, prefix: u8) -> io::Resu
         &[&fixed, &index.to_ne_bytes()],
     )
     .attribute(IFA_LOCAL, &address.octets())
-    .attribute(IFA_ADDRESS, &address.octets())
+    .attribute(IFA_ADDRESS, &peer.octets())
     .send()
 }
 
@@ -225,7 +230,7 @@ pub(super) fn add_neighbour(index: u32, address: Ipv4Addr, mac: [u8; 6]) -> io::
         .send()
 }
 
-/// Replaces the route to a device's own network by one that names the congestion control.
+/// Replaces the route to a device's own network or peer by one that names the congestion control.
 pub(super) fn route_congestion_control(
     index: u32,
     network: Ipv4Addr,

@@ -1,8 +1,9 @@
 //! The node processes, children of the link host.
 
 use std::collections::BTreeMap;
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::Duration;
@@ -14,10 +15,11 @@ use nix::sys::signal::{Signal, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::{Pid, getppid};
 
-use super::backend::Ends;
+use super::backend::Topology;
 use super::scheduling;
 use crate::error::Fault;
 use crate::node::{Node, NodeCommand, NodeExit, NodeSignal, ProcessId};
+use crate::protocol::Place;
 
 /// How long nodes are given to end in good order.
 const GRACE: Duration = Duration::from_millis(500);
@@ -39,14 +41,11 @@ impl Nodes {
     )]
     pub(super) fn spawn(
         &mut self,
-        ends: &Ends,
+        topology: &Topology,
         node: Node,
         node_command: &NodeCommand,
     ) -> Result<ProcessId, Fault> {
-        let end = match node {
-            Node::Edge => &ends.edge,
-            Node::Cloud => &ends.cloud,
-        };
+        let end = topology.node(node)?;
         let cpus = node_command
             .cpus
             .as_deref()
@@ -176,6 +175,36 @@ impl Nodes {
             signal,
         });
     }
+}
+
+/// Makes a command of the controller's own start at a node, and be killed with the controller.
+#[expect(
+    unsafe_code,
+    reason = "the child must move into its namespaces before it executes"
+)]
+pub(crate) fn place(command: &mut Command, place: &Place) -> std::io::Result<()> {
+    let open = |path: &Option<PathBuf>| path.as_ref().map(File::open).transpose();
+    let (user, network) = (open(&place.user)?, open(&place.network)?);
+    let controller = Pid::this();
+    let prepare = move || {
+        // The user namespace holds the right to enter the other.
+        if let Some(user) = &user {
+            setns(user, CloneFlags::CLONE_NEWUSER)?;
+        }
+        if let Some(network) = &network {
+            setns(network, CloneFlags::CLONE_NEWNET)?;
+        }
+        prctl::set_pdeathsig(Signal::SIGKILL)?;
+        // The controller may have died before the request was in place.
+        if getppid() != controller {
+            return Err(nix::errno::Errno::ESRCH.into());
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec the closure makes system calls only: it neither allocates nor
+    // locks anything.
+    unsafe { command.pre_exec(prepare) };
+    Ok(())
 }
 
 /// Whether a child has ended; it stays waitable.

@@ -1,24 +1,26 @@
-//! The packet thread: reads packets from each TUN device, keeps them on the emulated link for as
-//! long as they belong there, and writes them to the other device.
+//! The packet thread: reads packets from the TUN devices at both ends of every leg, keeps them on
+//! the emulated leg for as long as they belong there, and writes them to the device at the other
+//! end.
 
-use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::time::TimeSpec;
+use nix::time::{ClockId, clock_gettime};
 
+use super::offload::{self, MAX_READ_BYTES, Train};
+use super::port::Port;
 use super::scheduling::{self, PACKET_PRIORITY};
 use crate::clock::Clock;
 use crate::core::{Direction, DirectionCounters, DirectionSettings, Packet};
-use crate::counters::{Audit, Counters, Histogram, TrafficCounters};
+use crate::counters::{Audit, Counters, Histogram};
 use crate::error::Fault;
 use crate::facts::Scheduling;
 
@@ -36,12 +38,14 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 /// What the packet thread is asked.
 enum Command {
     Reconfigure {
-        uplink: DirectionSettings,
-        downlink: DirectionSettings,
+        leg: usize,
+        uplink: Box<DirectionSettings>,
+        downlink: Box<DirectionSettings>,
         seed: u64,
         done: Sender<()>,
     },
     Audit {
+        leg: usize,
         answer: Sender<Audit>,
     },
     Stop,
@@ -51,57 +55,24 @@ enum Command {
 pub(super) struct PacketThread {
     commands: Sender<Command>,
     wake: UnixStream,
-    counters: Arc<[SharedCounters; 2]>,
+    counters: Arc<[SharedCounters]>,
     scheduling: Scheduling,
     thread: Option<JoinHandle<()>>,
 }
 
-/// One direction's counters, written by the packet thread and read by the rest.
-#[derive(Default)]
-struct SharedCounters {
-    packets: AtomicU64,
-    bytes: AtomicU64,
-    delivered_packets: AtomicU64,
-    delivered_bytes: AtomicU64,
-    dropped_loss: AtomicU64,
-    dropped_queue: AtomicU64,
-    dropped_flush: AtomicU64,
-}
+/// The counters of a leg's directions, written by the packet thread and read by the rest.
+type SharedCounters = [Mutex<DirectionCounters>; 2];
 
-impl SharedCounters {
-    fn store(&self, counters: DirectionCounters) {
-        self.packets.store(counters.packets, Ordering::Relaxed);
-        self.bytes.store(counters.bytes, Ordering::Relaxed);
-        self.delivered_packets
-            .store(counters.delivered_packets, Ordering::Relaxed);
-        self.delivered_bytes
-            .store(counters.delivered_bytes, Ordering::Relaxed);
-        self.dropped_loss
-            .store(counters.dropped_loss, Ordering::Relaxed);
-        self.dropped_queue
-            .store(counters.dropped_queue, Ordering::Relaxed);
-        self.dropped_flush
-            .store(counters.dropped_flush, Ordering::Relaxed);
-    }
-
-    fn load(&self) -> TrafficCounters {
-        TrafficCounters {
-            packets: self.packets.load(Ordering::Relaxed),
-            bytes: self.bytes.load(Ordering::Relaxed),
-            delivered_packets: self.delivered_packets.load(Ordering::Relaxed),
-            delivered_bytes: self.delivered_bytes.load(Ordering::Relaxed),
-            dropped_loss: self.dropped_loss.load(Ordering::Relaxed),
-            dropped_queue: self.dropped_queue.load(Ordering::Relaxed),
-            dropped_flush: self.dropped_flush.load(Ordering::Relaxed),
-        }
-    }
+/// Every update is one assignment, so a panic elsewhere leaves nothing half done.
+fn lock(counters: &Mutex<DirectionCounters>) -> MutexGuard<'_, DirectionCounters> {
+    counters.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl PacketThread {
-    /// Starts the thread between the two devices, pinned to `cpu` if given, impairing nothing.
+    /// Starts the thread between the devices of each leg, pinned to `cpu` if given, impairing
+    /// nothing.
     pub(super) fn start(
-        edge: File,
-        cloud: File,
+        legs: Vec<[Port; 2]>,
         cpu: Option<usize>,
         seed: u64,
     ) -> Result<Self, Fault> {
@@ -113,7 +84,7 @@ impl PacketThread {
         }
         let (commands, requests) = mpsc::channel();
         let (report, reported) = mpsc::channel();
-        let counters: Arc<[SharedCounters; 2]> = Arc::default();
+        let counters: Arc<[SharedCounters]> = legs.iter().map(|_| Default::default()).collect();
         let shared = Arc::clone(&counters);
         let thread = thread::Builder::new()
             .name("packets".to_owned())
@@ -127,7 +98,7 @@ impl PacketThread {
                 }
                 let scheduling = scheduling::be_punctual(PACKET_PRIORITY);
                 let _ = report.send(Ok(Scheduling { cpu, ..scheduling }));
-                Shuttle::new(edge, cloud, shared, seed).run(&requests, woken);
+                Shuttle::new(legs, shared, seed).run(&requests, woken);
             })
             .map_err(Fault::failed("start the packet thread"))?;
         let scheduling = reported
@@ -146,34 +117,41 @@ impl PacketThread {
         &self.scheduling
     }
 
-    pub(super) fn counters(&self) -> Counters {
-        let [uplink, downlink] = &*self.counters;
+    /// What passed over a leg.
+    pub(super) fn counters(&self, leg: usize) -> Counters {
+        let [uplink, downlink] = &self.counters[leg];
         Counters {
-            uplink: uplink.load(),
-            downlink: downlink.load(),
+            uplink: (*lock(uplink)).into(),
+            downlink: (*lock(downlink)).into(),
         }
     }
 
-    /// Changes both directions, once the packets on the link have left it or the time for that
+    /// Changes both directions of a leg, once the packets on it have left or the time for that
     /// is over.
     pub(super) fn reconfigure(
         &self,
+        leg: usize,
         (uplink, downlink): (DirectionSettings, DirectionSettings),
         seed: u64,
     ) -> Result<(), Fault> {
         let (done, answer) = mpsc::channel();
         self.send(Command::Reconfigure {
-            uplink,
-            downlink,
+            leg,
+            uplink: Box::new(uplink),
+            downlink: Box::new(downlink),
             seed,
             done,
         })?;
         Self::receive(&answer)
     }
 
-    pub(super) fn audit(&self) -> Result<Audit, Fault> {
+    /// How punctual a leg was.
+    pub(super) fn audit(&self, leg: usize) -> Result<Audit, Fault> {
         let (sender, answer) = mpsc::channel();
-        self.send(Command::Audit { answer: sender })?;
+        self.send(Command::Audit {
+            leg,
+            answer: sender,
+        })?;
         Self::receive(&answer)
     }
 
@@ -204,158 +182,248 @@ impl Drop for PacketThread {
     }
 }
 
-/// One way across: from one device over the emulated link to the other.
-struct Way {
-    direction: Direction,
-    from: usize,
-    to: usize,
+/// Processor time of the calling thread.
+fn cpu_time() -> Duration {
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
 }
 
-struct Shuttle {
-    clock: Clock,
-    devices: [File; 2],
+/// One way across a leg.
+struct Way {
+    direction: Direction,
+    /// Whether packets must bear whole checksums, since some of them are corrupted.
+    complete: bool,
+}
+
+/// Two devices and what lies between them.
+struct Leg {
+    /// At the near end and at the far end.
+    devices: [Port; 2],
+    /// From the near end, and to it.
     ways: [Way; 2],
-    counters: Arc<[SharedCounters; 2]>,
-    pool: Vec<Packet>,
     lateness: Histogram,
     write_failures: u64,
     read_failures: u64,
+    /// Packets that the ports dropped, where they count them.
+    device_drops: u64,
+    /// The thread's processor time when the profile was last changed.
+    cpu_before: Duration,
     change: Option<Change>,
 }
 
-/// A profile change that waits for the link to drain.
+/// A profile change that waits for a leg to drain.
 struct Change {
-    settings: [DirectionSettings; 2],
+    settings: [Box<DirectionSettings>; 2],
     seed: u64,
     done: Sender<()>,
     deadline: Duration,
 }
 
-impl Shuttle {
-    fn new(edge: File, cloud: File, counters: Arc<[SharedCounters; 2]>, seed: u64) -> Self {
+struct Shuttle {
+    clock: Clock,
+    legs: Vec<Leg>,
+    counters: Arc<[SharedCounters]>,
+    pool: Vec<Packet>,
+    train: Train,
+    /// What a device has handed over, before it is cut into packets.
+    read: Box<[u8]>,
+}
+
+impl Leg {
+    fn new(devices: [Port; 2], seed: u64) -> Self {
         let (uplink, downlink) = crate::profile::LinkProfile::unimpaired().settings();
+        let way = |name, settings| Way {
+            direction: Direction::new(name, settings, seed),
+            complete: false,
+        };
         Self {
-            clock: Clock::start(),
-            devices: [edge, cloud],
-            ways: [
-                Way {
-                    direction: Direction::new("uplink", &uplink, seed),
-                    from: 0,
-                    to: 1,
-                },
-                Way {
-                    direction: Direction::new("downlink", &downlink, seed),
-                    from: 1,
-                    to: 0,
-                },
-            ],
-            counters,
-            pool: Vec::new(),
+            devices,
+            ways: [way("uplink", &uplink), way("downlink", &downlink)],
             lateness: Histogram::new(),
             write_failures: 0,
             read_failures: 0,
+            device_drops: 0,
+            cpu_before: Duration::ZERO,
             change: None,
         }
     }
 
+    /// When something is to be done on this leg.
+    fn deadline(&self) -> Option<Duration> {
+        let departures = self
+            .ways
+            .iter()
+            .filter_map(|way| way.direction.next_deadline());
+        departures
+            .chain(self.change.as_ref().map(|change| change.deadline))
+            .min()
+    }
+
+    fn audit(&mut self, cpu: Duration) -> Audit {
+        self.device_drops += self.devices.iter().map(Port::drops).sum::<u64>();
+        Audit {
+            packets: self.lateness.count(),
+            lateness_p50_us: self.lateness.quantile_us(0.5),
+            lateness_p99_us: self.lateness.quantile_us(0.99),
+            lateness_max_us: self.lateness.max_us(),
+            write_failures: self.write_failures,
+            read_failures: self.read_failures,
+            device_drops: self.device_drops,
+            cpu_s: cpu.saturating_sub(self.cpu_before).as_secs_f64(),
+        }
+    }
+}
+
+impl Shuttle {
+    fn new(legs: Vec<[Port; 2]>, counters: Arc<[SharedCounters]>, seed: u64) -> Self {
+        Self {
+            clock: Clock::start(),
+            legs: legs
+                .into_iter()
+                .map(|devices| Leg::new(devices, seed))
+                .collect(),
+            counters,
+            pool: Vec::new(),
+            train: Train::default(),
+            read: vec![0; MAX_READ_BYTES].into_boxed_slice(),
+        }
+    }
+
     fn run(mut self, requests: &Receiver<Command>, mut woken: UnixStream) {
+        let mut readable = Vec::new();
         loop {
-            let Ok([edge, cloud, wake]) = self.wait(&woken) else {
+            if self.wait(&woken, &mut readable).is_err() {
                 return;
-            };
-            if wake {
+            }
+            // The command socket is the last.
+            if readable.pop() == Some(true) {
                 let mut bytes = [0; 64];
                 while matches!(woken.read(&mut bytes), Ok(1..)) {}
                 if !self.serve(requests) {
                     return;
                 }
             }
-            for (way, readable) in [edge, cloud].into_iter().enumerate() {
-                if readable {
-                    self.take_in(way);
+            for leg in 0..self.legs.len() {
+                for way in 0..2 {
+                    if readable[2 * leg + way] {
+                        self.take_in(leg, way);
+                    }
                 }
             }
-            for way in 0..self.ways.len() {
-                self.let_out(way);
+            for leg in 0..self.legs.len() {
+                for way in 0..2 {
+                    self.let_out(leg, way);
+                }
+                self.change_when_drained(leg);
             }
-            self.change_when_drained();
         }
     }
 
     /// Waits until a device has a packet, a packet is due or a command has come, and says which
-    /// of edge device, cloud device and command socket can be read.
-    fn wait(&self, woken: &UnixStream) -> Result<[bool; 3], Errno> {
-        let drained_by = self.change.as_ref().map(|change| change.deadline);
-        let deadline = self
-            .ways
-            .iter()
-            .filter_map(|way| way.direction.next_deadline())
-            .chain(drained_by)
-            .min();
+    /// of the devices, two for each leg, and of the command socket can be read.
+    fn wait(&self, woken: &UnixStream, readable: &mut Vec<bool>) -> Result<(), Errno> {
+        let deadline = self.legs.iter().filter_map(Leg::deadline).min();
         let timeout = deadline.map(|due| TimeSpec::from(due.saturating_sub(self.clock.now())));
-        let [edge, cloud] = &self.devices;
-        let mut fds = [edge.as_fd(), cloud.as_fd(), woken.as_fd()]
-            .map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+        let devices = self.legs.iter().flat_map(|leg| &leg.devices);
+        let mut fds: Vec<PollFd<'_>> = devices
+            .map(AsFd::as_fd)
+            .chain([woken.as_fd()])
+            .map(|fd| PollFd::new(fd, PollFlags::POLLIN))
+            .collect();
+        readable.clear();
         match ppoll(&mut fds, timeout, None) {
-            Ok(_) => Ok(fds.map(|fd| fd.any().unwrap_or(true))),
-            Err(Errno::EINTR) => Ok([false; 3]),
-            Err(error) => Err(error),
+            Ok(_) => readable.extend(fds.iter().map(|fd| fd.any().unwrap_or(true))),
+            Err(Errno::EINTR) => readable.resize(fds.len(), false),
+            Err(error) => return Err(error),
         }
+        Ok(())
     }
 
-    /// Reads what has come from a device onto the link.
-    fn take_in(&mut self, way: usize) {
+    /// Reads what has come from a device onto the leg.
+    fn take_in(&mut self, leg: usize, way: usize) {
+        let Leg {
+            devices,
+            ways,
+            read_failures,
+            ..
+        } = &mut self.legs[leg];
         let Way {
-            direction, from, ..
-        } = &mut self.ways[way];
-        for _ in 0..BATCH {
-            let mut packet = self
-                .pool
-                .pop()
-                .unwrap_or_else(|| Packet::with_capacity(BUFFER_BYTES));
-            match (&self.devices[*from]).read(packet.buffer_mut()) {
-                Ok(len) => {
-                    packet.set_len(len);
-                    direction.push(self.clock.now(), packet);
-                }
+            direction,
+            complete,
+        } = &mut ways[way];
+        let link = devices[way].link_header().len();
+        let mut packets = 0;
+        while packets < BATCH {
+            let len = match devices[way].read(&mut self.read) {
+                Ok(len) => len,
                 Err(error) => {
                     if error.kind() != io::ErrorKind::WouldBlock {
-                        self.read_failures += 1;
+                        *read_failures += 1;
                     }
-                    self.pool.push(packet);
                     break;
                 }
+            };
+            let now = self.clock.now();
+            let whole = offload::split(&self.read[..len], link, *complete, |fill| {
+                let mut packet = self
+                    .pool
+                    .pop()
+                    .unwrap_or_else(|| Packet::with_capacity(BUFFER_BYTES));
+                fill(&mut packet);
+                direction.push(now, packet);
+                packets += 1;
+            });
+            if !whole {
+                *read_failures += 1;
+                break;
             }
         }
         // Before anything read here can leave, so that whoever has received a packet finds it
         // counted.
-        self.counters[way].store(direction.counters());
+        *lock(&self.counters[leg][way]) = direction.counters();
     }
 
     /// Writes what is due to the device at the far end.
-    fn let_out(&mut self, way: usize) {
-        let Way { direction, to, .. } = &mut self.ways[way];
-        let mut left = false;
-        for _ in 0..BATCH {
+    fn let_out(&mut self, leg: usize, way: usize) {
+        let mut left = 0;
+        while left < BATCH {
             let now = self.clock.now();
-            let Some(departure) = direction.pop(now) else {
+            let Some(departure) = self.legs[leg].ways[way].direction.pop(now) else {
                 break;
             };
-            left = true;
-            self.lateness
+            left += 1;
+            self.legs[leg]
+                .lateness
                 .record(now.saturating_sub(departure.departure));
-            if (&self.devices[*to])
-                .write(departure.packet.bytes())
-                .is_err()
-            {
-                self.write_failures += 1;
-            }
-            if self.pool.len() < POOL {
-                self.pool.push(departure.packet);
+            if let Err(packet) = self.train.add(departure.packet) {
+                self.write_train(leg, way);
+                // An empty train takes any packet.
+                let _ = self.train.add(packet);
             }
         }
-        if left {
-            self.counters[way].store(direction.counters());
+        if left > 0 {
+            self.write_train(leg, way);
+            *lock(&self.counters[leg][way]) = self.legs[leg].ways[way].direction.counters();
+        }
+    }
+
+    fn write_train(&mut self, leg: usize, way: usize) {
+        if self.train.is_empty() {
+            return;
+        }
+        let leg = &mut self.legs[leg];
+        let to = &leg.devices[1 - way];
+        let pool = &mut self.pool;
+        let written = self.train.write(
+            to.link_header(),
+            |parts| to.write(parts),
+            |packet| {
+                if pool.len() < POOL {
+                    pool.push(packet);
+                }
+            },
+        );
+        if written.is_err() {
+            leg.write_failures += 1;
         }
     }
 
@@ -364,21 +432,22 @@ impl Shuttle {
         loop {
             match requests.try_recv() {
                 Ok(Command::Reconfigure {
+                    leg,
                     uplink,
                     downlink,
                     seed,
                     done,
                 }) => {
                     let deadline = self.clock.now() + DRAIN;
-                    self.change = Some(Change {
+                    self.legs[leg].change = Some(Change {
                         settings: [uplink, downlink],
                         seed,
                         done,
                         deadline,
                     });
                 }
-                Ok(Command::Audit { answer }) => {
-                    let _ = answer.send(self.audit());
+                Ok(Command::Audit { leg, answer }) => {
+                    let _ = answer.send(self.legs[leg].audit(cpu_time()));
                 }
                 Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return false,
                 Err(TryRecvError::Empty) => return true,
@@ -386,34 +455,31 @@ impl Shuttle {
         }
     }
 
-    fn change_when_drained(&mut self) {
-        let Some(change) = &self.change else { return };
-        let drained = self.ways.iter().all(|way| way.direction.is_empty());
+    fn change_when_drained(&mut self, index: usize) {
+        let leg = &mut self.legs[index];
+        let Some(change) = &leg.change else { return };
+        let drained = leg.ways.iter().all(|way| way.direction.is_empty());
         if !drained && self.clock.now() < change.deadline {
             return;
         }
-        for (index, way) in self.ways.iter_mut().enumerate() {
+        let now = self.clock.now();
+        for (way, settings) in leg.ways.iter_mut().zip(&change.settings) {
             way.direction.flush();
-            way.direction
-                .reconfigure(&change.settings[index], change.seed);
-            self.counters[index].store(way.direction.counters());
+            way.direction.reconfigure(now, settings, change.seed);
+            way.complete = settings.corrupt > 0.0;
         }
-        self.lateness.clear();
-        self.write_failures = 0;
-        self.read_failures = 0;
+        for (shared, way) in self.counters[index].iter().zip(&leg.ways) {
+            *lock(shared) = way.direction.counters();
+        }
+        leg.lateness.clear();
+        leg.write_failures = 0;
+        leg.read_failures = 0;
+        leg.device_drops = 0;
+        leg.devices.iter().for_each(|device| {
+            device.drops();
+        });
+        leg.cpu_before = cpu_time();
         let _ = change.done.send(());
-        self.change = None;
-    }
-
-    fn audit(&self) -> Audit {
-        Audit {
-            packets: self.lateness.count(),
-            lateness_p50_us: self.lateness.quantile_us(0.5),
-            lateness_p99_us: self.lateness.quantile_us(0.99),
-            lateness_max_us: self.lateness.max_us(),
-            write_failures: self.write_failures,
-            read_failures: self.read_failures,
-            device_drops: 0,
-        }
+        leg.change = None;
     }
 }

@@ -3,13 +3,14 @@
 use nix::net::if_::if_nametoindex;
 use nix::sys::utsname::uname;
 
-use super::device;
+use super::device::{self, Side};
 use super::namespace::Namespace;
 use super::netlink;
 use super::scheduling::{self, PACKET_PRIORITY};
 use super::sysctl;
 use crate::error::Fault;
 use crate::facts::{BACKENDS, Backend};
+use crate::node::Node;
 use crate::probe::{Capabilities, Capability};
 
 /// Tries everything. `privileges` is the outcome of asking for a user namespace, where one was
@@ -60,7 +61,11 @@ pub(super) fn capabilities(root: bool, privileges: &Result<(), Fault>) -> Capabi
         .iter()
         .map(|info| {
             let needed: &[&str] = match info.backend {
-                Backend::Userspace => &["network_namespaces", "tun"],
+                // Packet sockets stand in for TUN devices.
+                Backend::Userspace if available("tun").is_some_and(|tun| tun.available) => {
+                    &["network_namespaces"]
+                }
+                Backend::Userspace => &["network_namespaces", "veth"],
                 Backend::None => &["network_namespaces", "veth"],
                 Backend::Loopback => &[],
             };
@@ -103,14 +108,23 @@ fn item(name: &str, found: Result<String, Fault>) -> Capability {
     }
 }
 
+/// A leg's side, to try devices with.
+fn side() -> Side {
+    Side {
+        device: device::name(0),
+        local: device::address(Node::Edge(0)),
+        peer: device::address(Node::Cloud),
+    }
+}
+
 fn try_tun() -> Result<String, Fault> {
-    device::create_tun(device::EDGE_ADDRESS)?;
+    device::create_tun(&side())?;
     Ok("/dev/net/tun opened and a device made".to_owned())
 }
 
 fn try_veth(namespace: &Namespace) -> Result<String, Fault> {
     let other = Namespace::create()?;
-    namespace.run(|| device::create_veth(&other))?;
+    namespace.run(|| device::create_veth(&side(), &other))?;
     Ok("made a pair".to_owned())
 }
 

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::IpAddr;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
 
 use nix::sys::prctl;
@@ -19,8 +19,9 @@ use super::probing;
 use super::sysctl;
 use crate::error::Fault;
 use crate::facts::{BACKENDS, Backend, BackendAttempt, BackendChoice, LinkFacts};
+use crate::node::Node;
 use crate::profile::LinkProfile;
-use crate::protocol::{HostConfig, MAX_LINE_BYTES, Request, Response};
+use crate::protocol::{HostConfig, MAX_LINE_BYTES, Place, Request, Response};
 
 /// Runs the link host until the controller says so or is gone. To be called by the hidden
 /// subcommand before the process has a second thread; the process should end with the code
@@ -141,8 +142,10 @@ fn answer_with(socket: &mut UnixStream, answer: &Response) -> Result<(), Fault> 
 struct LinkHost {
     backend: Backend,
     path: Box<dyn Path>,
-    profile: LinkProfile,
+    /// Of each leg.
+    profiles: Vec<LinkProfile>,
     nodes: Nodes,
+    user_namespace: bool,
 }
 
 impl LinkHost {
@@ -173,9 +176,10 @@ impl LinkHost {
         let facts = facts(config, backend, &*path, attempts, user_namespace)?;
         let host = Self {
             backend,
+            profiles: vec![LinkProfile::unimpaired(); path.topology().legs().len()],
             path,
-            profile: LinkProfile::unimpaired(),
             nodes: Nodes::default(),
+            user_namespace,
         };
         Ok((host, facts))
     }
@@ -185,30 +189,45 @@ impl LinkHost {
             Request::Probe | Request::Start(_) => {
                 return Err(Fault::Failed("the link exists already".to_owned()));
             }
-            Request::SetProfile { profile, seed } => {
-                self.path.set_profile(&profile, seed)?;
-                self.profile = profile;
+            Request::SetProfile { leg, profile, seed } => {
+                self.path.set_profile(leg, &profile, seed)?;
+                if let Some(of_leg) = self.profiles.get_mut(leg) {
+                    *of_leg = *profile;
+                }
                 Response::Done
             }
-            Request::Counters => Response::Counters(self.path.counters()?),
-            Request::Audit => Response::Audit(self.path.audit()?),
-            Request::Calibrate(options) => {
+            Request::Counters { leg } => Response::Counters(self.path.counters(leg)?),
+            Request::Audit { leg } => Response::Audit(self.path.audit(leg)?),
+            Request::Calibrate { leg, options } => {
                 if let Some(problem) = options.problem() {
                     return Err(Fault::Unsupported(format!("calibration: {problem}")));
                 }
                 let emulated = self.backend.emulates();
-                let ends = self.path.ends();
-                let calibration = calibrate::calibrate(ends, &self.profile, emulated, &options)?;
+                let ends = self.path.topology().leg(leg)?;
+                let profile = &self.profiles[leg];
+                let calibration = calibrate::calibrate(ends, profile, emulated, &options)?;
                 Response::Calibration(Box::new(calibration))
             }
             Request::Spawn { node, command } => {
-                Response::Spawned(self.nodes.spawn(self.path.ends(), node, &command)?)
+                Response::Spawned(self.nodes.spawn(self.path.topology(), node, &command)?)
             }
             Request::Signal { process, signal } => {
                 self.nodes.signal(process, signal)?;
                 Response::Done
             }
             Request::Exits => Response::Exits(self.nodes.exits().to_vec()),
+            Request::Place { node } => {
+                let process = std::process::id();
+                let namespace = self.path.topology().node(node)?.namespace.as_ref();
+                Response::Place(Place {
+                    user: (self.user_namespace && namespace.is_some())
+                        .then(|| format!("/proc/{process}/ns/user").into()),
+                    network: namespace.map(|namespace| {
+                        let file = namespace.file().as_raw_fd();
+                        format!("/proc/{process}/fd/{file}").into()
+                    }),
+                })
+            }
             Request::Shutdown => {
                 self.nodes.shut_down();
                 Response::Done
@@ -267,27 +286,24 @@ fn facts(
     attempts: Vec<BackendAttempt>,
     user_namespace: bool,
 ) -> Result<LinkFacts, Fault> {
-    let ends = path.ends();
+    let topology = path.topology();
+    let edge = topology.node(Node::Edge(0))?;
     let congestion_control_note = if backend == Backend::Loopback {
         "the host's own setting, left alone".to_owned()
     } else {
-        match ends
-            .edge
-            .run(|| sysctl::wanted_congestion_control(config))?
-        {
+        match edge.run(|| sysctl::wanted_congestion_control(config))? {
             Some(name) => {
-                let pin = |end: &backend::End| {
-                    let address = end.address;
-                    end.run(|| sysctl::pin_congestion_control(&name, address))
-                };
-                let note = pin(&ends.edge)?;
-                pin(&ends.cloud)?;
+                let mut note = String::new();
+                for (node, end) in topology.nodes() {
+                    let sides = topology.sides_of(node);
+                    note = end.run(|| sysctl::pin_congestion_control(&name, &sides))?;
+                }
                 note
             }
             None => "cubic is not available; the kernel's default".to_owned(),
         }
     };
-    let congestion_control = calibrate::congestion_control(ends)?;
+    let congestion_control = calibrate::congestion_control(topology.leg(0)?)?;
     if let Some(wanted) = &config.congestion_control
         && *wanted != congestion_control
     {
@@ -318,8 +334,10 @@ fn facts(
         emulates: backend.emulates(),
         user_namespace,
         kernel: probing::kernel(),
-        edge_addr: IpAddr::V4(ends.edge.address),
-        cloud_addr: IpAddr::V4(ends.cloud.address),
+        edge_addr: IpAddr::V4(edge.address),
+        cloud_addr: IpAddr::V4(topology.node(Node::Cloud)?.address),
+        devices: path.devices(),
+        legs: topology.legs().iter().map(|ends| ends.leg).collect(),
         mtu: if on_devices {
             device::MTU
         } else {
@@ -328,7 +346,7 @@ fn facts(
         tx_queue_packets: on_devices.then_some(device::TX_QUEUE_PACKETS),
         congestion_control,
         congestion_control_note,
-        sysctls: ends.edge.run(|| Ok(sysctl::recorded()))?,
+        sysctls: edge.run(|| Ok(sysctl::recorded()))?,
         scheduling: path.scheduling(),
         seed: config.seed,
         host_pid: std::process::id(),

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::mem;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::libc;
 
@@ -30,16 +30,94 @@ impl InterfaceRequest {
     }
 }
 
-/// Makes an open `/dev/net/tun` the packet end of a new TUN device without packet information.
-#[expect(unsafe_code, reason = "an ioctl with a structure")]
+/// Makes an open `/dev/net/tun` the packet end of a new TUN device without packet information,
+/// with a `virtio_net_hdr` of 10 bytes in front of every packet, and lets the kernel leave TCP
+/// segmentation over IPv4 and checksums to the reader.
+#[expect(unsafe_code, reason = "ioctls with a structure and with a number")]
 pub(super) fn attach_tun(tun: BorrowedFd<'_>, name: &str) -> io::Result<()> {
     let mut request = InterfaceRequest::new(name)?;
-    let flags = (libc::IFF_TUN | libc::IFF_NO_PI) as libc::c_short;
+    let flags = (libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
     request.value[..mem::size_of_val(&flags)].copy_from_slice(&flags.to_ne_bytes());
     // SAFETY: TUNSETIFF reads and writes one ifreq, which `request` is at least as large as and
     // which outlives the call.
     let result = unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
+    check(result.into())?;
+    let offload = libc::c_ulong::from(libc::TUN_F_CSUM | libc::TUN_F_TSO4);
+    // SAFETY: TUNSETOFFLOAD takes a number and touches no memory of the caller.
+    let result = unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETOFFLOAD, offload) };
     check(result.into())
+}
+
+/// Opens a packet socket that exchanges IPv4 frames with a device of the calling thread's
+/// namespace, with a `virtio_net_hdr` in front of each, and does not see its own.
+#[expect(unsafe_code, reason = "a system call with a structure")]
+pub(super) fn packet_socket(index: u32) -> io::Result<OwnedFd> {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+    const IPV4: u16 = 0x0800;
+    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+    // Without a protocol it receives nothing before it is bound to the device.
+    let socket = socket(AddressFamily::Packet, SockType::Raw, flags, None)?;
+    set_packet_option(socket.as_fd(), libc::PACKET_VNET_HDR, 1)?;
+    set_packet_option(socket.as_fd(), PACKET_IGNORE_OUTGOING, 1)?;
+    // SAFETY: sockaddr_ll is a plain structure for which all zero is a value.
+    let mut address: libc::sockaddr_ll = unsafe { mem::zeroed() };
+    address.sll_family = libc::AF_PACKET as u16;
+    address.sll_protocol = IPV4.to_be();
+    address.sll_ifindex = index.cast_signed();
+    // SAFETY: bind reads one sockaddr_ll of the size given, which outlives the call.
+    let result = unsafe {
+        libc::bind(
+            socket.as_raw_fd(),
+            (&raw const address).cast(),
+            mem::size_of_val(&address) as libc::socklen_t,
+        )
+    };
+    check(result.into())?;
+    Ok(socket)
+}
+
+/// `PACKET_IGNORE_OUTGOING`, since Linux 4.20.
+const PACKET_IGNORE_OUTGOING: libc::c_int = 23;
+
+#[expect(unsafe_code, reason = "a system call with a pointer")]
+fn set_packet_option(socket: BorrowedFd<'_>, option: libc::c_int, value: i32) -> io::Result<()> {
+    // SAFETY: the call reads one i32, which outlives it.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_PACKET,
+            option,
+            (&raw const value).cast(),
+            mem::size_of_val(&value) as libc::socklen_t,
+        )
+    };
+    check(result.into())
+}
+
+/// Packets that a packet socket had no room for, since this was last asked.
+#[expect(unsafe_code, reason = "a system call with a structure")]
+pub(super) fn packet_drops(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    /// The kernel's `struct tpacket_stats`.
+    #[repr(C)]
+    #[derive(Default)]
+    struct Statistics {
+        packets: u32,
+        drops: u32,
+    }
+    let mut statistics = Statistics::default();
+    let mut size = mem::size_of::<Statistics>() as libc::socklen_t;
+    // SAFETY: the call writes at most `size` bytes into the structure, which outlives it.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_PACKET,
+            libc::PACKET_STATISTICS,
+            (&raw mut statistics).cast(),
+            &raw mut size,
+        )
+    };
+    check(result.into())?;
+    Ok(statistics.drops.into())
 }
 
 /// The kernel's `struct ethtool_value`.

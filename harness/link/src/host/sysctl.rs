@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use nix::libc;
 
-use super::device;
+use super::device::{self, Side};
 use super::netlink;
 use crate::error::Fault;
 use crate::protocol::HostConfig;
@@ -108,22 +108,21 @@ pub(super) fn wanted_congestion_control(config: &HostConfig) -> Result<Option<St
     }
 }
 
-/// Pins the congestion control of the path and says how.
-pub(super) fn pin_congestion_control(
-    name: &str,
-    source: std::net::Ipv4Addr,
-) -> Result<String, Fault> {
+/// Pins the congestion control of a node, whose legs are given, and says how.
+pub(super) fn pin_congestion_control(name: &str, sides: &[Side]) -> Result<String, Fault> {
     match write("net.ipv4.tcp_congestion_control", name) {
         Ok(()) => Ok("set as the namespaces' default".to_owned()),
         // A namespace may not take an algorithm that the machine restricts as its default, but
         // a route may name it.
         Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
-            let index = device::index()?;
-            netlink::route_congestion_control(index, device::NETWORK, device::PREFIX, source, name)
-                .map_err(Fault::environment(format!(
-                    "pin the congestion control {name}"
-                )))?;
-            Ok("set on the path's routes, since this kernel restricts it as a default".to_owned())
+            for side in sides {
+                let index = device::index(&side.device)?;
+                let (peer, prefix) = (side.peer, device::PREFIX);
+                netlink::route_congestion_control(index, peer, prefix, side.local, name).map_err(
+                    Fault::environment(format!("pin the congestion control {name}")),
+                )?;
+            }
+            Ok("set on the legs' routes, since this kernel restricts it as a default".to_owned())
         }
         Err(error) => Err(Fault::environment(format!(
             "pin the congestion control {name}"

@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use super::{End, Ends, Path, refuse_impairments};
+use super::{End, Path, Topology, refuse_impairments};
 use crate::counters::{Audit, Counters};
 use crate::error::Fault;
 use crate::facts::{Backend, Scheduling};
@@ -11,7 +11,7 @@ use crate::protocol::HostConfig;
 
 /// The `loopback` backend.
 pub(super) struct Loopback {
-    ends: Ends,
+    topology: Topology,
 }
 
 impl Loopback {
@@ -24,29 +24,26 @@ impl Loopback {
                     .to_owned(),
             ));
         }
-        let end = || End {
-            address: Ipv4Addr::LOCALHOST,
-            namespace: None,
-        };
-        Ok(Self {
-            ends: Ends {
-                edge: end(),
-                cloud: end(),
-            },
-        })
+        let topology = Topology::with(config, |_| {
+            Ok(End {
+                address: Ipv4Addr::LOCALHOST,
+                namespace: None,
+            })
+        })?;
+        Ok(Self { topology })
     }
 }
 
 impl Path for Loopback {
-    fn set_profile(&mut self, profile: &LinkProfile, _seed: u64) -> Result<(), Fault> {
+    fn set_profile(&mut self, _leg: usize, profile: &LinkProfile, _seed: u64) -> Result<(), Fault> {
         refuse_impairments(Backend::Loopback, profile)
     }
 
-    fn counters(&mut self) -> Result<Option<Counters>, Fault> {
+    fn counters(&mut self, _leg: usize) -> Result<Option<Counters>, Fault> {
         Ok(None)
     }
 
-    fn audit(&mut self) -> Result<Option<Audit>, Fault> {
+    fn audit(&mut self, _leg: usize) -> Result<Option<Audit>, Fault> {
         Ok(None)
     }
 
@@ -54,7 +51,11 @@ impl Path for Loopback {
         None
     }
 
-    fn ends(&self) -> &Ends {
-        &self.ends
+    fn devices(&self) -> String {
+        "the host's loopback".to_owned()
+    }
+
+    fn topology(&self) -> &Topology {
+        &self.topology
     }
 }

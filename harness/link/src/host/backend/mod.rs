@@ -4,41 +4,56 @@ mod loopback;
 mod none;
 mod userspace;
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 
-use super::device;
+use super::device::{self, DeviceCounters, Side};
 use super::namespace::Namespace;
 use super::sysctl;
 use crate::counters::{Audit, Counters};
 use crate::error::Fault;
 use crate::facts::{Backend, Scheduling};
+use crate::node::{Leg, Node};
 use crate::profile::LinkProfile;
 use crate::protocol::HostConfig;
 
 /// A path that exists.
 pub(super) trait Path {
-    /// Gives the path another profile.
-    fn set_profile(&mut self, profile: &LinkProfile, seed: u64) -> Result<(), Fault>;
-    /// What passed so far, where that can be known.
-    fn counters(&mut self) -> Result<Option<Counters>, Fault>;
-    /// How punctual the emulation was, where there is one.
-    fn audit(&mut self) -> Result<Option<Audit>, Fault>;
+    /// Gives a leg another profile.
+    fn set_profile(&mut self, leg: usize, profile: &LinkProfile, seed: u64) -> Result<(), Fault>;
+    /// What passed over a leg so far, where that can be known.
+    fn counters(&mut self, leg: usize) -> Result<Option<Counters>, Fault>;
+    /// How punctual the emulation of a leg was, where there is one.
+    fn audit(&mut self, leg: usize) -> Result<Option<Audit>, Fault>;
     /// How the packet thread is scheduled, where there is one.
     fn scheduling(&self) -> Option<Scheduling>;
-    /// The two ends.
-    fn ends(&self) -> &Ends;
+    /// What the nodes' devices are.
+    fn devices(&self) -> String;
+    /// The nodes and legs.
+    fn topology(&self) -> &Topology;
 }
 
-/// The two ends of a path.
+/// The nodes and the legs between them.
+pub(super) struct Topology {
+    nodes: BTreeMap<Node, End>,
+    legs: Vec<Ends>,
+}
+
+/// The two ends of a leg.
 pub(super) struct Ends {
-    pub(super) edge: End,
-    pub(super) cloud: End,
+    pub(super) leg: Leg,
+    pub(super) near: End,
+    pub(super) far: End,
+    near_side: Side,
+    far_side: Side,
 }
 
-/// One end: its address and, unless it is the host itself, its namespace.
+/// A node's address and, unless it is the host itself, its namespace.
+#[derive(Clone)]
 pub(super) struct End {
     pub(super) address: Ipv4Addr,
-    pub(super) namespace: Option<Namespace>,
+    pub(super) namespace: Option<Arc<Namespace>>,
 }
 
 impl End {
@@ -55,14 +70,29 @@ impl End {
 
     /// Moves the calling thread, which must not do anything else, to this end.
     pub(super) fn enter(&self) -> Result<(), Fault> {
-        self.namespace.as_ref().map_or(Ok(()), Namespace::enter)
+        self.namespace.as_ref().map_or(Ok(()), |n| n.enter())
     }
 }
 
 impl Ends {
-    /// Two namespaces with everything but the path between them.
+    /// The near end's namespace and device, then the far end's.
+    fn sides(&self) -> [(&End, &Side); 2] {
+        [(&self.near, &self.near_side), (&self.far, &self.far_side)]
+    }
+
+    /// What the devices at both ends counted.
+    fn device_counters(&self) -> Result<[DeviceCounters; 2], Fault> {
+        let [near, far] = self
+            .sides()
+            .map(|(end, side)| end.run(|| DeviceCounters::read(&side.device)));
+        Ok([near?, far?])
+    }
+}
+
+impl Topology {
+    /// A namespace for each node, with everything but the legs' devices.
     fn create(config: &HostConfig) -> Result<Self, Fault> {
-        let end = |address| {
+        Self::with(config, |node| {
             let namespace = Namespace::create()?;
             namespace.run(|| {
                 sysctl::disable_ipv6()?;
@@ -70,14 +100,82 @@ impl Ends {
                 device::loopback_up()
             })?;
             Ok(End {
-                address,
-                namespace: Some(namespace),
+                address: device::address(node),
+                namespace: Some(Arc::new(namespace)),
             })
-        };
-        Ok(Self {
-            edge: end(device::EDGE_ADDRESS)?,
-            cloud: end(device::CLOUD_ADDRESS)?,
         })
+    }
+
+    /// The nodes that `end` makes and the legs that the configuration asks for.
+    fn with(
+        config: &HostConfig,
+        mut end: impl FnMut(Node) -> Result<End, Fault>,
+    ) -> Result<Self, Fault> {
+        let legs = config.legs().map_err(Fault::Unsupported)?;
+        let mut nodes = BTreeMap::new();
+        for node in (0..config.edges).map(Node::Edge).chain([Node::Cloud]) {
+            nodes.insert(node, end(node)?);
+        }
+        let legs = legs.into_iter().enumerate().map(|(index, leg)| {
+            let (near, far) = (nodes[&leg.near].clone(), nodes[&leg.far].clone());
+            let side = |here: &End, there: &End| Side {
+                device: device::name(index),
+                local: here.address,
+                peer: there.address,
+            };
+            Ends {
+                leg,
+                near_side: side(&near, &far),
+                far_side: side(&far, &near),
+                near,
+                far,
+            }
+        });
+        Ok(Self {
+            legs: legs.collect(),
+            nodes,
+        })
+    }
+
+    /// Every node, the edges first.
+    pub(super) fn nodes(&self) -> impl Iterator<Item = (Node, &End)> {
+        self.nodes.iter().map(|(node, end)| (*node, end))
+    }
+
+    /// A node.
+    pub(super) fn node(&self, node: Node) -> Result<&End, Fault> {
+        self.nodes
+            .get(&node)
+            .ok_or_else(|| Fault::Unsupported(format!("the link has no {node}")))
+    }
+
+    /// Every leg.
+    pub(super) fn legs(&self) -> &[Ends] {
+        &self.legs
+    }
+
+    /// A leg.
+    pub(super) fn leg(&self, index: usize) -> Result<&Ends, Fault> {
+        self.legs.get(index).ok_or_else(|| {
+            Fault::Unsupported(format!(
+                "the link has legs 0 to {}, no leg {index}",
+                self.legs.len() - 1
+            ))
+        })
+    }
+
+    /// The legs as a node sees them.
+    pub(super) fn sides_of(&self, node: Node) -> Vec<Side> {
+        let sides = self.legs.iter().flat_map(|ends| {
+            [
+                (ends.leg.near, &ends.near_side),
+                (ends.leg.far, &ends.far_side),
+            ]
+        });
+        sides
+            .filter(|(at, _)| *at == node)
+            .map(|(_, side)| side.clone())
+            .collect()
     }
 }
 

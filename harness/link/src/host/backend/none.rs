@@ -1,46 +1,41 @@
-//! Plain veth between the same two namespaces: what the harness costs without emulation.
+//! Plain veth between the same namespaces: what the harness costs without emulation.
 
-use super::{Ends, Path, refuse_impairments};
+use super::{Path, Topology, refuse_impairments};
 use crate::counters::{Audit, Counters, TrafficCounters};
 use crate::error::Fault;
 use crate::facts::{Backend, Scheduling};
 use crate::host::device::{self, DeviceCounters};
-use crate::host::namespace::Namespace;
 use crate::profile::LinkProfile;
 use crate::protocol::HostConfig;
 
 /// The `none` backend.
 pub(super) struct Veth {
-    ends: Ends,
+    topology: Topology,
 }
 
 impl Veth {
     pub(super) fn build(config: &HostConfig) -> Result<Self, Fault> {
-        let ends = Ends::create(config)?;
-        let cloud: &Namespace = ends
-            .cloud
-            .namespace
-            .as_ref()
-            .ok_or_else(|| Fault::Failed("the cloud has no namespace".to_owned()))?;
-        let (edge_address, cloud_address) = (ends.edge.address, ends.cloud.address);
-        ends.edge.run(|| {
-            device::create_veth(cloud)?;
-            device::configure_veth(edge_address, cloud_address)
-        })?;
-        ends.cloud
-            .run(|| device::configure_veth(cloud_address, edge_address))?;
-        Ok(Self { ends })
+        let topology = Topology::create(config)?;
+        for ends in topology.legs() {
+            let far = ends.far.namespace.as_ref();
+            let far = far.ok_or_else(|| Fault::Failed("a node has no namespace".to_owned()))?;
+            let [(near, side), _] = ends.sides();
+            near.run(|| device::create_veth(side, far))?;
+            for (end, side) in ends.sides() {
+                end.run(|| device::configure_veth(side))?;
+            }
+        }
+        Ok(Self { topology })
     }
 }
 
 impl Path for Veth {
-    fn set_profile(&mut self, profile: &LinkProfile, _seed: u64) -> Result<(), Fault> {
+    fn set_profile(&mut self, _leg: usize, profile: &LinkProfile, _seed: u64) -> Result<(), Fault> {
         refuse_impairments(Backend::None, profile)
     }
 
-    fn counters(&mut self) -> Result<Option<Counters>, Fault> {
-        let edge = self.ends.edge.run(DeviceCounters::read)?;
-        let cloud = self.ends.cloud.run(DeviceCounters::read)?;
+    fn counters(&mut self, leg: usize) -> Result<Option<Counters>, Fault> {
+        let [near, far] = self.topology.leg(leg)?.device_counters()?;
         let traffic = |sender: DeviceCounters, receiver: DeviceCounters| TrafficCounters {
             packets: sender.tx_packets,
             bytes: sender.ip_tx_bytes(),
@@ -49,12 +44,12 @@ impl Path for Veth {
             ..TrafficCounters::default()
         };
         Ok(Some(Counters {
-            uplink: traffic(edge, cloud),
-            downlink: traffic(cloud, edge),
+            uplink: traffic(near, far),
+            downlink: traffic(far, near),
         }))
     }
 
-    fn audit(&mut self) -> Result<Option<Audit>, Fault> {
+    fn audit(&mut self, _leg: usize) -> Result<Option<Audit>, Fault> {
         Ok(None)
     }
 
@@ -62,7 +57,11 @@ impl Path for Veth {
         None
     }
 
-    fn ends(&self) -> &Ends {
-        &self.ends
+    fn devices(&self) -> String {
+        "veth devices".to_owned()
+    }
+
+    fn topology(&self) -> &Topology {
+        &self.topology
     }
 }

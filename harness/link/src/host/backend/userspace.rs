@@ -1,61 +1,96 @@
-//! TUN devices in two namespaces and a packet thread between them.
+//! Devices at both ends of every leg and a packet thread between them: TUN devices, or, where
+//! `/dev/net/tun` cannot be opened, veth devices and packet sockets.
 
-use super::{Ends, Path};
+use super::{Path, Topology};
 use crate::counters::{Audit, Counters};
 use crate::error::Fault;
-use crate::facts::Scheduling;
-use crate::host::device::{self, DeviceCounters};
+use crate::facts::{DeviceChoice, Scheduling};
+use crate::host::device;
+use crate::host::namespace::Namespace;
 use crate::host::packet::PacketThread;
+use crate::host::sysctl;
 use crate::profile::LinkProfile;
 use crate::protocol::HostConfig;
 
 /// The `userspace` backend.
 pub(super) struct Userspace {
-    ends: Ends,
+    topology: Topology,
     packets: PacketThread,
-    /// What the devices had dropped when the profile was last changed.
-    device_drops: u64,
+    device_note: String,
+    /// What the devices of each leg had dropped when its profile was last changed.
+    device_drops: Vec<u64>,
 }
 
 impl Userspace {
     pub(super) fn build(config: &HostConfig) -> Result<Self, Fault> {
-        // Asked first, because it is what fails where anything does, and leaves nothing behind.
-        drop(device::open_tun()?);
-        let ends = Ends::create(config)?;
-        let edge = ends.edge.run(|| device::create_tun(ends.edge.address))?;
-        let cloud = ends.cloud.run(|| device::create_tun(ends.cloud.address))?;
-        let packets = PacketThread::start(edge, cloud, config.packet_cpu, config.seed)?;
+        let tun = match config.devices {
+            DeviceChoice::Auto => device::open_tun().map(drop),
+            DeviceChoice::Tun => Ok(device::open_tun().map(drop)?),
+            DeviceChoice::Veth => Err(Fault::Environment("they are asked for".to_owned())),
+        };
+        let topology = Topology::create(config)?;
+        let mut devices = Vec::new();
+        let device_note = match &tun {
+            Ok(()) => {
+                for ends in topology.legs() {
+                    let [near, far] = ends
+                        .sides()
+                        .map(|(end, side)| end.run(|| device::create_tun(side)));
+                    devices.push([near?, far?]);
+                }
+                "TUN devices".to_owned()
+            }
+            Err(refused) => {
+                let hub = Namespace::create()?;
+                hub.run(sysctl::disable_ipv6)?;
+                for (leg, ends) in topology.legs().iter().enumerate() {
+                    let [(near, near_side), (far, far_side)] = ends.sides();
+                    devices.push([
+                        near.run(|| device::create_port(near_side, &hub, 2 * leg))?,
+                        far.run(|| device::create_port(far_side, &hub, 2 * leg + 1))?,
+                    ]);
+                }
+                format!(
+                    "veth devices and packet sockets, since {}",
+                    refused.message()
+                )
+            }
+        };
+        let packets = PacketThread::start(devices, config.packet_cpu, config.seed)?;
         Ok(Self {
-            ends,
+            device_drops: vec![0; topology.legs().len()],
+            topology,
             packets,
-            device_drops: 0,
+            device_note,
         })
     }
 
     /// Packets that the senders' devices dropped before the packet thread could read them.
-    fn device_drops(&self) -> Result<u64, Fault> {
-        let edge = self.ends.edge.run(DeviceCounters::read)?;
-        let cloud = self.ends.cloud.run(DeviceCounters::read)?;
-        Ok(edge.tx_dropped + cloud.tx_dropped)
+    fn device_drops(&self, leg: usize) -> Result<u64, Fault> {
+        let [near, far] = self.topology.leg(leg)?.device_counters()?;
+        Ok(near.tx_dropped + far.tx_dropped)
     }
 }
 
 impl Path for Userspace {
-    fn set_profile(&mut self, profile: &LinkProfile, seed: u64) -> Result<(), Fault> {
-        self.packets.reconfigure(profile.settings(), seed)?;
-        self.device_drops = self.device_drops()?;
+    fn set_profile(&mut self, leg: usize, profile: &LinkProfile, seed: u64) -> Result<(), Fault> {
+        self.topology.leg(leg)?;
+        self.packets.reconfigure(leg, profile.settings(), seed)?;
+        self.device_drops[leg] = self.device_drops(leg)?;
         Ok(())
     }
 
-    fn counters(&mut self) -> Result<Option<Counters>, Fault> {
-        Ok(Some(self.packets.counters()))
+    fn counters(&mut self, leg: usize) -> Result<Option<Counters>, Fault> {
+        self.topology.leg(leg)?;
+        Ok(Some(self.packets.counters(leg)))
     }
 
-    fn audit(&mut self) -> Result<Option<Audit>, Fault> {
-        let device_drops = self.device_drops()?.saturating_sub(self.device_drops);
+    fn audit(&mut self, leg: usize) -> Result<Option<Audit>, Fault> {
+        let drops = self.device_drops(leg)?;
+        let audit = self.packets.audit(leg)?;
         Ok(Some(Audit {
-            device_drops,
-            ..self.packets.audit()?
+            device_drops: audit.device_drops + drops.saturating_sub(self.device_drops[leg]),
+            ..audit
         }))
     }
 
@@ -63,7 +98,11 @@ impl Path for Userspace {
         Some(self.packets.scheduling().clone())
     }
 
-    fn ends(&self) -> &Ends {
-        &self.ends
+    fn devices(&self) -> String {
+        self.device_note.clone()
+    }
+
+    fn topology(&self) -> &Topology {
+        &self.topology
     }
 }

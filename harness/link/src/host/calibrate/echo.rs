@@ -35,8 +35,8 @@ pub(super) fn round_trips(
     let stop = &AtomicBool::new(false);
     let (sender, receiver) = mpsc::channel();
     thread::scope(|scope| {
-        let server = at(scope, &ends.cloud, move || {
-            let socket = UdpSocket::bind((ends.cloud.address, 0))
+        let server = at(scope, &ends.far, move || {
+            let socket = UdpSocket::bind((ends.far.address, 0))
                 .map_err(Fault::failed("open the echo server's socket"))?;
             let address = socket
                 .local_addr()
@@ -56,11 +56,11 @@ pub(super) fn round_trips(
             }
             Ok(())
         });
-        let client = at(scope, &ends.edge, move || {
+        let client = at(scope, &ends.near, move || {
             let server = receiver
                 .recv_timeout(CONNECT_TIMEOUT)
                 .map_err(|_| Fault::Failed("the echo server did not start".to_owned()))?;
-            let socket = UdpSocket::bind((ends.edge.address, 0))
+            let socket = UdpSocket::bind((ends.near.address, 0))
                 .and_then(|socket| socket.connect(server).map(|()| socket))
                 .and_then(|socket| socket.set_nonblocking(true).map(|()| socket))
                 .map_err(Fault::failed("open the echo client's socket"))?;

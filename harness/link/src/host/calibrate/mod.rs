@@ -19,7 +19,7 @@ use crate::calibration::{
     CalibrateOptions, Calibration, Measured, MeasuredRate, RateMethod, judge, rate_target,
 };
 use crate::clock::Clock;
-use crate::core::{DirectionSettings, Rate};
+use crate::core::{DirectionSettings, QueueLimit, transmission};
 use crate::error::Fault;
 use crate::profile::{Impairments, LinkProfile};
 
@@ -60,16 +60,16 @@ pub(super) fn calibrate(
             let (uplink_settings, downlink_settings) = profile.settings();
             let uplink = scope.spawn(move || {
                 let pace = loss_pace(&uplink_settings);
-                sequence::lost(&ends.edge, &ends.cloud, count, pace, patience)
+                sequence::lost(&ends.near, &ends.far, count, pace, patience)
             });
             let pace = loss_pace(&downlink_settings);
-            let downlink = sequence::lost(&ends.cloud, &ends.edge, count, pace, patience);
+            let downlink = sequence::lost(&ends.far, &ends.near, count, pace, patience);
             Ok((join(uplink)?, downlink?))
         })?
     };
 
-    let uplink_rate = rate(&ends.edge, &ends.cloud, &profile.uplink, rtt, options)?;
-    let downlink_rate = rate(&ends.cloud, &ends.edge, &profile.downlink, rtt, options)?;
+    let uplink_rate = rate(&ends.near, &ends.far, &profile.uplink, rtt, options)?;
+    let downlink_rate = rate(&ends.far, &ends.near, &profile.downlink, rtt, options)?;
 
     let measured = Measured {
         rtts,
@@ -137,21 +137,31 @@ fn rate(
 /// Numbered datagrams per second: at most half of what the rate carries and half of what fits
 /// into the queue, which holds those in propagation too, so that what is lost is the loss model's.
 fn loss_pace(settings: &DirectionSettings) -> f64 {
-    let rate = Rate::new(settings.rate_bits_per_second, settings.overhead_bytes);
-    let tx = rate.transmission(PROBE_PAYLOAD_BYTES + DATAGRAM_HEADER_BYTES);
-    let in_propagation = (settings.delay + settings.jitter) / settings.limit_packets.max(1) as u32;
+    let len = PROBE_PAYLOAD_BYTES + DATAGRAM_HEADER_BYTES;
+    let tx = settings
+        .bandwidth
+        .mean_bits_per_second()
+        .map_or(Duration::ZERO, |rate| {
+            transmission(rate as u64, settings.framing.charged_bytes(len))
+        });
+    let room = match settings.queue.limit {
+        QueueLimit::Bytes(bytes) => bytes / len,
+        QueueLimit::Packets(packets) => packets,
+    };
+    let in_propagation = (settings.delay + settings.jitter.greatest()) / room.max(1) as u32;
     let gap = 2 * tx.max(in_propagation);
     LOSS_PACKETS_PER_SECOND.min(1.0 / gap.as_secs_f64().max(1e-9))
 }
 
-/// The congestion control that a connection over the path really has, at both ends.
+/// The congestion control that a connection over a leg really has, at both ends.
 pub(super) fn congestion_control(ends: &Ends) -> Result<String, Fault> {
-    let (edge, cloud) = bulk::congestion_controls(&ends.edge, &ends.cloud)?;
-    if edge == cloud {
-        return Ok(edge);
+    let (near, far) = bulk::congestion_controls(&ends.near, &ends.far)?;
+    if near == far {
+        return Ok(near);
     }
     Err(Fault::Failed(format!(
-        "the edge's connections use {edge}, the cloud's {cloud}"
+        "connections of the {} use {near}, those of the {} {far}",
+        ends.leg.near, ends.leg.far
     )))
 }
 

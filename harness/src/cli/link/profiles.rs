@@ -1,33 +1,13 @@
-//! `celslm link`: link profiles.
+//! `celslm link profiles`: what is in configs/links.
 
 use celslm::catalogue::Catalogue;
 use celslm::exit::ExitCode;
 use celslm_link::Impairments;
-use clap::{Args, Subcommand};
 
-use super::listing;
+use crate::cli::listing;
 
-/// Look at link profiles
-#[derive(Debug, Args)]
-pub(crate) struct LinkArgs {
-    #[command(subcommand)]
-    command: LinkCommand,
-}
-
-#[derive(Debug, Subcommand)]
-enum LinkCommand {
-    /// List the profiles in configs/links, with their figures and sources
-    Profiles,
-}
-
-/// Runs the command.
-pub(crate) fn run(args: &LinkArgs) -> anyhow::Result<ExitCode> {
-    match args.command {
-        LinkCommand::Profiles => profiles(),
-    }
-}
-
-fn profiles() -> anyhow::Result<ExitCode> {
+/// Prints every profile.
+pub(super) fn run() -> anyhow::Result<ExitCode> {
     let catalogue = Catalogue::find();
     listing::show(&format!("{}\n", catalogue.links_dir().display()));
     let links = catalogue.links()?;
