@@ -132,8 +132,8 @@ impl ContextJob {
     }
 
     /// Its part of a ragged pass; `None` before its admission.
-    pub(super) fn item(&mut self) -> Option<BatchItem<'_>> {
-        let end = self.tokens.len().min(self.done + PREFILL_CHUNK);
+    pub(super) fn item(&mut self, tokens: usize) -> Option<BatchItem<'_>> {
+        let end = self.tokens.len().min(self.done + tokens);
         Some(BatchItem {
             tokens: &self.tokens[self.done..end],
             cache: self.cache.as_mut()?,

@@ -12,7 +12,8 @@ pub struct EngineLimits {
     /// Bytes of KV that those admitted may grow to, shared prefixes counted once. One that alone
     /// needs more is admitted when nothing else is.
     pub kv_bytes: usize,
-    /// Prompt and context tokens that one step takes in beside the sessions that generate.
+    /// Prompt and context tokens that one step takes in beside the sessions that generate, which
+    /// wait for them between two tokens. A step in which nobody generates takes in a whole chunk.
     pub step_tokens: usize,
 }
 

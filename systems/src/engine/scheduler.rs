@@ -1,5 +1,7 @@
 //! What the next step does: a pure function of what every job could do.
 
+use celslm_model::PREFILL_CHUNK;
+
 use super::fair::FairQueue;
 
 /// What a job could do next.
@@ -11,7 +13,7 @@ pub(super) enum Want {
     Decode,
     /// A piece of its prompt or context, through all layers.
     Piece {
-        /// Tokens of the piece.
+        /// The most tokens that it can take in.
         tokens: usize,
     },
     /// Its whole prompt through the layers whose KV has arrived.
@@ -36,8 +38,8 @@ pub(super) struct Candidate {
 pub(super) struct Plan {
     /// Prompts that run some layers by themselves, first.
     pub(super) layers: Vec<(u64, usize)>,
-    /// Jobs with tokens in the ragged pass.
-    pub(super) rows: Vec<u64>,
+    /// Jobs with tokens in the ragged pass, and how many.
+    pub(super) rows: Vec<(u64, usize)>,
 }
 
 impl Plan {
@@ -64,18 +66,24 @@ impl Scheduler {
 
     /// The next step for jobs in the order of their admission.
     ///
-    /// Everyone who generates takes part. Prompts and contexts share `step_tokens` through all
-    /// layers; one piece always fits, so that everything gets done, and a job has at most one.
+    /// Everyone who generates takes part. Beside them, prompts and contexts share `step_tokens`
+    /// through all layers, so that nobody waits for a whole chunk between two tokens; where nobody
+    /// generates, a chunk. A job has at most one piece, which is cut to what is left, and one
+    /// token or layer always fits, so that everything gets done.
     pub(super) fn plan(&mut self, candidates: &[Candidate]) -> Plan {
         let mut plan = Plan::default();
         plan.rows.extend(
             candidates
                 .iter()
                 .filter(|job| job.want == Want::Decode)
-                .map(|job| job.id),
+                .map(|job| (job.id, 1)),
         );
+        let tokens = match plan.rows.is_empty() {
+            true => self.step_tokens.max(PREFILL_CHUNK),
+            false => self.step_tokens,
+        };
         // Counted in tokens times layers, in which both kinds of prompt work are alike.
-        let budget = self.step_tokens.saturating_mul(self.num_layers);
+        let budget = tokens.saturating_mul(self.num_layers);
         let mut left = budget;
         let num_layers = self.num_layers;
         let work = candidates
@@ -86,12 +94,12 @@ impl Scheduler {
             let untouched = left == budget;
             match job.want {
                 Want::Piece { tokens } => {
-                    let cost = tokens.saturating_mul(num_layers);
-                    if cost > left && !untouched {
+                    let tokens = tokens.min(left / num_layers);
+                    if tokens == 0 {
                         return false;
                     }
-                    left = left.saturating_sub(cost);
-                    plan.rows.push(job.id);
+                    left -= tokens * num_layers;
+                    plan.rows.push((job.id, tokens));
                 }
                 Want::Layers { tokens, layers } => {
                     let fitting = left / tokens.max(1);
@@ -132,7 +140,7 @@ mod tests {
             job(4, 1, Want::Decode),
             job(5, 1, Want::Nothing),
         ]);
-        assert_eq!(plan.rows, [1, 4, 2]);
+        assert_eq!(plan.rows, [(1, 1), (4, 1), (2, 256)]);
         assert!(plan.layers.is_empty());
         assert!(scheduler.plan(&[job(5, 1, Want::Nothing)]).is_empty());
     }
@@ -146,13 +154,22 @@ mod tests {
             piece(3, 0, 57),
             piece(4, 0, 56),
         ];
-        // The fourth would fit, but may not overtake the third of the same client.
-        assert_eq!(scheduler.plan(&jobs).rows, [1, 2]);
-        // A piece above the budget runs alone.
-        assert_eq!(
-            scheduler.plan(&[piece(1, 0, 300), piece(2, 1, 1)]).rows,
-            [1]
-        );
+        // The third is cut, and the fourth of the same client may not overtake it.
+        assert_eq!(scheduler.plan(&jobs).rows, [(1, 100), (2, 100), (3, 56)]);
+    }
+
+    #[test]
+    fn pieces_are_small_only_beside_those_who_generate() {
+        let mut scheduler = Scheduler::new(64, 4);
+        let context = piece(1, 0, 256);
+        assert_eq!(scheduler.plan(&[context]).rows, [(1, 256)]);
+        let decoding = job(2, 0, Want::Decode);
+        assert_eq!(scheduler.plan(&[context, decoding]).rows, [(2, 1), (1, 64)]);
+        // Two share what there is.
+        let short = piece(3, 1, 20);
+        let rows = scheduler.plan(&[short, decoding, context]).rows;
+        assert_eq!(rows.iter().map(|(_, tokens)| tokens).sum::<usize>(), 65);
+        assert!(rows.contains(&(3, 20)), "{rows:?}");
     }
 
     #[test]
@@ -162,10 +179,11 @@ mod tests {
         jobs.push(piece(10, 1, 30));
         let steps: Vec<_> = (0..3).map(|_| scheduler.plan(&jobs).rows).collect();
         assert!(
-            steps.iter().take(2).any(|rows| rows.contains(&10)),
+            steps.iter().take(2).any(|rows| rows.contains(&(10, 30))),
             "{steps:?}"
         );
-        assert!(steps.iter().any(|rows| rows.contains(&0)), "{steps:?}");
+        let first = |rows: &Vec<(u64, usize)>| rows.iter().any(|(id, _)| *id == 0);
+        assert!(steps.iter().any(first), "{steps:?}");
     }
 
     #[test]
@@ -187,7 +205,7 @@ mod tests {
         // The third had no room and begins the next round.
         let plan = scheduler.plan(&[layers(1, 4), layers(3, 1), job(4, 4, Want::Decode)]);
         assert_eq!(plan.layers, [(3, 1), (1, 4)]);
-        assert_eq!(plan.rows, [4]);
+        assert_eq!(plan.rows, [(4, 1)]);
         // One layer always fits.
         let huge = job(
             1,

@@ -206,7 +206,7 @@ impl Session {
     }
 
     /// Its part of a ragged pass.
-    pub(super) fn item(&mut self) -> BatchItem<'_> {
+    pub(super) fn item(&mut self, tokens: usize) -> BatchItem<'_> {
         match &self.phase {
             Phase::Decode { next } => BatchItem {
                 tokens: std::slice::from_ref(next),
@@ -218,7 +218,7 @@ impl Session {
                     Phase::Prompt { done } => done,
                     _ => 0,
                 };
-                let end = self.prompt.len().min(done + PREFILL_CHUNK);
+                let end = self.prompt.len().min(done + tokens);
                 BatchItem {
                     tokens: &self.prompt[done..end],
                     cache: &mut self.cache,

@@ -153,7 +153,10 @@ fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
 
 #[test]
 fn tokens_are_the_same_alone_and_beside_others_that_come_and_go() {
-    let engine = engine(EngineLimits::default());
+    let engine = engine(EngineLimits {
+        step_tokens: 8,
+        ..EngineLimits::default()
+    });
     let shared = prefix(&engine, 700);
     let make = |index: usize| {
         let context = match index % 3 {
@@ -167,7 +170,7 @@ fn tokens_are_the_same_alone_and_beside_others_that_come_and_go() {
             },
             _ => Sampling::Greedy,
         };
-        // One prompt is longer than a piece.
+        // One prompt is longer than a chunk, all are longer than a step beside others.
         let len = if index == 5 { 300 } else { 10 + 7 * index };
         SessionRequest {
             client: index as u32 % 5,
@@ -501,6 +504,31 @@ fn a_context_is_that_of_the_decoder_and_outlives_who_asked_first() {
         .context_kv(&tokens(700, 4), || true)
         .unwrap();
     assert!(expected.is_some_and(|expected| expected == *block));
+}
+
+#[test]
+fn a_context_is_the_same_to_the_bit_whatever_it_is_cut_into() {
+    let engine = engine(EngineLimits {
+        step_tokens: 7,
+        ..EngineLimits::default()
+    });
+    let mut beside = engine
+        .session(request(SessionContext::Empty, tokens(9, 2), 4000))
+        .unwrap();
+    beside.wait().unwrap();
+    let handle = engine
+        .context(context("c", tokens(700, 4), ContextOutput::Block))
+        .unwrap();
+    let block = handle.wait().unwrap().into_block().unwrap();
+    let steps = engine.stats(false).steps;
+    drop(beside);
+    let whole = model()
+        .decoder
+        .context_kv(&tokens(700, 4), || true)
+        .unwrap();
+    assert!(whole.is_some_and(|whole| whole == *block));
+    // Every step beside the session took in seven tokens at most.
+    assert!(steps > 100, "{steps} steps: nobody generated meanwhile");
 }
 
 #[test]

@@ -65,10 +65,10 @@ impl Job {
         }
     }
 
-    fn item(&mut self) -> Option<BatchItem<'_>> {
+    fn item(&mut self, tokens: usize) -> Option<BatchItem<'_>> {
         match &mut self.body {
-            Body::Session(session) => Some(session.item()),
-            Body::Context(context) => context.item(),
+            Body::Session(session) => Some(session.item(tokens)),
+            Body::Context(context) => context.item(tokens),
         }
     }
 
@@ -435,14 +435,15 @@ impl Worker {
     }
 
     /// One ragged pass.
-    fn run_rows(&mut self, rows: &[u64]) {
-        let start_ns = self.begin(rows);
+    fn run_rows(&mut self, rows: &[(u64, usize)]) {
+        let ids: Vec<u64> = rows.iter().map(|(id, _)| *id).collect();
+        let start_ns = self.begin(&ids);
         let model = self.model.clone();
         let mut indices = Vec::with_capacity(rows.len());
         let mut items = Vec::with_capacity(rows.len());
         for (index, job) in self.active.iter_mut().enumerate() {
-            if rows.contains(&job.id)
-                && let Some(item) = job.item()
+            if let Some((_, tokens)) = rows.iter().find(|(id, _)| *id == job.id)
+                && let Some(item) = job.item(*tokens)
             {
                 indices.push(index);
                 items.push(item);

@@ -1,13 +1,14 @@
 //! A device that computes nothing: it says when a device of stated rates would have been done.
 //!
 //! It batches as the engine does. Each step holds the next token of every session that generates,
-//! and up to `step_tokens` prompt and context tokens, first come first served; the step takes what
+//! and up to a chunk of prompt and context tokens, first come first served; the step takes what
 //! the rates say of its parts, one after the other. The schedule is kept in ideal time: a wake-up
 //! that comes late makes the next wait shorter, and no error adds up.
 
 use crate::clock::now_ns;
 use crate::engine::EngineLimits;
 use crate::rates::Rates;
+use celslm_model::PREFILL_CHUNK;
 use celslm_wire::ServiceError;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -175,7 +176,7 @@ fn run(rates: &Rates, limits: &EngineLimits, inbox: &Receiver<Work>) {
             .iter()
             .map(|work| (work.task, work.done, work.sampled))
             .collect();
-        let step = compose(&view, rates, limits.step_tokens);
+        let step = compose(&view, rates, PREFILL_CHUNK);
         let duration_ns = (step.seconds * 1e9) as u64;
         clock_ns = clock_ns.saturating_add(duration_ns);
         let early = clock_ns.saturating_sub(now_ns());
