@@ -39,6 +39,10 @@ pub struct TrafficCounters {
     pub dropped_outage: u64,
     /// Packets still on the link when its profile was changed and it did not drain in time.
     pub dropped_flush: u64,
+    /// Packets that the kernel's netem dropped under a profile with loss: it counts what its loss
+    /// model takes together with what finds the queue full. 0 on other backends.
+    #[serde(default)]
+    pub dropped_undistinguished: u64,
     /// Copies of packets that the link made, those dropped afterwards included.
     #[serde(default)]
     pub duplicated: u64,
@@ -66,6 +70,9 @@ impl TrafficCounters {
             dropped_codel: self.dropped_codel.saturating_sub(earlier.dropped_codel),
             dropped_outage: self.dropped_outage.saturating_sub(earlier.dropped_outage),
             dropped_flush: self.dropped_flush.saturating_sub(earlier.dropped_flush),
+            dropped_undistinguished: self
+                .dropped_undistinguished
+                .saturating_sub(earlier.dropped_undistinguished),
             duplicated: self.duplicated.saturating_sub(earlier.duplicated),
             corrupted: self.corrupted.saturating_sub(earlier.corrupted),
             reordered: self.reordered.saturating_sub(earlier.reordered),
@@ -87,6 +94,7 @@ impl TrafficCounters {
             dropped_codel: self.dropped_codel + other.dropped_codel,
             dropped_outage: self.dropped_outage + other.dropped_outage,
             dropped_flush: self.dropped_flush + other.dropped_flush,
+            dropped_undistinguished: self.dropped_undistinguished + other.dropped_undistinguished,
             duplicated: self.duplicated + other.duplicated,
             corrupted: self.corrupted + other.corrupted,
             reordered: self.reordered + other.reordered,
@@ -131,6 +139,7 @@ impl From<DirectionCounters> for TrafficCounters {
             duplicated: counters.duplicated,
             corrupted: counters.corrupted,
             reordered: counters.reordered,
+            ..Self::default()
         }
     }
 }

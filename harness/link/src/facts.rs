@@ -19,6 +19,8 @@ pub enum BackendChoice {
     Auto,
     /// TUN devices and a packet thread.
     Userspace,
+    /// A router between veth pairs, with the kernel's netem on it.
+    Kernel,
     /// Plain veth between the same namespaces.
     None,
     /// The host's loopback, without namespaces.
@@ -58,7 +60,13 @@ impl FromStr for BackendChoice {
     type Err = String;
 
     fn from_str(name: &str) -> Result<Self, String> {
-        let all = [Self::Auto, Self::Userspace, Self::None, Self::Loopback];
+        let all = [
+            Self::Auto,
+            Self::Userspace,
+            Self::Kernel,
+            Self::None,
+            Self::Loopback,
+        ];
         all.into_iter()
             .find(|choice| choice.name() == name)
             .ok_or_else(|| {
@@ -75,6 +83,7 @@ impl BackendChoice {
         match self {
             Self::Auto => "auto",
             Self::Userspace => "userspace",
+            Self::Kernel => "kernel",
             Self::None => "none",
             Self::Loopback => "loopback",
         }
@@ -88,6 +97,8 @@ impl BackendChoice {
 pub enum Backend {
     /// TUN devices and a packet thread that applies the profile.
     Userspace,
+    /// A router between veth pairs, on whose two devices the kernel's netem applies the profile.
+    Kernel,
     /// Plain veth: the same namespaces, nothing emulated.
     None,
     /// The host's loopback: no namespaces, no counters, nothing emulated.
@@ -103,24 +114,36 @@ pub struct BackendInfo {
     pub name: &'static str,
     /// One line for listings.
     pub summary: &'static str,
+    /// Whether `auto` may take it. The kernel's netem draws other numbers than the harness's own
+    /// emulation and knows fewer impairments, so a run has it only where it was asked for.
+    pub automatic: bool,
 }
 
-/// The registry of backends, in the order in which `auto` tries them.
+/// The registry of backends; those that `auto` may take are in the order in which it tries them.
 pub const BACKENDS: &[BackendInfo] = &[
     BackendInfo {
         backend: Backend::Userspace,
         name: "userspace",
         summary: "TUN devices in two network namespaces, packets shuttled and impaired by one thread",
+        automatic: true,
+    },
+    BackendInfo {
+        backend: Backend::Kernel,
+        name: "kernel",
+        summary: "veth pairs through a third namespace that routes, impaired by the kernel's netem; by explicit choice only",
+        automatic: false,
     },
     BackendInfo {
         backend: Backend::None,
         name: "none",
         summary: "the same namespaces over plain veth: nothing emulated, the harness's own cost",
+        automatic: true,
     },
     BackendInfo {
         backend: Backend::Loopback,
         name: "loopback",
         summary: "the host's loopback without namespaces: nothing emulated or counted, a last resort",
+        automatic: true,
     },
 ];
 
@@ -130,15 +153,21 @@ impl Backend {
     pub fn name(self) -> &'static str {
         match self {
             Self::Userspace => "userspace",
+            Self::Kernel => "kernel",
             Self::None => "none",
             Self::Loopback => "loopback",
         }
     }
 
+    /// Its line in the registry.
+    pub(crate) fn info(self) -> Option<&'static BackendInfo> {
+        BACKENDS.iter().find(|info| info.backend == self)
+    }
+
     /// Whether the backend applies profiles that impair anything.
     #[must_use]
     pub fn emulates(self) -> bool {
-        matches!(self, Self::Userspace)
+        matches!(self, Self::Userspace | Self::Kernel)
     }
 }
 
@@ -229,7 +258,15 @@ mod tests {
                 json
             );
             assert!(serde_json::from_str::<BackendChoice>(&json).is_ok());
+            assert_eq!(info.backend.info(), Some(info));
         }
+        // In this order, and never the kernel's netem.
+        let automatic: Vec<&str> = BACKENDS
+            .iter()
+            .filter(|info| info.automatic)
+            .map(|info| info.name)
+            .collect();
+        assert_eq!(automatic, ["userspace", "none", "loopback"]);
         let error = serde_json::from_str::<BackendChoice>("\"netem\"").expect_err("unknown");
         assert!(error.to_string().contains("`userspace`"), "{error}");
     }

@@ -27,7 +27,7 @@ pub struct Capabilities {
     pub kernel: String,
     /// The single capabilities.
     pub items: Vec<Capability>,
-    /// Each backend, in the order in which `auto` tries them.
+    /// Each backend, in the registry's order.
     pub backends: Vec<Capability>,
 }
 

@@ -13,15 +13,16 @@ use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::panic::{self, AssertUnwindSafe};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio, exit};
 use std::thread;
 use std::time::Duration;
 
+use celslm_link::profile::LossConfig;
 use celslm_link::{
     Backend, BackendChoice, CalibrateOptions, Calibration, DeviceChoice, HostOptions, Link,
-    LinkError, LinkFacts, LinkProfile, Node, NodeCommand, NodeSignal, ProcessId, Verdict,
-    host_main, probe,
+    LinkError, LinkFacts, LinkProfile, Node, NodeCommand, NodeSignal, ProcessId, TrafficCounters,
+    Verdict, host_main, probe,
 };
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -109,6 +110,56 @@ const TESTS: &[Test] = &[
         name: "a_dropped_link_leaves_nothing",
         needs: Some("userspace"),
         run: dropped,
+    },
+    Test {
+        name: "kernel_rtt_and_rate_match_the_profile",
+        needs: Some("kernel"),
+        run: kernel_rtt_and_rate,
+    },
+    Test {
+        name: "kernel_loss_lies_within_its_interval",
+        needs: Some("kernel"),
+        run: kernel_loss,
+    },
+    Test {
+        name: "kernel_profiles_change_live",
+        needs: Some("kernel"),
+        run: kernel_live_change,
+    },
+    Test {
+        name: "kernel_counts_what_is_sent",
+        needs: Some("kernel"),
+        run: kernel_counters,
+    },
+    Test {
+        name: "kernel_repeats_its_losses_where_it_takes_a_seed",
+        needs: Some("kernel"),
+        run: kernel_seed,
+    },
+    Test {
+        name: "kernel_impairs_as_its_models_say",
+        needs: Some("kernel"),
+        run: kernel_impairments,
+    },
+    Test {
+        name: "kernel_refuses_what_netem_cannot_do",
+        needs: Some("kernel"),
+        run: kernel_refusals,
+    },
+    Test {
+        name: "kernel_states_the_link",
+        needs: Some("kernel"),
+        run: kernel_facts,
+    },
+    Test {
+        name: "kernel_leaves_nothing_when_its_host_is_killed",
+        needs: Some("kernel"),
+        run: kernel_killed_host,
+    },
+    Test {
+        name: "a_kernel_without_netem_is_told_apart",
+        needs: None,
+        run: kernel_without_netem,
     },
     Test {
         name: "a_hanging_host_is_ended",
@@ -298,26 +349,31 @@ fn namespace_of(process: u32) -> Result<String, Box<dyn Error>> {
 
 /// Every network namespace that a process is in or holds open.
 fn namespaces_in_use() -> BTreeSet<String> {
-    let mut used = BTreeSet::new();
-    let mut note = |path: PathBuf| {
-        if let Ok(target) = fs::read_link(path) {
-            let target = target.to_string_lossy();
-            if target.starts_with("net:[") {
-                used.insert(target.into_owned());
-            }
-        }
-    };
-    for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        note(process.path().join("ns/net"));
-        for file in fs::read_dir(process.path().join("fd"))
-            .into_iter()
-            .flatten()
-            .flatten()
-        {
-            note(file.path());
-        }
-    }
-    used
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    processes
+        .flat_map(|process| namespaces_in(&process.path()))
+        .collect()
+}
+
+/// The network namespaces that one process is in or holds open.
+fn namespaces_held_by(process: u32) -> BTreeSet<String> {
+    namespaces_in(&PathBuf::from(format!("/proc/{process}")))
+}
+
+fn namespaces_in(process: &Path) -> BTreeSet<String> {
+    let files = fs::read_dir(process.join("fd"))
+        .into_iter()
+        .flatten()
+        .flatten();
+    files
+        .map(|file| file.path())
+        .chain([process.join("ns/net")])
+        .filter_map(|path| {
+            let target = fs::read_link(path).ok()?;
+            Some(target.to_string_lossy().into_owned())
+        })
+        .filter(|target| target.starts_with("net:["))
+        .collect()
 }
 
 /// Checks that processes and namespaces are gone.
@@ -348,8 +404,8 @@ struct Populated {
     namespaces: [String; 2],
 }
 
-fn populated() -> Result<Populated, Box<dyn Error>> {
-    let link = Link::start(&options(BackendChoice::Userspace))?;
+fn populated(backend: BackendChoice) -> Result<Populated, Box<dyn Error>> {
+    let link = Link::start(&options(backend))?;
     let edge = link.spawn(Node::Edge(0), &node(&["role-sleep"]))?;
     let cloud = link.spawn(Node::Cloud, &node(&["role-sleep"]))?;
     let namespaces = [namespace_of(edge.0)?, namespace_of(cloud.0)?];
@@ -425,7 +481,15 @@ fn loss() -> Outcome {
 }
 
 fn live_change() -> Outcome {
-    let link = Link::start(&options(BackendChoice::Userspace))?;
+    change_live(BackendChoice::Userspace)
+}
+
+fn kernel_live_change() -> Outcome {
+    change_live(BackendChoice::Kernel)
+}
+
+fn change_live(backend: BackendChoice) -> Outcome {
+    let link = Link::start(&options(backend))?;
     let quick = CalibrateOptions {
         pings: 40,
         loss_datagrams: 200,
@@ -467,12 +531,16 @@ fn veth_counters() -> Outcome {
     counters(BackendChoice::None)
 }
 
+fn kernel_counters() -> Outcome {
+    counters(BackendChoice::Kernel)
+}
+
 /// A known number of datagrams of known size must be counted exactly, and nothing else.
 fn counters(backend: BackendChoice) -> Outcome {
     const COUNT: u64 = 300;
     const PAYLOAD: u64 = 1000;
     let link = Link::start(&options(backend))?;
-    if backend == BackendChoice::Userspace {
+    if link.facts().emulates {
         link.set_profile(0, &profile("short", Some(500.0), 1.0, 0.0))?;
     }
     let dir = tempfile::tempdir()?;
@@ -737,12 +805,30 @@ fn node_exits() -> Outcome {
 }
 
 fn killed_host() -> Outcome {
+    kill_host(BackendChoice::Userspace)
+}
+
+fn kernel_killed_host() -> Outcome {
+    kill_host(BackendChoice::Kernel)
+}
+
+fn kill_host(backend: BackendChoice) -> Outcome {
     let Populated {
         link,
         nodes,
         namespaces,
-    } = populated()?;
+    } = populated(backend)?;
     let host = link.facts().host_pid;
+    let mut namespaces = BTreeSet::from(namespaces);
+    // What a host in a user namespace holds, its user may not see.
+    let own = namespaces_held_by(std::process::id());
+    namespaces.extend(namespaces_held_by(host).difference(&own).cloned());
+    if nix::unistd::geteuid().is_root() {
+        // The router of the kernel backend has a namespace of its own.
+        let expected = 2 + usize::from(backend == BackendChoice::Kernel);
+        assert_eq!(namespaces.len(), expected, "{namespaces:?}");
+    }
+    let namespaces = Vec::from_iter(namespaces);
     kill(Pid::from_raw(host.cast_signed()), Signal::SIGKILL)?;
     assert_gone(&[host, nodes[0].0, nodes[1].0], &namespaces);
     let error = link.counters(0).expect_err("the host is gone");
@@ -776,7 +862,7 @@ fn dropped() -> Outcome {
         link,
         nodes,
         namespaces,
-    } = populated()?;
+    } = populated(BackendChoice::Userspace)?;
     // A node that stands still must not keep the link.
     link.kill(nodes[0], NodeSignal::Stop)?;
     let host = link.facts().host_pid;
@@ -792,6 +878,245 @@ fn hanging_host() -> Outcome {
     kill(Pid::from_raw(host.cast_signed()), Signal::SIGSTOP)?;
     drop(link);
     assert_gone(&[host, sleeper.0], &[]);
+    Ok(())
+}
+
+fn kernel_rtt_and_rate() -> Outcome {
+    let link = Link::start(&options(BackendChoice::Kernel))?;
+    let mut jittery = profile("jittery-20m-40ms", Some(20.0), 20.0, 0.0);
+    for direction in [&mut jittery.uplink, &mut jittery.downlink] {
+        direction.jitter_ms = 2.0;
+    }
+    for profile in [
+        profile("even-100m-20ms", Some(100.0), 10.0, 0.0),
+        profile("even-20m-60ms", Some(20.0), 30.0, 0.0),
+        jittery,
+    ] {
+        link.set_profile(0, &profile)?;
+        let mut calibration = link.calibrate(0, &CalibrateOptions::default())?;
+        println!("  {}", describe(&calibration));
+        for _ in 1..ATTEMPTS {
+            if calibration.verdict != Verdict::Ok {
+                calibration = link.calibrate(0, &CalibrateOptions::default())?;
+                println!("  {}", describe(&calibration));
+            }
+        }
+        assert_eq!(
+            calibration.verdict,
+            Verdict::Ok,
+            "degraded in every attempt"
+        );
+    }
+    Ok(())
+}
+
+fn kernel_loss() -> Outcome {
+    let link = Link::start(&options(BackendChoice::Kernel))?;
+    let thorough = CalibrateOptions {
+        pings: 20,
+        loss_datagrams: 10_000,
+        rate_window_ms: 300,
+        ..CalibrateOptions::default()
+    };
+    link.set_profile_with_seed(0, &profile("lossy", Some(20.0), 5.0, 0.05), 4)?;
+    for attempt in 1..=ATTEMPTS {
+        let calibration = link.calibrate(0, &thorough)?;
+        println!("  {}", describe(&calibration));
+        if calibration.verdict == Verdict::Ok {
+            break;
+        }
+        assert!(attempt < ATTEMPTS, "degraded in every attempt");
+    }
+    // What a profile without loss drops is the queue's, and the earlier drops stay counted.
+    let before = link.counters(0)?.ok_or("this backend counts")?.uplink;
+    assert!(
+        before.dropped_undistinguished > 300
+            && before.dropped_queue == 0
+            && before.delivered_packets + before.dropped_undistinguished <= before.packets,
+        "{before:?}"
+    );
+    let mut narrow = profile("narrow", Some(1.0), 5.0, 0.0);
+    narrow.uplink.limit_packets = Some(10);
+    link.set_profile(0, &narrow)?;
+    let target = SocketAddr::new(link.addr(Node::Cloud), 7000).to_string();
+    let sender = link.spawn(Node::Edge(0), &node(&["role-send", &target, "300", "1000"]))?;
+    assert!(eventually(|| link.exits().is_ok_and(|exits| exits
+        .iter()
+        .any(|exit| exit.process == sender))));
+    let after = link.counters(0)?.ok_or("this backend counts")?.uplink;
+    println!("  {after:?}");
+    assert!(after.dropped_queue > 100, "{after:?}");
+    assert_eq!(
+        after.dropped_undistinguished,
+        before.dropped_undistinguished
+    );
+    Ok(())
+}
+
+fn kernel_seed() -> Outcome {
+    let link = Link::start(&options(BackendChoice::Kernel))?;
+    if link.facts().reason.contains("takes no seed") {
+        println!("  skipped: {}", link.facts().reason);
+        return Ok(());
+    }
+    let lossy = profile("lossy", None, 1.0, 0.3);
+    let delivered = |seed| -> Result<u64, Box<dyn Error>> {
+        let passed = uplink_after(&link, &lossy, seed, 1000)?;
+        let dropped = passed.dropped_undistinguished;
+        assert_eq!(passed.delivered_packets + dropped, 1000);
+        Ok(passed.delivered_packets)
+    };
+    let of_one = [delivered(1)?, delivered(1)?, delivered(1)?];
+    let of_others = [delivered(2)?, delivered(3)?, delivered(4)?];
+    println!("  of one seed {of_one:?}, of three others {of_others:?}");
+    assert!(of_one.iter().all(|&count| count == of_one[0]));
+    assert!(of_others.iter().any(|&count| count != of_one[0]));
+    Ok(())
+}
+
+/// Bursts of losses and copies come as often as their models say.
+fn kernel_impairments() -> Outcome {
+    const COUNT: u64 = 10_000;
+    let link = Link::start(&options(BackendChoice::Kernel))?;
+    let models = [
+        LossConfig::GilbertElliott {
+            p: 0.02,
+            r: 0.18,
+            h: 0.25,
+            k: 0.98,
+        },
+        LossConfig::FourState {
+            p13: 0.05,
+            p31: 0.3,
+            p32: 0.2,
+            p23: 0.5,
+            p14: 0.02,
+        },
+    ];
+    for model in models {
+        let mut bursty = profile("bursty", None, 1.0, 0.0);
+        bursty.uplink.loss_model = Some(model);
+        let expected = bursty.uplink.loss_model().stationary_loss();
+        let passed = uplink_after(&link, &bursty, 5, COUNT)?;
+        let lost = 1.0 - passed.delivered_packets as f64 / COUNT as f64;
+        println!("  {model:?}: lost {lost:.4}, in closed form {expected:.4}");
+        assert_eq!(
+            passed.delivered_packets + passed.dropped_undistinguished,
+            COUNT
+        );
+        // Four standard deviations, where bursts make a packet count for a fifth.
+        let deviation = (5.0 * expected * (1.0 - expected) / COUNT as f64).sqrt();
+        assert!((lost - expected).abs() < 4.0 * deviation, "{deviation}");
+    }
+    let mut doubling = profile("doubling", None, 1.0, 0.0);
+    doubling.uplink.duplicate = 0.2;
+    // Twice, since the kernel refuses two disciplines that duplicate beside each other.
+    for seed in [5, 6] {
+        let passed = uplink_after(&link, &doubling, seed, COUNT)?;
+        let copies = passed.delivered_packets.saturating_sub(COUNT) as f64 / COUNT as f64;
+        println!("  duplicate 0.2: copies {copies:.4}");
+        assert!((copies - 0.2).abs() < 4.0 * (0.2 * 0.8 / COUNT as f64).sqrt());
+    }
+    Ok(())
+}
+
+/// What netem cannot do is refused, and the link stays as it was.
+fn kernel_refusals() -> Outcome {
+    let link = Link::start(&options(BackendChoice::Kernel))?;
+    link.set_profile(0, &profile("before", Some(20.0), 10.0, 0.0))?;
+    let mut bounded = profile("bounded", Some(20.0), 5.0, 0.0);
+    bounded.downlink.limit_bytes = Some(100_000);
+    let error = link.set_profile(0, &bounded).expect_err("refused");
+    println!("  {error}");
+    let message = error.to_string();
+    assert!(
+        error.is_usage()
+            && message.contains("\"bounded\": downlink.limit_bytes: ")
+            && message.contains("\"userspace\""),
+        "{message}"
+    );
+    let calibration = link.calibrate(
+        0,
+        &CalibrateOptions {
+            pings: 20,
+            loss_datagrams: 0,
+            rate_window_ms: 100,
+            ..CalibrateOptions::default()
+        },
+    )?;
+    assert_eq!(calibration.profile, "before");
+    let rtt = calibration.rtt_p50_ms.measured.unwrap_or_default();
+    assert!((20.0..22.0).contains(&rtt), "{rtt}");
+    Ok(())
+}
+
+/// What the uplink counts under a profile while the edge sends so many small datagrams.
+fn uplink_after(
+    link: &Link,
+    profile: &LinkProfile,
+    seed: u64,
+    count: u64,
+) -> Result<TrafficCounters, Box<dyn Error>> {
+    link.set_profile_with_seed(0, profile, seed)?;
+    let uplink = || -> Result<_, Box<dyn Error>> {
+        Ok(link.counters(0)?.ok_or("this backend counts")?.uplink)
+    };
+    let before = uplink()?;
+    let target = SocketAddr::new(link.addr(Node::Cloud), 7000).to_string();
+    let args = ["role-send", &target, &count.to_string(), "100"];
+    let sender = link.spawn(Node::Edge(0), &node(&args))?;
+    let done = || {
+        link.exits()
+            .is_ok_and(|exits| exits.iter().any(|exit| exit.process == sender))
+    };
+    assert!((0..10).any(|_| eventually(done)), "the sender does not end");
+    // What is on the link comes out.
+    thread::sleep(Duration::from_millis(50));
+    let passed = uplink()?.since(&before);
+    assert_eq!(passed.packets, count);
+    Ok(passed)
+}
+
+fn kernel_facts() -> Outcome {
+    let link = Link::start(&options(BackendChoice::Kernel))?;
+    let facts = link.facts();
+    println!("  {}", serde_json::to_string(facts)?);
+    assert_eq!((facts.backend, facts.emulates), (Backend::Kernel, true));
+    assert!(
+        facts
+            .reason
+            .starts_with("as configured; auto never takes it")
+    );
+    assert!(facts.scheduling.is_none() && link.audit(0)?.is_none());
+    let auto = Link::start(&options(BackendChoice::Auto))?;
+    assert_ne!(auto.facts().backend, Backend::Kernel);
+    Ok(())
+}
+
+/// On a kernel without netem, the backend must say so and nothing else.
+fn kernel_without_netem() -> Outcome {
+    if !nix::unistd::geteuid().is_root() {
+        println!("  skipped: not root, so the answer may be about rights instead");
+        return Ok(());
+    }
+    let capabilities = probe(&exe(), &["link-host".into()])?;
+    let netem = capabilities.get("netem").ok_or("netem is probed")?;
+    if netem.available {
+        println!("  skipped: this kernel has netem");
+        return Ok(());
+    }
+    let started = Link::start(&options(BackendChoice::Kernel));
+    let error = started.err().ok_or("there is no netem to build it of")?;
+    println!("  {error}");
+    assert!(error.is_environment(), "{error}");
+    for message in [&error.to_string(), &netem.detail] {
+        assert!(
+            message.contains("this kernel has no sch_netem") && message.contains("userspace"),
+            "{message}"
+        );
+    }
+    let backend = capabilities.backends.iter().find(|b| b.name == "kernel");
+    assert!(backend.is_some_and(|backend| !backend.available));
     Ok(())
 }
 
@@ -932,7 +1257,7 @@ fn unprivileged() -> Outcome {
 
 /// A controller that waits to be killed.
 fn controller() {
-    let Populated { link, nodes, .. } = populated().expect("a link");
+    let Populated { link, nodes, .. } = populated(BackendChoice::Userspace).expect("a link");
     println!("{} {} {}", link.facts().host_pid, nodes[0], nodes[1]);
     std::io::stdout().flush().expect("flush");
     loop {

@@ -34,7 +34,7 @@ const PORT_BUFFER_BYTES: usize = 16 << 20;
 /// The prefix length of a leg's far end as a route.
 pub(super) const PREFIX: u8 = 32;
 /// Bytes that an Ethernet device counts for each packet beyond the IP packet.
-const ETHERNET_HEADER_BYTES: u64 = 14;
+pub(super) const ETHERNET_HEADER_BYTES: u64 = 14;
 
 /// The address of a node at the devices of all its legs.
 pub(crate) fn address(node: Node) -> Ipv4Addr {
@@ -91,17 +91,7 @@ pub(super) fn create_tun(side: &Side) -> Result<Port, Fault> {
 /// packet socket on the other end, which goes to `hub`.
 pub(super) fn create_port(side: &Side, hub: &Namespace, number: usize) -> Result<Port, Fault> {
     let name = format!("port{number}");
-    let end = VethEnd {
-        name: &side.device,
-        mac: mac(side.local),
-    };
-    let peer = VethEnd {
-        name: &name,
-        mac: mac(side.peer),
-    };
-    netlink::create_veth(&end, &peer, hub.file().as_raw_fd()).map_err(Fault::environment(
-        "make a veth pair (is the veth module there?)",
-    ))?;
+    create_veth(side, &name, hub)?;
     configure(side)?;
     netlink::add_neighbour(index(&side.device)?, side.peer, mac(side.peer))
         .map_err(Fault::failed("add the other end as a neighbour"))?;
@@ -120,14 +110,19 @@ pub(super) fn create_port(side: &Side, hub: &Namespace, number: usize) -> Result
     })
 }
 
-/// Makes a leg's veth pair: one end here, the other in `peer_namespace`.
-pub(super) fn create_veth(side: &Side, peer_namespace: &Namespace) -> Result<(), Fault> {
+/// Makes a leg's veth pair: one end here, the other, under the name `there`, in
+/// `peer_namespace`. Whatever is at the other end answers to the far node's hardware address.
+pub(super) fn create_veth(
+    side: &Side,
+    there: &str,
+    peer_namespace: &Namespace,
+) -> Result<(), Fault> {
     let end = VethEnd {
         name: &side.device,
         mac: mac(side.local),
     };
     let peer = VethEnd {
-        name: &side.device,
+        name: there,
         mac: mac(side.peer),
     };
     netlink::create_veth(&end, &peer, peer_namespace.file().as_raw_fd()).map_err(
@@ -138,22 +133,42 @@ pub(super) fn create_veth(side: &Side, peer_namespace: &Namespace) -> Result<(),
 /// Brings one end of the veth pair up, with segmentation off, so that packets are counted as they
 /// would be on a wire, and with the other end as a fixed neighbour.
 pub(super) fn configure_veth(side: &Side) -> Result<(), Fault> {
+    switch_offloads_off(&side.device)?;
+    configure(side)?;
+    netlink::add_neighbour(index(&side.device)?, side.peer, mac(side.peer))
+        .map_err(Fault::failed("add the other end as a neighbour"))
+}
+
+/// Brings a router's device towards a node up, with segmentation off, and tells the router that
+/// the node's address is behind it. Returns the device's index.
+pub(super) fn configure_router_veth(device: &str, side: &Side) -> Result<u32, Fault> {
+    switch_offloads_off(device)?;
+    let index = index(device)?;
+    netlink::bring_up(index, Some((MTU, TX_QUEUE_PACKETS)))
+        .map_err(Fault::failed("bring the router's device up"))?;
+    netlink::add_host_route(index, side.local)
+        .map_err(Fault::failed("add the router's route to a node"))?;
+    netlink::add_neighbour(index, side.local, mac(side.local))
+        .map_err(Fault::failed("add a node as the router's neighbour"))?;
+    Ok(index)
+}
+
+/// Makes a device pass packets as they would be on a wire: none larger than its MTU.
+fn switch_offloads_off(device: &str) -> Result<(), Fault> {
     const ETHTOOL_STSO: u32 = 0x1f;
     const ETHTOOL_SGSO: u32 = 0x24;
     const ETHTOOL_SGRO: u32 = 0x2c;
     let socket = any_socket()?;
-    for (command, name) in [
+    for (command, offload) in [
         (ETHTOOL_STSO, "TSO"),
         (ETHTOOL_SGSO, "GSO"),
         (ETHTOOL_SGRO, "GRO"),
     ] {
-        sys::ethtool_set(&socket, &side.device, command, 0).map_err(Fault::failed(format!(
-            "switch {name} off on the veth device"
+        sys::ethtool_set(&socket, device, command, 0).map_err(Fault::failed(format!(
+            "switch {offload} off on the veth device"
         )))?;
     }
-    configure(side)?;
-    netlink::add_neighbour(index(&side.device)?, side.peer, mac(side.peer))
-        .map_err(Fault::failed("add the other end as a neighbour"))
+    Ok(())
 }
 
 /// Brings the namespace's loopback up: what runs there may expect it.

@@ -8,6 +8,7 @@ mod backend;
 mod calibrate;
 mod device;
 mod namespace;
+mod netem;
 mod netlink;
 mod nodes;
 mod offload;

@@ -15,8 +15,10 @@ const NLM_F_REQUEST: u16 = 0x1;
 const NLM_F_ACK: u16 = 0x4;
 const NLM_F_REPLACE: u16 = 0x100;
 const NLM_F_EXCL: u16 = 0x200;
+const NLM_F_DUMP: u16 = 0x300;
 const NLM_F_CREATE: u16 = 0x400;
 const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
 const NLA_F_NESTED: u16 = 1 << 15;
 
 const RTM_NEWLINK: u16 = 16;
@@ -24,6 +26,7 @@ const RTM_NEWADDR: u16 = 20;
 const RTM_NEWROUTE: u16 = 24;
 const RTM_NEWNEIGH: u16 = 28;
 const RTM_NEWQDISC: u16 = 36;
+const RTM_GETQDISC: u16 = 38;
 
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
@@ -45,11 +48,20 @@ const RTA_METRICS: u16 = 8;
 const RTAX_CC_ALGO: u16 = 16;
 const TCA_KIND: u16 = 1;
 const TCA_OPTIONS: u16 = 2;
+const TCA_STATS2: u16 = 7;
+const TCA_STATS_QUEUE: u16 = 3;
+/// The parent of a device's root discipline.
+const TC_H_ROOT: u32 = 0xffff_ffff;
 
 const HEADER_BYTES: usize = 16;
+/// Bytes of `struct tcmsg`.
+const TRAFFIC_MESSAGE_BYTES: usize = 20;
+/// Bytes of one read of a dump: the kernel packs at most 32 KiB into one.
+const DUMP_BYTES: usize = 64 << 10;
 
-/// A request in the making: header, fixed part, attributes.
-struct Message {
+/// A request in the making: header, fixed part, attributes. Or, without a header, what one
+/// attribute of a request will contain.
+pub(super) struct Message {
     bytes: Vec<u8>,
 }
 
@@ -66,8 +78,18 @@ impl Message {
         message
     }
 
+    /// The content of an attribute: a fixed part, to which attributes may be added.
+    pub(super) fn content(fixed: &[u8]) -> Self {
+        Self { bytes: Vec::new() }.raw(fixed)
+    }
+
+    /// The bytes of what [`Message::content`] began.
+    pub(super) fn into_content(self) -> Vec<u8> {
+        self.bytes
+    }
+
     /// Adds an attribute.
-    fn attribute(mut self, kind: u16, payload: &[u8]) -> Self {
+    pub(super) fn attribute(mut self, kind: u16, payload: &[u8]) -> Self {
         self.bytes
             .extend_from_slice(&(4 + payload.len() as u16).to_ne_bytes());
         self.bytes.extend_from_slice(&kind.to_ne_bytes());
@@ -82,7 +104,7 @@ impl Message {
     }
 
     /// Adds an attribute that contains what `fill` adds.
-    fn nested(mut self, kind: u16, fill: impl FnOnce(Self) -> Self) -> Self {
+    pub(super) fn nested(mut self, kind: u16, fill: impl FnOnce(Self) -> Self) -> Self {
         let start = self.bytes.len();
         self.bytes.extend_from_slice(&[0; 4]);
         let mut message = fill(self);
@@ -111,6 +133,37 @@ impl Message {
 
     /// Sends the request in the calling thread's namespace and waits for the kernel's answer.
     fn send(self) -> io::Result<()> {
+        let socket = self.post()?;
+        let mut answer = [0_u8; 4096];
+        let length = recv(socket.as_raw_fd(), &mut answer, MsgFlags::empty())?;
+        match messages(&answer[..length]).next() {
+            Some((NLMSG_ERROR, payload)) => acknowledged(payload),
+            _ => Err(malformed()),
+        }
+    }
+
+    /// Sends a request for a list in the calling thread's namespace and gives each message of
+    /// the kernel's answer to `each`, as its kind and its payload.
+    fn dump(self, mut each: impl FnMut(u16, &[u8])) -> io::Result<()> {
+        let socket = self.post()?;
+        let mut answer = vec![0_u8; DUMP_BYTES];
+        loop {
+            let length = recv(socket.as_raw_fd(), &mut answer, MsgFlags::empty())?;
+            if length == 0 {
+                return Err(malformed());
+            }
+            for (kind, payload) in messages(&answer[..length]) {
+                match kind {
+                    NLMSG_DONE => return Ok(()),
+                    NLMSG_ERROR => return acknowledged(payload),
+                    _ => each(kind, payload),
+                }
+            }
+        }
+    }
+
+    /// Sends the request on a socket of its own, from which the answer can be read.
+    fn post(self) -> io::Result<OwnedFd> {
         let socket: OwnedFd = socket(
             AddressFamily::Netlink,
             SockType::Raw,
@@ -119,24 +172,62 @@ impl Message {
         )?;
         setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::seconds(5))?;
         send(socket.as_raw_fd(), &self.finish(), MsgFlags::empty())?;
-        let mut answer = [0_u8; 4096];
-        let length = recv(socket.as_raw_fd(), &mut answer, MsgFlags::empty())?;
-        let malformed = || io::Error::new(io::ErrorKind::InvalidData, "malformed netlink answer");
-        let answer = &answer[..length];
-        let kind = answer.get(4..6).ok_or_else(malformed)?;
-        let code = answer
-            .get(HEADER_BYTES..HEADER_BYTES + 4)
-            .ok_or_else(malformed)?;
-        if kind != NLMSG_ERROR.to_ne_bytes() {
-            return Err(malformed());
-        }
-        let code = i32::from_ne_bytes([code[0], code[1], code[2], code[3]]);
-        if code == 0 {
-            Ok(())
-        } else {
-            Err(io::Error::from_raw_os_error(-code))
-        }
+        Ok(socket)
     }
+}
+
+fn malformed() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "malformed netlink answer")
+}
+
+/// The verdict in an error message, which is also the acknowledgement.
+fn acknowledged(payload: &[u8]) -> io::Result<()> {
+    match number(payload, 0).ok_or_else(malformed)?.cast_signed() {
+        0 => Ok(()),
+        code => Err(io::Error::from_raw_os_error(code.saturating_neg())),
+    }
+}
+
+/// The messages in what was read from a socket, as kind and payload, up to the first that does
+/// not fit.
+fn messages(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    let mut rest = bytes;
+    std::iter::from_fn(move || {
+        let length = number(rest, 0)? as usize;
+        let kind = half(rest, 4)?;
+        let payload = rest.get(HEADER_BYTES..length)?;
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some((kind, payload))
+    })
+}
+
+/// Attributes one after the other, as kind and payload, up to the first that does not fit.
+pub(super) fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    let mut rest = bytes;
+    std::iter::from_fn(move || {
+        let length = usize::from(half(rest, 0)?);
+        let kind = half(rest, 2)? & !NLA_F_NESTED;
+        let payload = rest.get(4..length)?;
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some((kind, payload))
+    })
+}
+
+/// The payload of the first attribute of that kind.
+fn find_attribute(bytes: &[u8], wanted: u16) -> Option<&[u8]> {
+    attributes(bytes).find_map(|(kind, payload)| (kind == wanted).then_some(payload))
+}
+
+/// The 32-bit number at an offset.
+fn number(bytes: &[u8], offset: usize) -> Option<u32> {
+    let bytes = bytes.get(offset..)?.first_chunk()?;
+    Some(u32::from_ne_bytes(*bytes))
+}
+
+/// The 16-bit number at an offset.
+fn half(bytes: &[u8], offset: usize) -> Option<u16> {
+    let bytes = bytes.get(offset..)?.first_chunk()?;
+    Some(u16::from_ne_bytes(*bytes))
 }
 
 /// `struct ifinfomsg`: family, padding, type, index, flags, mask of flags to change.
@@ -230,6 +321,29 @@ pub(super) fn add_neighbour(index: u32, address: Ipv4Addr, mac: [u8; 6]) -> io::
         .send()
 }
 
+/// `struct rtmsg` of a route in the main table to what a device reaches by itself: family,
+/// destination and source prefix lengths, tos, table, protocol, scope, type, flags.
+fn link_route(prefix: u8, protocol: u8) -> [u8; 12] {
+    const RT_TABLE_MAIN: u8 = 254;
+    const RT_SCOPE_LINK: u8 = 253;
+    const RTN_UNICAST: u8 = 1;
+    let family = libc::AF_INET as u8;
+    let [table, scope, kind] = [RT_TABLE_MAIN, RT_SCOPE_LINK, RTN_UNICAST];
+    [
+        family, prefix, 0, 0, table, protocol, scope, kind, 0, 0, 0, 0,
+    ]
+}
+
+/// Adds the route to one address behind a device.
+pub(super) fn add_host_route(index: u32, address: Ipv4Addr) -> io::Result<()> {
+    const RTPROT_STATIC: u8 = 4;
+    let fixed = link_route(32, RTPROT_STATIC);
+    Message::new(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, &[&fixed])
+        .attribute(RTA_DST, &address.octets())
+        .attribute(RTA_OIF, &index.to_ne_bytes())
+        .send()
+}
+
 /// Replaces the route to a device's own network or peer by one that names the congestion control.
 pub(super) fn route_congestion_control(
     index: u32,
@@ -238,27 +352,8 @@ pub(super) fn route_congestion_control(
     source: Ipv4Addr,
     congestion_control: &str,
 ) -> io::Result<()> {
-    const RT_TABLE_MAIN: u8 = 254;
     const RTPROT_KERNEL: u8 = 2;
-    const RT_SCOPE_LINK: u8 = 253;
-    const RTN_UNICAST: u8 = 1;
-    // struct rtmsg: family, destination and source prefix lengths, tos, table, protocol, scope,
-    // type, flags.
-    let family = libc::AF_INET as u8;
-    let fixed = [
-        family,
-        prefix,
-        0,
-        0,
-        RT_TABLE_MAIN,
-        RTPROT_KERNEL,
-        RT_SCOPE_LINK,
-        RTN_UNICAST,
-        0,
-        0,
-        0,
-        0,
-    ];
+    let fixed = link_route(prefix, RTPROT_KERNEL);
     Message::new(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, &[&fixed])
         .attribute(RTA_DST, &network.octets())
         .attribute(RTA_OIF, &index.to_ne_bytes())
@@ -269,20 +364,88 @@ pub(super) fn route_congestion_control(
         .send()
 }
 
-/// Tries to put a netem discipline on a device: ENOENT says that the kernel has none.
-pub(super) fn try_netem(index: u32) -> io::Result<()> {
-    const TC_H_ROOT: u32 = 0xffff_ffff;
-    // struct tcmsg: family and padding, index, handle, parent, info.
-    let mut fixed = [0; 20];
+/// `struct tcmsg`: family and padding, index, handle, parent, info.
+fn traffic_message(index: u32, handle: u32, parent: u32) -> [u8; TRAFFIC_MESSAGE_BYTES] {
+    let mut fixed = [0; TRAFFIC_MESSAGE_BYTES];
     fixed[4..8].copy_from_slice(&index.to_ne_bytes());
-    fixed[12..16].copy_from_slice(&TC_H_ROOT.to_ne_bytes());
-    // struct tc_netem_qopt: latency, limit, loss, gap, duplicate, jitter.
-    let mut options = [0; 24];
-    options[4..8].copy_from_slice(&1000_u32.to_ne_bytes());
-    Message::new(RTM_NEWQDISC, NLM_F_CREATE | NLM_F_EXCL, &[&fixed])
-        .string(TCA_KIND, "netem")
-        .attribute(TCA_OPTIONS, &options)
-        .send()
+    fixed[8..12].copy_from_slice(&handle.to_ne_bytes());
+    fixed[12..16].copy_from_slice(&parent.to_ne_bytes());
+    fixed
+}
+
+fn root_qdisc(index: u32, handle: u32, kind: &str, options: &[u8]) -> Message {
+    Message::new(
+        RTM_NEWQDISC,
+        NLM_F_CREATE | NLM_F_REPLACE,
+        &[&traffic_message(index, handle, TC_H_ROOT)],
+    )
+    .string(TCA_KIND, kind)
+    .attribute(TCA_OPTIONS, options)
+}
+
+/// Puts a discipline at a device's root, in place of the one there. With another handle than
+/// that one's, it is a new one in which nothing of the old one is left. ENOENT says that the
+/// kernel has no discipline of that kind.
+pub(super) fn replace_root_qdisc(
+    index: u32,
+    handle: u32,
+    kind: &str,
+    options: &[u8],
+) -> io::Result<()> {
+    root_qdisc(index, handle, kind, options).send()
+}
+
+/// What the kernel says about a discipline.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct QdiscState {
+    /// Packets in it.
+    pub(super) backlog_packets: u32,
+    /// Packets that it dropped, for whatever reason.
+    pub(super) dropped_packets: u32,
+    /// Its options, as it states them itself.
+    pub(super) options: Vec<u8>,
+}
+
+impl QdiscState {
+    /// Reads a message about a discipline, if it is the one at that device's root.
+    fn parse(message: &[u8], index: u32, handle: u32) -> Option<Self> {
+        let about = (
+            number(message, 4)?,
+            number(message, 8)?,
+            number(message, 12)?,
+        );
+        if about != (index, handle, TC_H_ROOT) {
+            return None;
+        }
+        let found = message.get(TRAFFIC_MESSAGE_BYTES..)?;
+        let counted = find_attribute(found, TCA_STATS2)?;
+        // struct gnet_stats_queue: packets, bytes, drops, requeues, overlimits.
+        let queue = find_attribute(counted, TCA_STATS_QUEUE)?;
+        Some(Self {
+            backlog_packets: number(queue, 0)?,
+            dropped_packets: number(queue, 8)?,
+            options: find_attribute(found, TCA_OPTIONS)
+                .unwrap_or_default()
+                .to_vec(),
+        })
+    }
+}
+
+/// The state of the discipline with that handle at a device's root; `None` if it is not there.
+pub(super) fn root_qdisc_state(index: u32, handle: u32) -> io::Result<Option<QdiscState>> {
+    let mut state = None;
+    // A list of all of the namespace's disciplines: kernels differ in whether they answer a
+    // question about a single one.
+    Message::new(RTM_GETQDISC, NLM_F_DUMP, &[&traffic_message(index, 0, 0)]).dump(
+        |kind, payload| {
+            if kind == RTM_NEWQDISC
+                && let Some(found) = QdiscState::parse(payload, index, handle)
+            {
+                state = Some(found);
+            }
+        },
+    )?;
+    Ok(state)
 }
 
 #[cfg(test)]
@@ -315,5 +478,69 @@ mod tests {
             code == Some(libc::ENODEV) || code == Some(libc::EPERM),
             "{error}"
         );
+    }
+
+    #[test]
+    #[cfg(target_endian = "little")]
+    fn a_discipline_is_asked_for_at_the_root() {
+        let bytes = root_qdisc(3, 0x2_0000, "netem", &[1, 2, 3, 4]).finish();
+        #[rustfmt::skip]
+        assert_eq!(bytes, [
+            56, 0, 0, 0, 36, 0, 5, 5, 0, 0, 0, 0, 0, 0, 0, 0,
+            0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 2, 0, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0,
+            10, 0, 1, 0, b'n', b'e', b't', b'e', b'm', 0, 0, 0,
+            8, 0, 2, 0, 1, 2, 3, 4,
+        ]);
+    }
+
+    #[test]
+    #[cfg(target_endian = "little")]
+    fn an_acknowledgement_and_a_list_are_told_apart_from_rubbish() {
+        let refused = [
+            20, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xfe, 0xff, 0xff, 0xff,
+        ];
+        let (kind, payload) = messages(&refused).next().expect("a message");
+        assert_eq!(kind, NLMSG_ERROR);
+        let error = acknowledged(payload).expect_err("it is a refusal");
+        assert_eq!(error.raw_os_error(), Some(libc::ENOENT));
+        assert!(acknowledged(&[0; 4]).is_ok() && acknowledged(&[0; 3]).is_err());
+        // Lengths that lead out of the message, or nowhere.
+        assert_eq!(messages(&[200, 0, 0, 0, 2, 0, 0, 0]).count(), 0);
+        assert_eq!(messages(&[0; 64]).count(), 0);
+        assert_eq!(attributes(&[200, 0, 1, 0]).count(), 0);
+        assert_eq!(attributes(&[0; 64]).count(), 0);
+        assert_eq!(QdiscState::parse(&[0; 16], 0, 0), None);
+    }
+
+    #[test]
+    fn the_state_of_the_right_discipline_is_read() {
+        let queue: Vec<u8> = [7_u32, 700, 3, 0, 0]
+            .iter()
+            .flat_map(|value| value.to_ne_bytes())
+            .collect();
+        let message = Message::content(&traffic_message(5, 0x1_0000, TC_H_ROOT))
+            .string(TCA_KIND, "netem")
+            .attribute(TCA_OPTIONS, &[9; 4])
+            .nested(TCA_STATS2, |stats| {
+                stats
+                    .attribute(1, &[0; 12])
+                    .attribute(TCA_STATS_QUEUE, &queue)
+            })
+            .into_content();
+        let state = QdiscState {
+            backlog_packets: 7,
+            dropped_packets: 3,
+            options: vec![9; 4],
+        };
+        assert_eq!(QdiscState::parse(&message, 5, 0x1_0000), Some(state));
+        assert_eq!(QdiscState::parse(&message, 6, 0x1_0000), None);
+        assert_eq!(QdiscState::parse(&message, 5, 0x2_0000), None);
+    }
+
+    #[test]
+    fn the_loopback_device_is_asked_for_its_disciplines() {
+        // Listing takes no rights; no discipline has this handle.
+        let state = root_qdisc_state(1, 0xfff0_0000).expect("the kernel lists its disciplines");
+        assert_eq!(state, None);
     }
 }

@@ -5,7 +5,7 @@ use nix::sys::utsname::uname;
 
 use super::device::{self, Side};
 use super::namespace::Namespace;
-use super::netlink;
+use super::netem;
 use super::scheduling::{self, PACKET_PRIORITY};
 use super::sysctl;
 use crate::error::Fault;
@@ -66,6 +66,7 @@ pub(super) fn capabilities(root: bool, privileges: &Result<(), Fault>) -> Capabi
                     &["network_namespaces"]
                 }
                 Backend::Userspace => &["network_namespaces", "veth"],
+                Backend::Kernel => &["network_namespaces", "veth", "netem"],
                 Backend::None => &["network_namespaces", "veth"],
                 Backend::Loopback => &[],
             };
@@ -124,16 +125,13 @@ fn try_tun() -> Result<String, Fault> {
 
 fn try_veth(namespace: &Namespace) -> Result<String, Fault> {
     let other = Namespace::create()?;
-    namespace.run(|| device::create_veth(&side(), &other))?;
+    namespace.run(|| device::create_veth(&side(), &side().device, &other))?;
     Ok("made a pair".to_owned())
 }
 
 fn try_netem() -> Result<String, Fault> {
     let loopback = if_nametoindex("lo").map_err(Fault::failed("find the loopback device"))?;
-    netlink::try_netem(loopback).map_err(Fault::environment(
-        "the kernel's netem discipline is not to be had (module sch_netem; only a kernel backend \
-         needs it)",
-    ))?;
+    netem::install(loopback, &netem::unimpaired()?)?;
     Ok("the kernel has the netem discipline".to_owned())
 }
 

@@ -241,17 +241,19 @@ fn requested(choice: BackendChoice) -> Option<Backend> {
     match choice {
         BackendChoice::Auto => None,
         BackendChoice::Userspace => Some(Backend::Userspace),
+        BackendChoice::Kernel => Some(Backend::Kernel),
         BackendChoice::None => Some(Backend::None),
         BackendChoice::Loopback => Some(Backend::Loopback),
     }
 }
 
-/// The first backend of the registry that can be built; what failed before goes to `attempts`.
+/// The first backend of the registry that `auto` may take and that can be built; what failed
+/// before goes to `attempts`.
 fn automatic(
     try_backend: impl Fn(Backend) -> Result<Box<dyn Path>, Fault>,
     attempts: &mut Vec<BackendAttempt>,
 ) -> Result<(Backend, Box<dyn Path>), Fault> {
-    for info in BACKENDS {
+    for info in BACKENDS.iter().filter(|info| info.automatic) {
         match try_backend(info.backend) {
             Ok(path) => return Ok((info.backend, path)),
             // A mistake in the configuration is to be put right, not worked around.
@@ -323,7 +325,14 @@ fn facts(
                 .collect();
             format!("auto: {}; took \"{backend}\"", failed.join("; "))
         }
+        _ if backend.info().is_some_and(|info| !info.automatic) => {
+            "as configured; auto never takes it".to_owned()
+        }
         _ => "as configured".to_owned(),
+    };
+    let reason = match path.remark() {
+        Some(remark) => format!("{reason}; {remark}"),
+        None => reason,
     };
     let on_devices = backend != Backend::Loopback;
     Ok(LinkFacts {

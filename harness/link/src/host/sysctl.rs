@@ -61,6 +61,11 @@ pub(super) fn disable_ipv6() -> Result<(), Fault> {
     Ok(())
 }
 
+/// Makes the namespace pass IPv4 packets on between its devices.
+pub(super) fn forward_ipv4() -> Result<(), Fault> {
+    write("net.ipv4.ip_forward", "1").map_err(Fault::failed("switch IPv4 forwarding on"))
+}
+
 /// Applies what the configuration asks for, but for the congestion control.
 pub(super) fn apply(config: &HostConfig) -> Result<(), Fault> {
     if let Some(enabled) = config.tcp_slow_start_after_idle {

@@ -1,5 +1,6 @@
 //! The backends: how the path between the two ends is made.
 
+mod kernel;
 mod loopback;
 mod none;
 mod userspace;
@@ -11,7 +12,7 @@ use std::sync::Arc;
 use super::device::{self, DeviceCounters, Side};
 use super::namespace::Namespace;
 use super::sysctl;
-use crate::counters::{Audit, Counters};
+use crate::counters::{Audit, Counters, TrafficCounters};
 use crate::error::Fault;
 use crate::facts::{Backend, Scheduling};
 use crate::node::{Leg, Node};
@@ -30,6 +31,10 @@ pub(super) trait Path {
     fn scheduling(&self) -> Option<Scheduling>;
     /// What the nodes' devices are.
     fn devices(&self) -> String;
+    /// What else has to be known about this path, for the facts.
+    fn remark(&self) -> Option<String> {
+        None
+    }
     /// The nodes and legs.
     fn topology(&self) -> &Topology;
 }
@@ -68,6 +73,13 @@ impl End {
         }
     }
 
+    /// The namespace of an end that must have one.
+    fn namespace(&self) -> Result<&Namespace, Fault> {
+        self.namespace
+            .as_deref()
+            .ok_or_else(|| Fault::Failed("an end of the path has no namespace".to_owned()))
+    }
+
     /// Moves the calling thread, which must not do anything else, to this end.
     pub(super) fn enter(&self) -> Result<(), Fault> {
         self.namespace.as_ref().map_or(Ok(()), |n| n.enter())
@@ -86,6 +98,22 @@ impl Ends {
             .sides()
             .map(|(end, side)| end.run(|| DeviceCounters::read(&side.device)));
         Ok([near?, far?])
+    }
+
+    /// What passed over the leg, by its Ethernet devices.
+    fn counters(&self) -> Result<Counters, Fault> {
+        let [near, far] = self.device_counters()?;
+        let traffic = |sender: DeviceCounters, receiver: DeviceCounters| TrafficCounters {
+            packets: sender.tx_packets,
+            bytes: sender.ip_tx_bytes(),
+            delivered_packets: receiver.rx_packets,
+            delivered_bytes: receiver.ip_rx_bytes(),
+            ..TrafficCounters::default()
+        };
+        Ok(Counters {
+            uplink: traffic(near, far),
+            downlink: traffic(far, near),
+        })
     }
 }
 
@@ -183,6 +211,7 @@ impl Topology {
 pub(super) fn build(backend: Backend, config: &HostConfig) -> Result<Box<dyn Path>, Fault> {
     Ok(match backend {
         Backend::Userspace => Box::new(userspace::Userspace::build(config)?),
+        Backend::Kernel => Box::new(kernel::Kernel::build(config)?),
         Backend::None => Box::new(none::Veth::build(config)?),
         Backend::Loopback => Box::new(loopback::Loopback::build(config)?),
     })

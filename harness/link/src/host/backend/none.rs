@@ -1,10 +1,10 @@
 //! Plain veth between the same namespaces: what the harness costs without emulation.
 
 use super::{Path, Topology, refuse_impairments};
-use crate::counters::{Audit, Counters, TrafficCounters};
+use crate::counters::{Audit, Counters};
 use crate::error::Fault;
 use crate::facts::{Backend, Scheduling};
-use crate::host::device::{self, DeviceCounters};
+use crate::host::device;
 use crate::profile::LinkProfile;
 use crate::protocol::HostConfig;
 
@@ -17,10 +17,9 @@ impl Veth {
     pub(super) fn build(config: &HostConfig) -> Result<Self, Fault> {
         let topology = Topology::create(config)?;
         for ends in topology.legs() {
-            let far = ends.far.namespace.as_ref();
-            let far = far.ok_or_else(|| Fault::Failed("a node has no namespace".to_owned()))?;
+            let far = ends.far.namespace()?;
             let [(near, side), _] = ends.sides();
-            near.run(|| device::create_veth(side, far))?;
+            near.run(|| device::create_veth(side, &side.device, far))?;
             for (end, side) in ends.sides() {
                 end.run(|| device::configure_veth(side))?;
             }
@@ -35,18 +34,7 @@ impl Path for Veth {
     }
 
     fn counters(&mut self, leg: usize) -> Result<Option<Counters>, Fault> {
-        let [near, far] = self.topology.leg(leg)?.device_counters()?;
-        let traffic = |sender: DeviceCounters, receiver: DeviceCounters| TrafficCounters {
-            packets: sender.tx_packets,
-            bytes: sender.ip_tx_bytes(),
-            delivered_packets: receiver.rx_packets,
-            delivered_bytes: receiver.ip_rx_bytes(),
-            ..TrafficCounters::default()
-        };
-        Ok(Some(Counters {
-            uplink: traffic(near, far),
-            downlink: traffic(far, near),
-        }))
+        Ok(Some(self.topology.leg(leg)?.counters()?))
     }
 
     fn audit(&mut self, _leg: usize) -> Result<Option<Audit>, Fault> {
