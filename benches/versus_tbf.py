@@ -3,7 +3,8 @@
 
 Both carry one TCP transfer of iperf3 between two network namespaces, at the same rates, taking turns
 (A B, B A, ...), so that a drift of the machine touches both alike. Goodput is converted to IP bytes
-(1500 of which 1448 are payload), which is what either is told to let through.
+(1500 of which 1448 are payload), which is what either is told to let through. Packets and CPU are the
+packet thread's, both ways together.
 
     apt-get install iperf3 iproute2
     cargo build && sudo python3 benches/versus_tbf.py
@@ -56,16 +57,23 @@ def goodput(report):
     return report["end"]["sum_received"]["bits_per_second"] / 1e6
 
 
-def ours(celslm, rate, seconds, folder):
+def ours(celslm, rate, seconds, folder, costs):
     profile = Path(folder) / f"bench-{rate}.toml"
     way = f"rate_mbit = {rate}.0\ndelay_ms = {RTT_MS / 2}\n"
     profile.write_text(
         f'name = "bench-{rate}"\ndescription = "bench"\nsource = "bench"\n[uplink]\n{way}[downlink]\n{way}'
     )
     run = subprocess.run(
-        [celslm, "link", "run", "--profile", str(profile), "--cloud", "iperf3 -s -1 >/dev/null", "--",
+        [celslm, "link", "run", "--profile", str(profile), "--report", f"{folder}/report.json",
+         "--cloud", "iperf3 -s -1 >/dev/null", "--",
          "iperf3", "-c", "{cloud}", "-t", str(seconds), "-O", "1", "-J"],
         capture_output=True, text=True, check=True)
+    report = json.loads(Path(folder, "report.json").read_text())
+    ways = report["counters"].values()
+    packets = sum(way["delivered_packets"] for way in ways)
+    gigabits = sum(way["delivered_bytes"] for way in ways) * 8 / 1e9
+    costs.append((report["audit"]["cpu_s"] / gigabits, packets / (seconds + 1),
+                  report["audit"]["lateness_p99_us"]))
     return goodput(json.loads(run.stdout))
 
 
@@ -89,15 +97,17 @@ def main():
     parser.add_argument("--seconds", type=int, default=5)
     args = parser.parse_args()
     missed = False
-    print("| rate, Mbit/s | celslm link, Mbit/s | off by | tc tbf, Mbit/s | off by |")
-    print("|---:|---:|---:|---:|---:|")
+    print("| rate, Mbit/s | celslm link, Mbit/s | off by | packets/s | CPU s per Gbit | lateness p99, us "
+          "| tc tbf, Mbit/s | off by |")
+    print("|---:|---:|---:|---:|---:|---:|---:|---:|")
     with tempfile.TemporaryDirectory() as folder:
         for rate in map(int, args.rates.split(",")):
             found = {"ours": [], "tbf": []}
+            costs = []
             for turn in range(args.repeat):
                 order = ["ours", "tbf"] if turn % 2 == 0 else ["tbf", "ours"]
                 for who in order:
-                    value = (ours(args.celslm, rate, args.seconds, folder) if who == "ours"
+                    value = (ours(args.celslm, rate, args.seconds, folder, costs) if who == "ours"
                              else tbf(rate, args.seconds))
                     found[who].append(value * IP_SHARE)
                     print(f"{rate}: {who} {value * IP_SHARE:.2f}", file=sys.stderr)
@@ -108,7 +118,9 @@ def main():
                 cells.append(f"{spread} | {100 * (median / rate - 1):+.2f}%")
             tolerance = 0.005 if rate <= 300 else 0.02
             missed |= abs(statistics.median(found["ours"]) / rate - 1) > tolerance
-            print(f"| {rate} | {cells[0]} | {cells[1]} |", flush=True)
+            cpu, packets, late = (statistics.median(column) for column in zip(*costs))
+            print(f"| {rate} | {cells[0]} | {packets:,.0f} | {cpu:.2f} | {late:.0f} | {cells[1]} |",
+                  flush=True)
     check = subprocess.run([args.celslm, "link", "calibrate", "100/150", "--format", "json"],
                            capture_output=True, text=True)
     figure = json.loads(check.stdout)["calibrations"][0]["calibration"]["rtt_p50_ms"]

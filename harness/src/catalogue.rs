@@ -346,19 +346,23 @@ impl Catalogue {
         }
         let mut known = self.links()?;
         known.extend(config.links.clone());
-        let mut used = BTreeMap::new();
-        for (index, (_, grid)) in config.grids().iter().enumerate() {
+        let grids = config.grids();
+        let lists = grids.iter().enumerate().map(|(index, (_, grid))| {
             let section = match index {
-                0 => "grid".to_owned(),
-                n => format!("scenario.{}", n - 1),
+                0 => "grid.links".to_owned(),
+                n => format!("scenario.{}.links", n - 1),
             };
-            for (at, name) in grid.links.iter().enumerate() {
+            (section, &grid.links)
+        });
+        let edges = &config.deployment.edge_links;
+        let lists = lists.chain([("deployment.edge_links".to_owned(), edges)]);
+        let mut used = BTreeMap::new();
+        for (section, names) in lists {
+            for (at, name) in names.iter().enumerate() {
                 let Some(profile) = known.get(name) else {
                     let names: Vec<&str> = known.keys().map(String::as_str).collect();
                     let message = format!("unknown link `{name}`; known: {}", names.join(", "));
-                    return Err(source
-                        .error_at(&format!("{section}.links.{at}"), message)
-                        .into());
+                    return Err(source.error_at(&format!("{section}.{at}"), message).into());
                 };
                 used.insert(name.clone(), profile.clone());
             }

@@ -178,6 +178,8 @@ pub struct Materials {
     pub recording: PathBuf,
     /// Folder for the nodes' logs.
     pub logs: PathBuf,
+    /// The links of the second edge and those after it, where they are not the cell's.
+    pub edge_links: Vec<LinkProfile>,
     /// Seed of the link.
     pub link_seed: u64,
 }
@@ -205,6 +207,7 @@ pub struct Deployment {
     edges: Vec<EdgeControl>,
     cloud: Cloud,
     cloud_addr: SocketAddr,
+    edge_links: Vec<LinkProfile>,
     facts: NodeFacts,
     _exit: Option<Exit>,
     // Dropped last: the nodes are told to end before the link goes.
@@ -301,6 +304,7 @@ impl Deployment {
         options.congestion_control = (deployment.backend != BackendChoice::Loopback)
             .then(|| deployment.congestion_control.clone());
         options.packet_cpu = deployment.pinning.packet_cpu;
+        options.spin = deployment.packet_spin;
         options.edges = deployment.edges;
         options.seed = materials.link_seed;
         let link = Link::start(&options)?;
@@ -463,6 +467,7 @@ impl Deployment {
             edges,
             cloud,
             cloud_addr: addr,
+            edge_links: materials.edge_links.clone(),
             facts,
             _exit: None,
             stage,
@@ -611,9 +616,9 @@ impl Deployment {
         self.stage.link.as_ref().map(Link::facts)
     }
 
-    /// Gives the leg of every edge the link's profile, each with random streams of its own, and
-    /// every edge a fresh connection over it, so that no congestion
-    /// window of another link is carried over.
+    /// Gives the leg of every edge the link's profile or, where the edge has a link of its own,
+    /// that one, each with random streams of its own, and every edge a fresh connection over it,
+    /// so that no congestion window of another link is carried over.
     ///
     /// # Errors
     /// [`DeploymentError`].
@@ -621,7 +626,8 @@ impl Deployment {
         if let Some(link) = &self.stage.link {
             for leg in 0..link.legs().len() {
                 let seed = seed.wrapping_add((leg as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-                link.set_profile_with_seed(leg, profile, seed)?;
+                let own = leg.checked_sub(1).and_then(|at| self.edge_links.get(at));
+                link.set_profile_with_seed(leg, own.unwrap_or(profile), seed)?;
             }
         }
         let connect = EdgeCommand::Connect {

@@ -41,6 +41,12 @@ fn help_teaches() {
         "help_device_measure",
         stdout(&["device", "measure", "--help"])
     );
+    for command in ["run", "calibrate"] {
+        insta::assert_snapshot!(
+            format!("help_link_{command}"),
+            stdout(&["link", command, "--help"])
+        );
+    }
 }
 
 #[test]

@@ -51,6 +51,9 @@ pub struct HostOptions {
     pub tcp_buffer_max_bytes: Option<u64>,
     /// The CPU to pin the packet thread to.
     pub packet_cpu: Option<usize>,
+    /// Whether the packet thread waits out the last stretch before a departure awake, and wakes
+    /// for every packet: punctual to some microseconds, for much of a CPU.
+    pub spin: bool,
     /// The devices of the `userspace` backend.
     pub devices: DeviceChoice,
     /// How many edges there are, each with a leg of its own to the cloud (1 to 64).
@@ -77,6 +80,7 @@ impl HostOptions {
             tcp_slow_start_after_idle: None,
             tcp_buffer_max_bytes: Some(32 << 20),
             packet_cpu: None,
+            spin: false,
             devices: DeviceChoice::Auto,
             edges: 1,
             neighbours: Vec::new(),
@@ -91,6 +95,7 @@ impl HostOptions {
             tcp_slow_start_after_idle: self.tcp_slow_start_after_idle,
             tcp_buffer_max_bytes: self.tcp_buffer_max_bytes,
             packet_cpu: self.packet_cpu,
+            spin: self.spin,
             devices: self.devices,
             edges: self.edges,
             neighbours: self.neighbours.clone(),

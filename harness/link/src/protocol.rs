@@ -34,6 +34,7 @@ pub(crate) struct HostConfig {
     pub(crate) tcp_slow_start_after_idle: Option<bool>,
     pub(crate) tcp_buffer_max_bytes: Option<u64>,
     pub(crate) packet_cpu: Option<usize>,
+    pub(crate) spin: bool,
     pub(crate) devices: DeviceChoice,
     pub(crate) edges: usize,
     pub(crate) neighbours: Vec<(usize, usize)>,

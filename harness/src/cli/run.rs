@@ -134,6 +134,12 @@ fn measure(
         devices: inputs.devices.clone(),
         recording: store.dir().join("recording"),
         logs: store.dir().join("logs"),
+        edge_links: config
+            .deployment
+            .edge_links
+            .iter()
+            .map(|name| inputs.links[name].clone())
+            .collect(),
         link_seed: seeds.derive("link"),
     };
     let mut deployment = Deployment::start(config, &materials)?;

@@ -120,10 +120,17 @@ pub struct DeploymentConfig {
     pub backend: BackendChoice,
     /// TCP congestion control of both nodes; the kernel must have it.
     pub congestion_control: String,
-    /// Edge processes, all connected to the one cloud over the one link.
+    /// Edge processes, all connected to the one cloud, each over a link of its own.
     pub edges: usize,
+    /// The links of the second edge, the third and so on, the same in every cell. Edges without an
+    /// entry have the cell's link, as the first edge always has.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub edge_links: Vec<String>,
     /// Which CPUs the processes may use.
     pub pinning: Pinning,
+    /// Whether the packet thread waits out the last stretch before a departure awake: more
+    /// punctual, for much of a CPU that the nodes then lack.
+    pub packet_spin: bool,
     /// Compute threads of each node.
     pub threads: Threads,
     /// Longest wait for both nodes to hold their models, in seconds.
@@ -140,7 +147,9 @@ impl Default for DeploymentConfig {
             backend: BackendChoice::default(),
             congestion_control: "cubic".to_owned(),
             edges: 1,
+            edge_links: Vec::new(),
             pinning: Pinning::default(),
+            packet_spin: false,
             threads: Threads::default(),
             startup_timeout_s: 120,
             external: None,
@@ -395,7 +404,8 @@ pub struct LimitsConfig {
     pub max_queue: u64,
     /// Most bytes of KV that an engine's sessions may grow to, a shared context counted once.
     pub session_kv_bytes: u64,
-    /// Prompt tokens that one step of an engine takes in beside the sessions that generate.
+    /// Prompt tokens that one step of an engine takes in beside the sessions that generate, which
+    /// wait for them between two tokens.
     pub step_tokens: u64,
     /// Most bytes that the recording of a replayed cloud may take on disk.
     pub recording_bytes: u64,
@@ -846,6 +856,16 @@ impl Config {
                 "nodes started by hand are one edge and one cloud".to_owned(),
             );
         }
+        if self.deployment.edge_links.len() >= self.deployment.edges.max(1) {
+            return fail(
+                "deployment.edge_links",
+                format!(
+                    "{} links for the edges after the first, of which there are {}",
+                    self.deployment.edge_links.len(),
+                    self.deployment.edges.saturating_sub(1)
+                ),
+            );
+        }
         if self.deployment.external.is_some() && self.cloud.compute != CloudCompute::Live {
             return fail(
                 "cloud.compute",
@@ -1127,6 +1147,23 @@ mod tests {
         let config = parse(text, &[]).unwrap();
         let written = toml::to_string_pretty(&config).unwrap();
         assert_eq!(parse(&written, &[]).unwrap(), config, "{written}");
+    }
+
+    #[test]
+    fn edges_after_the_first_may_have_links_of_their_own() {
+        let text = |edges| {
+            format!(
+                "[experiment]\nname = 'x'\n\
+                 [deployment]\nedges = {edges}\nedge_links = ['a', 'b']\n"
+            )
+        };
+        let config = parse(&text(3), &[]).unwrap();
+        assert_eq!(config.deployment.edge_links, ["a", "b"]);
+        let error = parse(&text(2), &[]).unwrap_err().to_string();
+        assert!(
+            error.contains("2 links for the edges after the first, of which there are 1"),
+            "{error}"
+        );
     }
 
     #[test]

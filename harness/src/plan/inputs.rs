@@ -51,7 +51,7 @@ pub struct Inputs {
     pub cloud_model: ModelSpec,
     /// The edge's model.
     pub edge_model: ModelSpec,
-    /// Every link that the grids name.
+    /// Every link that the grids and the edges name.
     pub links: BTreeMap<String, LinkProfile>,
     /// The devices that the nodes stand in for.
     pub devices: Devices,

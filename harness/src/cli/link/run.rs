@@ -1,12 +1,14 @@
 //! `celslm link run`: any two programs on an emulated path.
 
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus};
 use std::time::Duration;
 
 use anyhow::Context as _;
 use celslm::exit::ExitCode;
-use celslm_link::{Audit, Counters, Link, Node, TrafficCounters};
+use celslm_link::{Audit, Counters, Link, LinkFacts, Node, TrafficCounters};
 use clap::Args;
+use serde::Serialize;
 
 /// Run a program at the edge's end of an emulated link, and one at the cloud's if wanted
 ///
@@ -25,6 +27,10 @@ pub(super) struct RunArgs {
     /// Shell command to run at the cloud's end, started first
     #[arg(long, value_name = "COMMAND")]
     cloud: Option<String>,
+
+    /// Write what the link is, what passed over it and how punctual it was to this file, as JSON
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
 
     /// How long the cloud's program is given before COMMAND starts, in milliseconds
     #[arg(long, value_name = "MS", default_value_t = 500)]
@@ -80,7 +86,18 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     if let Some(cloud) = &mut cloud {
         end(cloud);
     }
-    report(link.counters(0)?, link.audit(0)?);
+    let report = Report {
+        schema_version: 1,
+        profile: &profile.name,
+        counters: link.counters(0)?,
+        audit: link.audit(0)?,
+        link: link.facts(),
+    };
+    if let Some(path) = &args.report {
+        let text = serde_json::to_string_pretty(&report)?;
+        std::fs::write(path, text).with_context(|| format!("write {}", path.display()))?;
+    }
+    print(&report);
     drop(link);
     match code(status) {
         0 => Ok(ExitCode::Ok),
@@ -115,8 +132,22 @@ fn code(status: ExitStatus) -> i32 {
         .unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
 }
 
-fn report(counters: Option<Counters>, audit: Option<Audit>) {
-    let Some(counters) = counters else { return };
+/// What `--report` writes.
+#[derive(Serialize)]
+struct Report<'a> {
+    schema_version: u32,
+    profile: &'a str,
+    /// `None` on a backend that counts nothing.
+    counters: Option<Counters>,
+    /// `None` where there is no packet thread.
+    audit: Option<Audit>,
+    link: &'a LinkFacts,
+}
+
+fn print(report: &Report<'_>) {
+    let Some(counters) = report.counters else {
+        return;
+    };
     let line = |name: &str, way: TrafficCounters| {
         eprintln!(
             "link: {name} {} packets, {} bytes sent; {} packets, {} bytes delivered; dropped {} by loss, {} by the queue",
@@ -130,12 +161,13 @@ fn report(counters: Option<Counters>, audit: Option<Audit>) {
     };
     line("up  ", counters.uplink);
     line("down", counters.downlink);
-    if let Some(audit) = audit {
+    if let Some(audit) = report.audit {
         eprintln!(
-            "link: lateness p50 {:.0} µs, p99 {:.0} µs, at most {:.0} µs; {} packets dropped before the link, {} writes refused",
+            "link: lateness p50 {:.0} µs, p99 {:.0} µs, at most {:.0} µs; {:.2} s of CPU; {} packets dropped before the link, {} writes refused",
             audit.lateness_p50_us,
             audit.lateness_p99_us,
             audit.lateness_max_us,
+            audit.cpu_s,
             audit.device_drops,
             audit.write_failures
         );

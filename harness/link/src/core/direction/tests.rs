@@ -695,6 +695,56 @@ fn switching_one_impairment_on_shifts_no_other() {
     }
 }
 
+#[test]
+fn a_copy_has_draws_of_its_own() {
+    let duplicating = DirectionSettings {
+        duplicate: 1.0,
+        ..settings(None, 20 * MS, 10 * MS)
+    };
+    let mut link = direction(&duplicating);
+    let mut delays = Vec::new();
+    for i in 0..100 {
+        let verdict = link.push(MS * i, packet(0, 100));
+        let Some(Fate::Queued {
+            departure: Some(copy),
+        }) = verdict.copy
+        else {
+            panic!("every packet has a copy")
+        };
+        delays.push((departure(verdict), copy));
+    }
+    assert!(delays.iter().all(|(original, copy)| original != copy));
+}
+
+#[test]
+fn a_traces_loss_and_the_loss_model_draw_apart() {
+    let step = Step {
+        start: ZERO,
+        bits_per_second: 8_000_000_000,
+        delay: ZERO,
+        loss: 0.3,
+    };
+    let trace = BandwidthTrace::Steps(Steps::new(vec![step], MS).expect("valid"));
+    let lost = |traced: bool, loss: LossModel| -> Vec<bool> {
+        let mut settings = settings(Some(8_000_000_000), ZERO, ZERO);
+        settings.loss = loss;
+        if traced {
+            settings.bandwidth = Bandwidth::Trace(Arc::new(trace.clone()));
+        }
+        let mut link = direction(&settings);
+        (0..1000)
+            .map(|i| !is_queued(link.push(MS * i, packet(0, 100))))
+            .collect()
+    };
+    let model = LossModel::Independent { probability: 0.2 };
+    let by_trace = lost(true, LossModel::None);
+    let by_model = lost(false, model);
+    for (index, lost) in lost(true, model).into_iter().enumerate() {
+        assert_eq!(lost, by_trace[index] || by_model[index]);
+    }
+    assert_ne!(by_trace, by_model);
+}
+
 proptest! {
     #[test]
     fn departures_follow_the_formula(

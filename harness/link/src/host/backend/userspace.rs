@@ -56,7 +56,7 @@ impl Userspace {
                 )
             }
         };
-        let packets = PacketThread::start(devices, config.packet_cpu, config.seed)?;
+        let packets = PacketThread::start(devices, config)?;
         Ok(Self {
             device_drops: vec![0; topology.legs().len()],
             topology,
