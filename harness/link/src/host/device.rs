@@ -59,29 +59,28 @@ pub(super) struct Side {
 
 /// A TUN device's packet end, without a device yet. Opening is what needs permission; the
 /// namespace of the opening thread is the one that the device will be in.
-pub(super) fn open_tun() -> Result<File, Fault> {
+pub(super) fn open_tun() -> io::Result<File> {
     OpenOptions::new()
         .read(true)
         .write(true)
         .custom_flags(libc::O_NONBLOCK)
         .open("/dev/net/tun")
-        .map_err(|error| {
-            let advice = match error.kind() {
-                io::ErrorKind::PermissionDenied => {
-                    "run as root, or let this user open it, or set link.backend = \"none\""
-                }
-                _ => {
-                    "load the tun module or give the container the device, or set \
-                     link.backend = \"none\""
-                }
-            };
-            Fault::Environment(format!("/dev/net/tun cannot be opened ({error}): {advice}"))
-        })
+}
+
+/// What to do where TUN devices are needed and cannot be had.
+pub(super) fn no_tun(error: io::Error) -> Fault {
+    let advice = match error.kind() {
+        io::ErrorKind::PermissionDenied => "run as root, or let this user open it",
+        _ => "load the tun module, or give the container the device",
+    };
+    Fault::Environment(format!(
+        "/dev/net/tun cannot be opened ({error}): {advice}, or use veth devices in place of TUN"
+    ))
 }
 
 /// Makes a leg's TUN device and brings it up.
 pub(super) fn create_tun(side: &Side) -> Result<Port, Fault> {
-    let tun = open_tun()?;
+    let tun = open_tun().map_err(no_tun)?;
     sys::attach_tun(tun.as_fd(), &side.device).map_err(Fault::environment("make a TUN device"))?;
     configure(side)?;
     Ok(Port::tun(tun))

@@ -24,9 +24,11 @@ pub(super) struct Userspace {
 impl Userspace {
     pub(super) fn build(config: &HostConfig) -> Result<Self, Fault> {
         let tun = match config.devices {
-            DeviceChoice::Auto => device::open_tun().map(drop),
-            DeviceChoice::Tun => Ok(device::open_tun().map(drop)?),
-            DeviceChoice::Veth => Err(Fault::Environment("they are asked for".to_owned())),
+            DeviceChoice::Auto => device::open_tun()
+                .map(drop)
+                .map_err(|error| format!("since /dev/net/tun cannot be opened: {error}")),
+            DeviceChoice::Tun => Ok(device::open_tun().map(drop).map_err(device::no_tun)?),
+            DeviceChoice::Veth => Err("as asked for".to_owned()),
         };
         let topology = Topology::create(config)?;
         let mut devices = Vec::new();
@@ -40,7 +42,7 @@ impl Userspace {
                 }
                 "TUN devices".to_owned()
             }
-            Err(refused) => {
+            Err(reason) => {
                 let hub = Namespace::create()?;
                 hub.run(sysctl::disable_ipv6)?;
                 for (leg, ends) in topology.legs().iter().enumerate() {
@@ -50,10 +52,7 @@ impl Userspace {
                         far.run(|| device::create_port(far_side, &hub, 2 * leg + 1))?,
                     ]);
                 }
-                format!(
-                    "veth devices and packet sockets, since {}",
-                    refused.message()
-                )
+                format!("veth devices and packet sockets, {reason}")
             }
         };
         let packets = PacketThread::start(devices, config)?;
