@@ -665,8 +665,8 @@ impl Deployment {
         Ok(first)
     }
 
-    /// How well the emulator kept its times since the profile was set, where it emulates: of each
-    /// figure the worst of any leg, and the sums of what is counted.
+    /// How well the emulator kept its times since the profile was set or this was last asked, where
+    /// it emulates: of each figure the worst of any leg, and the sums of what is counted.
     ///
     /// # Errors
     /// [`DeploymentError::Link`].

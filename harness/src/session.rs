@@ -172,6 +172,8 @@ impl Session<'_> {
         observer.link(profile);
         deployment.set_link(profile, cell.seed)?;
         let before = deployment.calibrate()?;
+        // The calibration's own packets do not count as the nodes'.
+        deployment.audit()?;
         if let Some(calibration) = &before {
             observer.calibrated(profile, calibration);
         }

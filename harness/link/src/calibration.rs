@@ -1,15 +1,23 @@
-//! Calibration: what was measured over the path itself, judged against the profile.
+//! Calibration: what was measured over the path itself, judged against what the profile's link on
+//! a virtual clock does to the same datagrams.
+
+mod predict;
+mod spread;
+#[cfg(test)]
+mod tests;
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::profile::{Impairments, LinkProfile};
+pub(crate) use predict::{FULL_BYTES, PROBE_BYTES, Predictor, Schedule, Way, Window, flood_gap};
+pub(crate) use spread::Expected;
 
 /// How much to measure and how closely it must match.
 ///
 /// The defaults take about 3.5 s on a link with a short RTT and 5 s at 80 ms, and 2 s more where
-/// TCP does not fill the path.
+/// TCP does not fill the path. The predictions take some tenths of a second of that where the
+/// link draws anything at random or changes over time.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CalibrateOptions {
@@ -19,13 +27,19 @@ pub struct CalibrateOptions {
     pub ping_interval_us: u64,
     /// Numbered datagrams sent each way for the loss (0 leaves loss unmeasured; at most 100,000).
     pub loss_datagrams: u32,
-    /// How long the rate is measured each way after warm-up, in milliseconds (100 to 10,000).
+    /// How long the rate is measured each way after warm-up, in milliseconds (100 to 120,000). A
+    /// trace is held to what it offers in that time, so that a second or more is needed for 1%, and
+    /// its whole period to see all of it.
     pub rate_window_ms: u64,
     /// How closely the figures must match.
     pub tolerances: Tolerances,
 }
 
 /// How far a measured figure may lie from its target before it counts as degraded.
+///
+/// The profile's link is simulated with what the tools sent, as often as its randomness asks for.
+/// The target is the median of these predictions (of a loss, their mean). A figure matches within
+/// the bounds that `loss_z` sets around them, moved outwards by what else stands here.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Tolerances {
@@ -33,11 +47,13 @@ pub struct Tolerances {
     pub rtt_ms: f64,
     /// See `rtt_ms`.
     pub rtt_fraction: f64,
-    /// The 99th percentile of the RTT may exceed the greatest RTT of the profile by this much, ms.
+    /// The 99th percentile of the RTT may lie this much above the predictions, ms, and below them
+    /// by as much as the median.
     pub rtt_p99_ms: f64,
     /// The rate may be off by this fraction.
     pub rate_fraction: f64,
-    /// Standard deviations of the binomial count within which losses must lie.
+    /// Standard deviations of the predictions within which a figure must lie: of losses, and of
+    /// RTT and rate as far as chance has a part in them.
     ///
     /// 3.29 is the 99.9% interval: at 99%, one sound link in a hundred would be called degraded
     /// for each figure measured.
@@ -77,8 +93,8 @@ impl CalibrateOptions {
             Some("ping_interval_us must be 100 to 1000000")
         } else if self.loss_datagrams > 100_000 {
             Some("loss_datagrams must be at most 100000")
-        } else if !(100..=10_000).contains(&self.rate_window_ms) {
-            Some("rate_window_ms must be 100 to 10000")
+        } else if !(100..=120_000).contains(&self.rate_window_ms) {
+            Some("rate_window_ms must be 100 to 120000")
         } else {
             None
         }
@@ -93,7 +109,7 @@ pub enum Verdict {
     Ok,
     /// It does not, or it could not be measured.
     Degraded,
-    /// There is nothing to compare it with.
+    /// There is nothing to compare it with, or nothing was to arrive and nothing did.
     Unchecked,
 }
 
@@ -102,7 +118,7 @@ pub enum Verdict {
 pub struct Figure {
     /// What was measured; `None` where nothing arrived or nothing was measured.
     pub measured: Option<f64>,
-    /// What the profile says.
+    /// What is predicted of the profile's link.
     pub target: Option<f64>,
     /// The least value that counts as matching.
     pub low: Option<f64>,
@@ -118,10 +134,11 @@ pub struct Figure {
 pub enum RateMethod {
     /// One TCP bulk transfer, counted at the receiver.
     Tcp,
-    /// Datagrams offered above the rate, counted at the receiver. Taken where TCP did not fill
-    /// the path: on one with loss, or shortly after slow start has overshot, TCP measures its
-    /// own congestion control. Both are lower bounds of what the path carries, so the greater
-    /// counts.
+    /// Datagrams offered above the rate, of a trace above its peak, counted at the receiver. Taken
+    /// where TCP did not fill the path: on one with loss, or shortly after slow start has overshot,
+    /// TCP measures its own congestion control. Both are lower bounds of what the path carries, so
+    /// the greater counts, but for TCP beyond its bounds, which then has handed over at once what
+    /// it had held back.
     Udp,
 }
 
@@ -134,6 +151,10 @@ pub struct MeasuredRate {
     pub method: RateMethod,
     /// What one TCP bulk transfer reached, in Mbit/s, IP headers counted.
     pub tcp_mbit: Option<f64>,
+    /// From when to when the rate that counts was measured, in milliseconds since the leg got its
+    /// profile: which part of a trace that was. `None` where that is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub window_ms: Option<[f64; 2]>,
 }
 
 /// The result of a calibration.
@@ -169,6 +190,9 @@ pub struct Calibration {
     pub verdict: Verdict,
     /// How long the calibration took, in milliseconds.
     pub wall_ms: f64,
+    /// How long of that was taken by predictions, while nothing was measured.
+    #[serde(default)]
+    pub prediction_ms: f64,
 }
 
 impl Calibration {
@@ -196,101 +220,130 @@ pub(crate) struct Measured {
     pub(crate) loss_datagrams: u32,
     pub(crate) uplink_rate: MeasuredRate,
     pub(crate) downlink_rate: MeasuredRate,
-    pub(crate) wall: Duration,
 }
 
-/// The rate of full packets, in Mbit/s with IP headers, that a direction is to carry.
-pub(crate) fn rate_target(of: &Impairments, mtu: f64) -> Option<f64> {
-    of.rate_mbit
-        .map(|mbit| mbit * mtu / (mtu + f64::from(of.overhead_bytes)))
+/// What they are to have seen.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Predicted {
+    pub(crate) rtt_p50_ms: Expected,
+    pub(crate) rtt_p99_ms: Expected,
+    pub(crate) uplink_loss: Expected,
+    pub(crate) downlink_loss: Expected,
+    pub(crate) uplink_rate: Expected,
+    pub(crate) downlink_rate: Expected,
 }
 
-/// Holds what was measured against the profile.
-///
-/// `ping_bytes` is the IP length of an echo datagram, `mtu` that of the rate's packets. A link
-/// that emulates nothing has no targets: everything is measured and nothing judged but loss.
+impl Predicted {
+    /// There is nothing to compare anything with.
+    pub(crate) const NOTHING: Self = Self {
+        rtt_p50_ms: Expected::Unknown,
+        rtt_p99_ms: Expected::Unknown,
+        uplink_loss: Expected::Unknown,
+        downlink_loss: Expected::Unknown,
+        uplink_rate: Expected::Unknown,
+        downlink_rate: Expected::Unknown,
+    };
+}
+
+/// The quantiles of the RTT that are judged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Quantile {
+    P50,
+    P99,
+}
+
+/// A quantile of sorted round trips in milliseconds; `None` if there are none.
+pub(crate) fn quantile_ms(sorted: &[Duration], quantile: Quantile) -> Option<f64> {
+    let percent = match quantile {
+        Quantile::P50 => 50,
+        Quantile::P99 => 99,
+    };
+    let rank = (sorted.len() * percent).div_ceil(100).max(1);
+    sorted.get(rank - 1).map(|rtt| rtt.as_secs_f64() * 1e3)
+}
+
+/// A rate as one of the tools measured it, and what it is to be in the tool's own window.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RateSample {
+    pub(crate) mbit: Option<f64>,
+    pub(crate) expected: Expected,
+    pub(crate) window: Window,
+}
+
+impl RateSample {
+    /// Whether it needs no other tool: it is what it is to be, or there is nothing to compare it
+    /// with.
+    pub(crate) fn suffices(&self, tolerances: &Tolerances) -> bool {
+        match self.expected {
+            Expected::Unknown => true,
+            Expected::Nothing | Expected::Within { .. } => {
+                figure(self.mbit, rate_bounds(self.expected, tolerances)).verdict == Verdict::Ok
+            }
+        }
+    }
+}
+
+/// Which of the two tools counts where TCP did not suffice.
+pub(crate) fn choose(tcp: &RateSample, flood: &RateSample, tolerances: &Tolerances) -> RateMethod {
+    let share = |sample: &RateSample| match sample.expected {
+        Expected::Within { target, .. } => sample.mbit.unwrap_or(0.0) / target,
+        _ => sample.mbit.unwrap_or(0.0),
+    };
+    let too_fast = match (tcp.mbit, rate_bounds(tcp.expected, tolerances)) {
+        (Some(mbit), Expected::Within { high, .. }) => mbit > high,
+        _ => false,
+    };
+    if flood.mbit.is_some() && (too_fast || share(flood) > share(tcp)) {
+        RateMethod::Udp
+    } else {
+        RateMethod::Tcp
+    }
+}
+
+fn rate_bounds(expected: Expected, tolerances: &Tolerances) -> Expected {
+    let slack = |target: f64| tolerances.rate_fraction * target;
+    expected.widened(slack, slack)
+}
+
+/// Holds what was measured against what was predicted.
 pub(crate) fn judge(
-    profile: &LinkProfile,
-    emulated: bool,
+    profile: &str,
     mut measured: Measured,
+    predicted: &Predicted,
     tolerances: Tolerances,
-    ping_bytes: f64,
-    mtu: f64,
 ) -> Calibration {
     measured.rtts.sort_unstable();
-    let quantile = |quantile: f64| {
-        let rank = (measured.rtts.len() as f64 * quantile).ceil() as usize;
-        measured
-            .rtts
-            .get(rank.max(1) - 1)
-            .map(|rtt| rtt.as_secs_f64() * 1e3)
-    };
-    let (up, down) = (&profile.uplink, &profile.downlink);
-    let tx_ms = |of: &Impairments| {
-        of.rate_mbit.map_or(0.0, |mbit| {
-            (ping_bytes + f64::from(of.overhead_bytes)) * 8.0 / mbit / 1e3
-        })
-    };
-    let rtt_target = up.delay_ms + down.delay_ms + tx_ms(up) + tx_ms(down);
-    let rtt_slack = tolerances.rtt_ms.max(tolerances.rtt_fraction * rtt_target);
-    let rtt_greatest = rtt_target + up.jitter_ms + down.jitter_ms;
-    // The median of a sum of two uniform jitters is their mean, but a sample's median scatters;
-    // four standard errors of the median of a distribution that wide are allowed.
-    let scatter = 4.0 * 1.2533 * (up.jitter_ms + down.jitter_ms)
-        / 3.0_f64.sqrt()
-        / (measured.rtts.len().max(1) as f64).sqrt();
-    let has_rtt = emulated;
-    let rtt_p50_ms = figure(
-        quantile(0.5),
-        has_rtt.then_some((
-            rtt_target,
-            rtt_target - rtt_slack - scatter,
-            rtt_target + rtt_slack + scatter,
-        )),
-    );
-    let rtt_p99_ms = figure(
-        quantile(0.99),
-        has_rtt.then_some((
-            rtt_greatest,
-            rtt_target - rtt_slack - scatter,
-            rtt_greatest + tolerances.rtt_p99_ms,
-        )),
-    );
-    let rate = |measured, of: &Impairments| {
-        let target = rate_target(of, mtu);
-        let slack = tolerances.rate_fraction;
-        figure(
-            measured,
-            target.map(|rate| (rate, rate * (1.0 - slack), rate * (1.0 + slack))),
-        )
-    };
-    let loss = |lost: u32, of: &Impairments| {
+    let rtt_slack = |target: f64| tolerances.rtt_ms.max(tolerances.rtt_fraction * target);
+    let loss = |lost: u32, expected| {
         let n = f64::from(measured.loss_datagrams);
-        let spread = tolerances.loss_z * (of.loss * (1.0 - of.loss) / n).sqrt();
-        let measured = (n > 0.0).then(|| f64::from(lost) / n);
-        let bounds = (
-            of.loss,
-            (of.loss - spread).max(0.0),
-            (of.loss + spread).min(1.0),
-        );
-        figure(measured, (n > 0.0).then_some(bounds))
+        figure((n > 0.0).then(|| f64::from(lost) / n), expected)
     };
+    let rate = |rate: MeasuredRate, expected| figure(rate.mbit, rate_bounds(expected, &tolerances));
     let mut calibration = Calibration {
-        profile: profile.name.clone(),
-        rtt_p50_ms,
-        rtt_p99_ms,
+        profile: profile.to_owned(),
+        rtt_p50_ms: figure(
+            quantile_ms(&measured.rtts, Quantile::P50),
+            predicted.rtt_p50_ms.widened(rtt_slack, rtt_slack),
+        ),
+        rtt_p99_ms: figure(
+            quantile_ms(&measured.rtts, Quantile::P99),
+            predicted
+                .rtt_p99_ms
+                .widened(rtt_slack, |_| tolerances.rtt_p99_ms),
+        ),
         pings_received: u32::try_from(measured.rtts.len()).unwrap_or(u32::MAX),
         pings_sent: measured.pings_sent,
-        uplink_rate_mbit: rate(measured.uplink_rate.mbit, up),
-        downlink_rate_mbit: rate(measured.downlink_rate.mbit, down),
+        uplink_rate_mbit: rate(measured.uplink_rate, predicted.uplink_rate),
+        downlink_rate_mbit: rate(measured.downlink_rate, predicted.downlink_rate),
         uplink_rate: measured.uplink_rate,
         downlink_rate: measured.downlink_rate,
-        uplink_loss: loss(measured.uplink_lost, up),
-        downlink_loss: loss(measured.downlink_lost, down),
+        uplink_loss: loss(measured.uplink_lost, predicted.uplink_loss),
+        downlink_loss: loss(measured.downlink_lost, predicted.downlink_loss),
         loss_datagrams: measured.loss_datagrams,
         tolerances,
         verdict: Verdict::Ok,
-        wall_ms: measured.wall.as_secs_f64() * 1e3,
+        wall_ms: 0.0,
+        prediction_ms: 0.0,
     };
     if calibration
         .figures()
@@ -302,140 +355,38 @@ pub(crate) fn judge(
     calibration
 }
 
-/// A figure against (target, low, high).
-fn figure(measured: Option<f64>, bounds: Option<(f64, f64, f64)>) -> Figure {
-    let verdict = match (measured, bounds) {
-        (_, None) => Verdict::Unchecked,
-        (Some(value), Some((_, low, high))) if (low..=high).contains(&value) => Verdict::Ok,
-        (_, Some(_)) => Verdict::Degraded,
-    };
-    Figure {
+/// A figure against what it is to be.
+fn figure(measured: Option<f64>, expected: Expected) -> Figure {
+    let unchecked = Figure {
         measured,
-        target: bounds.map(|(target, _, _)| target),
-        low: bounds.map(|(_, low, _)| low),
-        high: bounds.map(|(_, _, high)| high),
-        verdict,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn profile() -> LinkProfile {
-        let mut profile = LinkProfile::unimpaired();
-        for direction in [&mut profile.uplink, &mut profile.downlink] {
-            direction.rate_mbit = Some(100.0);
-            direction.delay_ms = 10.0;
-        }
-        profile
-    }
-
-    fn rate(mbit: Option<f64>) -> MeasuredRate {
-        MeasuredRate {
-            mbit,
-            method: RateMethod::Tcp,
-            tcp_mbit: mbit,
-        }
-    }
-
-    fn measured() -> Measured {
-        Measured {
-            rtts: (0..100)
-                .map(|i| Duration::from_micros(20_050 + i))
-                .collect(),
-            pings_sent: 100,
-            uplink_lost: 0,
-            downlink_lost: 0,
-            loss_datagrams: 1000,
-            uplink_rate: rate(Some(99.8)),
-            downlink_rate: rate(Some(99.8)),
-            wall: Duration::from_secs(3),
-        }
-    }
-
-    fn verdicts(profile: &LinkProfile, measured: Measured) -> Vec<&'static str> {
-        let judged = judge(profile, true, measured, Tolerances::default(), 60.0, 1500.0);
-        let degraded: Vec<&str> = judged
-            .figures()
-            .iter()
-            .filter(|(_, figure)| figure.verdict == Verdict::Degraded)
-            .map(|(name, _)| *name)
-            .collect();
-        assert_eq!(judged.verdict == Verdict::Degraded, !degraded.is_empty());
-        degraded
-    }
-
-    #[test]
-    fn each_figure_is_judged_on_its_own() {
-        assert!(verdicts(&profile(), measured()).is_empty());
-        let late = Measured {
-            rtts: vec![Duration::from_millis(22); 100],
-            ..measured()
-        };
-        assert_eq!(verdicts(&profile(), late), ["rtt_p50_ms"]);
-        let mut tail = measured();
-        tail.rtts[98..].fill(Duration::from_millis(40));
-        assert_eq!(verdicts(&profile(), tail), ["rtt_p99_ms"]);
-        let slow = Measured {
-            downlink_rate: rate(Some(96.0)),
-            ..measured()
-        };
-        assert_eq!(verdicts(&profile(), slow), ["downlink_rate_mbit"]);
-        let lossy = Measured {
-            uplink_lost: 1,
-            ..measured()
-        };
-        assert_eq!(verdicts(&profile(), lossy), ["uplink_loss"]);
-        let silent = Measured {
-            rtts: vec![],
-            uplink_rate: rate(None),
-            ..measured()
-        };
-        assert_eq!(
-            verdicts(&profile(), silent),
-            ["rtt_p50_ms", "rtt_p99_ms", "uplink_rate_mbit"]
-        );
-    }
-
-    #[test]
-    fn loss_is_held_against_the_binomial_interval() {
-        let mut lossy = profile();
-        lossy.uplink.loss = 0.05;
-        let with = |lost| Measured {
-            uplink_lost: lost,
-            ..measured()
-        };
-        assert!(verdicts(&lossy, with(50)).is_empty());
-        assert!(verdicts(&lossy, with(72)).is_empty());
-        assert_eq!(verdicts(&lossy, with(74)), ["uplink_loss"]);
-        assert_eq!(verdicts(&lossy, with(20)), ["uplink_loss"]);
-    }
-
-    #[test]
-    fn the_rate_of_full_packets_counts_overhead() {
-        let mut profile = profile();
-        profile.uplink.overhead_bytes = 100;
-        assert_eq!(rate_target(&profile.uplink, 1500.0), Some(93.75));
-        assert_eq!(rate_target(&profile.downlink, 1500.0), Some(100.0));
-        assert_eq!(rate_target(&LinkProfile::unimpaired().uplink, 1500.0), None);
-    }
-
-    #[test]
-    fn without_emulation_there_are_no_targets() {
-        let judged = judge(
-            &LinkProfile::unimpaired(),
-            false,
-            measured(),
-            Tolerances::default(),
-            60.0,
-            1500.0,
-        );
-        assert_eq!(judged.rtt_p50_ms.verdict, Verdict::Unchecked);
-        assert_eq!(judged.uplink_rate_mbit.target, None);
-        assert_eq!(
-            (judged.uplink_loss.verdict, judged.verdict),
-            (Verdict::Ok, Verdict::Ok)
-        );
+        target: None,
+        low: None,
+        high: None,
+        verdict: Verdict::Unchecked,
+    };
+    match expected {
+        Expected::Unknown => unchecked,
+        Expected::Nothing if measured.is_none() => unchecked,
+        Expected::Nothing => Figure {
+            verdict: Verdict::Degraded,
+            ..unchecked
+        },
+        Expected::Within {
+            target,
+            low,
+            high,
+            or_nothing,
+            ..
+        } => Figure {
+            target: Some(target),
+            low: Some(low),
+            high: Some(high),
+            verdict: match measured {
+                Some(value) if (low..=high).contains(&value) => Verdict::Ok,
+                None if or_nothing => Verdict::Unchecked,
+                _ => Verdict::Degraded,
+            },
+            ..unchecked
+        },
     }
 }

@@ -28,7 +28,7 @@ use crate::protocol::{HostConfig, MAX_LINE_BYTES, Request, Response};
 /// How long the host is given for an ordinary request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long it is given for a calibration, beyond what the options ask for.
-const CALIBRATE_TIMEOUT: Duration = Duration::from_secs(30);
+const CALIBRATE_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long it is given to take everything down before it is killed.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -209,8 +209,8 @@ impl Link {
         }
     }
 
-    /// How well the emulator kept its times on a leg since its profile was last changed; `None` where
-    /// nothing is emulated.
+    /// How well the emulator kept its times on a leg since its profile was last changed or this was
+    /// last asked; `None` where nothing is emulated.
     ///
     /// # Errors
     /// [`LinkError`], if the link host is gone or failed.

@@ -20,6 +20,13 @@ impl Clock {
         }
     }
 
+    /// A clock that was at zero when this one was at `time`.
+    pub(crate) fn since(self, time: Duration) -> Self {
+        Self {
+            origin: self.origin + time,
+        }
+    }
+
     /// Time since the origin.
     pub(crate) fn now(&self) -> Duration {
         self.origin.elapsed()

@@ -144,7 +144,7 @@ impl From<DirectionCounters> for TrafficCounters {
     }
 }
 
-/// How late packets left the emulator, since the profile was last changed.
+/// How late packets left the emulator, since the profile was last changed or this was last asked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Audit {
     /// Packets that left.

@@ -18,7 +18,7 @@ use std::process::{Command, Stdio, exit};
 use std::thread;
 use std::time::Duration;
 
-use celslm_link::profile::LossConfig;
+use celslm_link::profile::{JitterDistribution, LossConfig};
 use celslm_link::{
     Backend, BackendChoice, CalibrateOptions, Calibration, DeviceChoice, HostOptions, Link,
     LinkError, LinkFacts, LinkProfile, Node, NodeCommand, NodeSignal, ProcessId, TrafficCounters,
@@ -50,6 +50,21 @@ const TESTS: &[Test] = &[
         name: "loss_lies_within_its_interval",
         needs: Some("userspace"),
         run: loss,
+    },
+    Test {
+        name: "a_trace_delivers_its_own_bytes",
+        needs: Some("userspace"),
+        run: trace,
+    },
+    Test {
+        name: "losses_in_bursts_are_judged_as_such",
+        needs: Some("userspace"),
+        run: bursts,
+    },
+    Test {
+        name: "normal_jitter_matches_its_prediction",
+        needs: Some("userspace"),
+        run: jitter,
     },
     Test {
         name: "profiles_change_live",
@@ -477,6 +492,123 @@ fn loss() -> Outcome {
             "{direction:?}"
         );
     }
+    Ok(())
+}
+
+/// Calibrates until nothing is degraded, and returns that calibration.
+fn sound(link: &Link, options: &CalibrateOptions) -> Result<Calibration, Box<dyn Error>> {
+    let mut last = None;
+    for _ in 0..ATTEMPTS {
+        let calibration = link.calibrate(0, options)?;
+        println!(
+            "  {} of which {:.0} ms to predict",
+            describe(&calibration),
+            calibration.prediction_ms
+        );
+        if calibration.verdict == Verdict::Ok {
+            return Ok(calibration);
+        }
+        last = Some(calibration);
+    }
+    Err(format!("degraded in every attempt: {last:?}").into())
+}
+
+/// A Mahimahi trace is replayed to within 1% of its bytes per second.
+fn trace() -> Outcome {
+    const PERIOD_MS: u64 = 1_000;
+    let dir = tempfile::tempdir()?;
+    // Half a second at 12 Mbit/s, then 36 Mbit/s, and 39 ms of silence.
+    let lines = (0..500).chain((500..960).flat_map(|ms| [ms; 3]));
+    let lines: Vec<String> = lines.chain([PERIOD_MS]).map(|ms| ms.to_string()).collect();
+    fs::write(dir.path().join("two-rates.up"), lines.join("\n"))?;
+    let direction = "trace = { mahimahi = \"two-rates.up\" }\ndelay_ms = 10\noverhead_bytes = 4\n";
+    let text = format!(
+        "name = \"two-rates\"\ndescription = \"d\"\nsource = \"s\"\n\
+         [uplink]\n{direction}[downlink]\n{direction}"
+    );
+    fs::write(dir.path().join("two-rates.toml"), text)?;
+    let profile = LinkProfile::load(&dir.path().join("two-rates.toml"))?;
+    let link = Link::start(&options(BackendChoice::Userspace))?;
+    link.set_profile(0, &profile)?;
+    let mut options = CalibrateOptions {
+        rate_window_ms: 2 * PERIOD_MS,
+        ..CalibrateOptions::default()
+    };
+    options.tolerances.rate_fraction = 0.01;
+    let calibration = sound(&link, &options)?;
+    // What the verdict rests on, stated without it: a window of whole periods has the trace's mean.
+    let mean = lines.len() as f64 * 1500.0 * 8.0 / 1e3 / PERIOD_MS as f64;
+    for (figure, rate) in [
+        (calibration.uplink_rate_mbit, calibration.uplink_rate),
+        (calibration.downlink_rate_mbit, calibration.downlink_rate),
+    ] {
+        assert_eq!(figure.verdict, Verdict::Ok);
+        for mbit in [figure.measured, figure.target].map(Option::unwrap_or_default) {
+            assert!(
+                (mbit / mean - 1.0).abs() < 0.015,
+                "{mbit} instead of {mean}"
+            );
+        }
+        let [from, until] = rate
+            .window_ms
+            .ok_or("the link knows when it got its profile")?;
+        assert!(from > 0.0 && (until - from - 2e3).abs() < 1.0);
+    }
+    // A part of a period has another rate than the whole, and is held to that.
+    options.rate_window_ms = 400;
+    options.tolerances.rate_fraction = 0.03;
+    sound(&link, &options)?;
+    Ok(())
+}
+
+fn bursts() -> Outcome {
+    let link = Link::start(&options(BackendChoice::Userspace))?;
+    let mut bursty = profile("bursty", Some(20.0), 5.0, 0.0);
+    for direction in [&mut bursty.uplink, &mut bursty.downlink] {
+        // 1% in bursts of 5.
+        direction.loss_model = Some(LossConfig::GilbertElliott {
+            p: 0.002,
+            r: 0.2,
+            h: 0.0,
+            k: 1.0,
+        });
+    }
+    link.set_profile(0, &bursty)?;
+    let options = CalibrateOptions {
+        loss_datagrams: 10_000,
+        rate_window_ms: 300,
+        ..CalibrateOptions::default()
+    };
+    let calibration = sound(&link, &options)?;
+    for figure in [calibration.uplink_loss, calibration.downlink_loss] {
+        let high = figure.high.unwrap_or_default();
+        // Independent losses would have 0.013 as their bound.
+        assert!(high > 0.016, "{figure:?}");
+        assert!((figure.target.unwrap_or_default() - 0.01).abs() < 0.004);
+    }
+    // Four times the loss is not what was asked for, burst or not.
+    assert!(calibration.uplink_loss.high.unwrap_or(1.0) < 0.04);
+    Ok(())
+}
+
+fn jitter() -> Outcome {
+    let link = Link::start(&options(BackendChoice::Userspace))?;
+    let mut jittery = profile("jittery", Some(50.0), 15.0, 0.0);
+    for direction in [&mut jittery.uplink, &mut jittery.downlink] {
+        direction.jitter_ms = 3.0;
+        direction.jitter_distribution = JitterDistribution::Normal;
+    }
+    link.set_profile(0, &jittery)?;
+    let options = CalibrateOptions {
+        pings: 400,
+        rate_window_ms: 300,
+        ..CalibrateOptions::default()
+    };
+    let calibration = sound(&link, &options)?;
+    // The sum of two normal jitters, at its 99th percentile.
+    let p99 = 30.0 + 2.326 * 3.0 * 2.0_f64.sqrt();
+    let target = calibration.rtt_p99_ms.target.unwrap_or_default();
+    assert!((target - p99).abs() < 1.0, "{target} instead of {p99}");
     Ok(())
 }
 

@@ -35,13 +35,14 @@ impl Flip {
     /// Flips the bit; false for an empty packet, which has none.
     #[must_use]
     pub fn apply(self, packet: &mut Packet) -> bool {
-        let bits = packet.len() as u64 * 8;
+        let bytes = packet.bytes_mut();
+        let bits = bytes.len() as u64 * 8;
         if bits == 0 {
             return false;
         }
         // The bias of the remainder is below 2⁻⁴⁵.
         let bit = self.0 % bits;
-        packet.bytes_mut()[(bit / 8) as usize] ^= 1 << (bit % 8);
+        bytes[(bit / 8) as usize] ^= 1 << (bit % 8);
         true
     }
 }
@@ -70,5 +71,9 @@ mod tests {
             .sum();
         assert!(chi < 52.2, "{chi}");
         assert!(!Flip(7).apply(&mut Packet::from_bytes(&[])));
+        // Of a stub it is one of the bits that are kept.
+        let mut stub = Packet::stub(&[0; 4], 1500);
+        assert!(Flip(1501 * 8).apply(&mut stub) && stub.len() == 1500);
+        assert!(stub.bytes().iter().any(|&byte| byte != 0));
     }
 }

@@ -234,6 +234,11 @@ impl Direction {
         }
     }
 
+    /// Takes the loss model as far as so many packets would have taken it.
+    pub(crate) fn age(&mut self, packets: u32) {
+        self.shape.loss.age(packets);
+    }
+
     /// Offers a packet to the link at `now`. Times passed in must not go back.
     pub fn push(&mut self, now: Duration, packet: Packet) -> Verdict {
         self.advance(now);

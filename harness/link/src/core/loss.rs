@@ -56,6 +56,15 @@ impl Loss {
         }
     }
 
+    /// Takes a model with states so many packets further; one without is where it was.
+    pub(crate) fn age(&mut self, packets: u32) {
+        if matches!(self.chain, Chain::GilbertElliott(_) | Chain::FourState(_)) {
+            for _ in 0..packets {
+                self.draw();
+            }
+        }
+    }
+
     /// Whether a copy of the last packet is lost. It meets the model in the state in which the
     /// packet has left it, and leaves it there.
     pub fn draw_copy(&mut self) -> bool {

@@ -31,15 +31,26 @@ impl Packet {
         }
     }
 
-    /// The packet's bytes, from the IP header on.
+    /// A packet of `len` bytes of which only `bytes` are kept: for a link on a virtual clock, where
+    /// a full queue would be nothing but zeros.
     #[must_use]
-    pub fn bytes(&self) -> &[u8] {
-        &self.buffer[..self.len]
+    pub fn stub(bytes: &[u8], len: usize) -> Self {
+        Self {
+            len: len.max(bytes.len()),
+            ..Self::from_bytes(bytes)
+        }
     }
 
-    /// The packet's bytes, for impairments that change them.
+    /// The packet's bytes, from the IP header on; of a stub, those that are kept.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.buffer[..self.len.min(self.buffer.len())]
+    }
+
+    /// As [`Packet::bytes`], for impairments that change them.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
-        &mut self.buffer[..self.len]
+        let kept = self.len.min(self.buffer.len());
+        &mut self.buffer[..kept]
     }
 
     /// The length in bytes, IP header included.

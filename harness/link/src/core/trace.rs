@@ -15,6 +15,8 @@ use super::encoded::{Columns, Gaps};
 /// the 4 bytes that Mahimahi's own tunnel device puts before it.
 pub const OPPORTUNITY_BYTES: u64 = 1504;
 
+/// Milliseconds of opportunities that count as a peak.
+const PEAK_MILLIS: u64 = 20;
 /// Nanoseconds in a millisecond.
 const NANOS_PER_MILLI: u128 = 1_000_000;
 /// Bits times nanoseconds per second: the work of a byte in the unit of [`Steps`].
@@ -37,6 +39,18 @@ impl BandwidthTrace {
         match self {
             Self::Opportunities(trace) => trace.mean_bits_per_second(),
             Self::Steps(trace) => trace.mean_bits_per_second(),
+        }
+    }
+
+    /// The greatest rate in bits per second: of a step, or in the mean of any 20 ms of delivery
+    /// opportunities.
+    pub(crate) fn peak_bits_per_second(&self) -> f64 {
+        match self {
+            Self::Opportunities(trace) => trace.peak_bits_per_second(),
+            Self::Steps(trace) => {
+                let rates = trace.steps.iter().map(|step| step.bits_per_second);
+                rates.max().unwrap_or(0) as f64
+            }
         }
     }
 
@@ -225,6 +239,21 @@ impl Opportunities {
     fn mean_bits_per_second(&self) -> f64 {
         let bits = self.times_ms.len() as f64 * (OPPORTUNITY_BYTES * 8) as f64;
         bits / self.period().as_secs_f64()
+    }
+
+    fn peak_bits_per_second(&self) -> f64 {
+        let (count, period) = (self.times_ms.len(), u64::from(self.period_ms()));
+        // Of the trace and its repetitions.
+        let time = |at: usize| (at / count) as u64 * period + u64::from(self.times_ms[at % count]);
+        let mut end = 0;
+        let most = (0..count).map(|start| {
+            while time(end) < time(start) + PEAK_MILLIS {
+                end += 1;
+            }
+            end - start
+        });
+        let bytes = most.max().unwrap_or(0) as u64 * OPPORTUNITY_BYTES;
+        (bytes * 8 * 1000 / PEAK_MILLIS) as f64
     }
 
     /// Bytes of the opportunities before `time`; one at that very moment can still be used.
@@ -461,6 +490,10 @@ mod tests {
         assert_eq!(trace.finished(5 * 1504 + 1), 7 * MS);
         assert_eq!(trace.resumed(1504), 2 * MS);
         assert_eq!(trace.period(), 5 * MS);
+        // From 2 ms to just before 22 ms, in the fifth lap.
+        assert_eq!(trace.peak_bits_per_second(), 16.0 * 1504.0 * 8.0 * 50.0);
+        let trace = Opportunities::new(vec![0, 100, 110, 119, 120, 300]).expect("valid");
+        assert_eq!(trace.peak_bits_per_second(), 3.0 * 1504.0 * 8.0 * 50.0);
     }
 
     #[test]

@@ -51,7 +51,7 @@ enum Command {
         uplink: Box<DirectionSettings>,
         downlink: Box<DirectionSettings>,
         seed: u64,
-        done: Sender<()>,
+        done: Sender<Duration>,
     },
     Audit {
         leg: usize,
@@ -64,6 +64,7 @@ enum Command {
 pub(super) struct PacketThread {
     commands: Sender<Command>,
     wake: UnixStream,
+    clock: Clock,
     counters: Arc<[SharedCounters]>,
     scheduling: Scheduling,
     thread: Option<JoinHandle<()>>,
@@ -95,6 +96,7 @@ impl PacketThread {
         }
         let (commands, requests) = mpsc::channel();
         let (report, reported) = mpsc::channel();
+        let clock = Clock::start();
         let counters: Arc<[SharedCounters]> = legs.iter().map(|_| Default::default()).collect();
         let shared = Arc::clone(&counters);
         let thread = thread::Builder::new()
@@ -112,7 +114,11 @@ impl PacketThread {
                     scheduling.policy.push_str(", spinning");
                 }
                 let _ = report.send(Ok(Scheduling { cpu, ..scheduling }));
-                Shuttle::new(legs, shared, seed, spin).run(&requests, woken);
+                let shuttle = Shuttle {
+                    spin,
+                    ..Shuttle::new(legs, shared, seed, clock)
+                };
+                shuttle.run(&requests, woken);
             })
             .map_err(Fault::failed("start the packet thread"))?;
         let scheduling = reported
@@ -121,10 +127,16 @@ impl PacketThread {
         Ok(Self {
             commands,
             wake,
+            clock,
             counters,
             scheduling,
             thread: Some(thread),
         })
+    }
+
+    /// The clock by which packets are moved.
+    pub(super) fn clock(&self) -> Clock {
+        self.clock
     }
 
     pub(super) fn scheduling(&self) -> &Scheduling {
@@ -141,13 +153,13 @@ impl PacketThread {
     }
 
     /// Changes both directions of a leg, once the packets on it have left or the time for that
-    /// is over.
+    /// is over. Returns a clock that has run since then, by which its traces and cuts go.
     pub(super) fn reconfigure(
         &self,
         leg: usize,
         (uplink, downlink): (DirectionSettings, DirectionSettings),
         seed: u64,
-    ) -> Result<(), Fault> {
+    ) -> Result<Clock, Fault> {
         let (done, answer) = mpsc::channel();
         self.send(Command::Reconfigure {
             leg,
@@ -156,10 +168,10 @@ impl PacketThread {
             seed,
             done,
         })?;
-        Self::receive(&answer)
+        Self::receive(&answer).map(|applied| self.clock.since(applied))
     }
 
-    /// How punctual a leg was.
+    /// How punctual a leg was since its profile was set or this was last asked.
     pub(super) fn audit(&self, leg: usize) -> Result<Audit, Fault> {
         let (sender, answer) = mpsc::channel();
         self.send(Command::Audit {
@@ -217,9 +229,7 @@ struct Leg {
     lateness: Histogram,
     write_failures: u64,
     read_failures: u64,
-    /// Packets that the ports dropped, where they count them.
-    device_drops: u64,
-    /// The thread's processor time when the profile was last changed.
+    /// The thread's processor time when this leg was last audited.
     cpu_before: Duration,
     change: Option<Change>,
 }
@@ -228,7 +238,8 @@ struct Leg {
 struct Change {
     settings: [Box<DirectionSettings>; 2],
     seed: u64,
-    done: Sender<()>,
+    /// Is told when the change was made.
+    done: Sender<Duration>,
     deadline: Duration,
 }
 
@@ -274,7 +285,6 @@ impl Leg {
             lateness: Histogram::new(),
             write_failures: 0,
             read_failures: 0,
-            device_drops: 0,
             cpu_before: Duration::ZERO,
             change: None,
         }
@@ -291,29 +301,34 @@ impl Leg {
             .min()
     }
 
+    /// How punctual this leg was up to now; what comes is audited anew.
     fn audit(&mut self, cpu: Duration) -> Audit {
-        self.device_drops += self.devices.iter().map(Port::drops).sum::<u64>();
-        Audit {
+        let audit = Audit {
             packets: self.lateness.count(),
             lateness_p50_us: self.lateness.quantile_us(0.5),
             lateness_p99_us: self.lateness.quantile_us(0.99),
             lateness_max_us: self.lateness.max_us(),
             write_failures: self.write_failures,
             read_failures: self.read_failures,
-            device_drops: self.device_drops,
+            device_drops: self.devices.iter().map(Port::drops).sum(),
             cpu_s: cpu.saturating_sub(self.cpu_before).as_secs_f64(),
-        }
+        };
+        self.lateness.clear();
+        self.write_failures = 0;
+        self.read_failures = 0;
+        self.cpu_before = cpu;
+        audit
     }
 }
 
 impl Shuttle {
-    fn new(legs: Vec<[Port; 2]>, counters: Arc<[SharedCounters]>, seed: u64, spin: bool) -> Self {
+    fn new(legs: Vec<[Port; 2]>, counters: Arc<[SharedCounters]>, seed: u64, clock: Clock) -> Self {
         Self {
-            clock: Clock::start(),
+            clock,
             wakes: Wakes {
                 scheduled: Duration::ZERO,
             },
-            spin,
+            spin: false,
             legs: legs
                 .into_iter()
                 .map(|devices| Leg::new(devices, seed))
@@ -506,12 +521,14 @@ impl Shuttle {
 
     fn change_when_drained(&mut self, index: usize) {
         let leg = &mut self.legs[index];
-        let Some(change) = &leg.change else { return };
-        let drained = leg.ways.iter().all(|way| way.direction.is_empty());
-        if !drained && self.clock.now() < change.deadline {
-            return;
-        }
         let now = self.clock.now();
+        let drained = leg.ways.iter().all(|way| way.direction.is_empty());
+        let Some(change) = leg
+            .change
+            .take_if(|change| drained || now >= change.deadline)
+        else {
+            return;
+        };
         for (way, settings) in leg.ways.iter_mut().zip(&change.settings) {
             way.direction.flush();
             way.direction.reconfigure(now, settings, change.seed);
@@ -520,16 +537,8 @@ impl Shuttle {
         for (shared, way) in self.counters[index].iter().zip(&leg.ways) {
             *lock(shared) = way.direction.counters();
         }
-        leg.lateness.clear();
-        leg.write_failures = 0;
-        leg.read_failures = 0;
-        leg.device_drops = 0;
-        leg.devices.iter().for_each(|device| {
-            device.drops();
-        });
-        leg.cpu_before = cpu_time();
-        let _ = change.done.send(());
-        leg.change = None;
+        leg.audit(cpu_time());
+        let _ = change.done.send(now);
     }
 }
 

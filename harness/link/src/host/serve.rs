@@ -203,9 +203,10 @@ impl LinkHost {
                     return Err(Fault::Unsupported(format!("calibration: {problem}")));
                 }
                 let emulated = self.backend.emulates();
+                let applied = self.path.applied(leg);
                 let ends = self.path.topology().leg(leg)?;
                 let profile = &self.profiles[leg];
-                let calibration = calibrate::calibrate(ends, profile, emulated, &options)?;
+                let calibration = calibrate::calibrate(ends, profile, emulated, applied, &options)?;
                 Response::Calibration(Box::new(calibration))
             }
             Request::Spawn { node, command } => {

@@ -7,7 +7,7 @@ use std::thread;
 use anyhow::Context as _;
 use celslm::exit::ExitCode;
 use celslm_link::{
-    Audit, CalibrateOptions, Calibration, LinkFacts, LinkProfile, Tolerances, Verdict,
+    Audit, CalibrateOptions, Calibration, Impairments, LinkFacts, LinkProfile, Tolerances, Verdict,
 };
 use clap::{Args, ValueEnum};
 use serde::Serialize;
@@ -28,8 +28,8 @@ pub(super) struct CalibrateArgs {
     profiles: Vec<String>,
 
     /// Measure longer (20,000 numbered datagrams, 2,000 echoes, 3 s for each rate) and more
-    /// strictly (median RTT within 0.3 ms or 1%, p99 within 2 ms, rate within 0.5%, above
-    /// 300 Mbit/s within 2%)
+    /// strictly (median RTT within 0.3 ms or 1%, p99 within 2 ms, rate within 0.5%, of a trace
+    /// within 1%, above 300 Mbit/s within 2%)
     #[arg(long)]
     strict: bool,
 
@@ -148,8 +148,9 @@ fn options(profile: &LinkProfile, args: &CalibrateArgs) -> CalibrateOptions {
     if args.strict {
         let fastest = [&profile.uplink, &profile.downlink]
             .into_iter()
-            .filter_map(|direction| direction.rate_mbit)
+            .filter_map(Impairments::mean_mbit)
             .fold(0.0, f64::max);
+        let traced = profile.uplink.trace.is_some() || profile.downlink.trace.is_some();
         options = CalibrateOptions {
             pings: 2_000,
             ping_interval_us: 2_000,
@@ -159,7 +160,13 @@ fn options(profile: &LinkProfile, args: &CalibrateArgs) -> CalibrateOptions {
                 rtt_ms: 0.3,
                 rtt_fraction: 0.01,
                 rtt_p99_ms: 2.0,
-                rate_fraction: if fastest > 300.0 { 0.02 } else { 0.005 },
+                rate_fraction: if fastest > 300.0 {
+                    0.02
+                } else if traced {
+                    0.01
+                } else {
+                    0.005
+                },
                 loss_z: 2.576,
             },
         };

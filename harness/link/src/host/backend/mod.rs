@@ -12,6 +12,7 @@ use std::sync::Arc;
 use super::device::{self, DeviceCounters, Side};
 use super::namespace::Namespace;
 use super::sysctl;
+use crate::clock::Clock;
 use crate::counters::{Audit, Counters, TrafficCounters};
 use crate::error::Fault;
 use crate::facts::{Backend, Scheduling};
@@ -25,8 +26,14 @@ pub(super) trait Path {
     fn set_profile(&mut self, leg: usize, profile: &LinkProfile, seed: u64) -> Result<(), Fault>;
     /// What passed over a leg so far, where that can be known.
     fn counters(&mut self, leg: usize) -> Result<Option<Counters>, Fault>;
-    /// How punctual the emulation of a leg was, where there is one.
+    /// How punctual the emulation of a leg was, where there is one, since its profile was set or
+    /// this was last asked.
     fn audit(&mut self, leg: usize) -> Result<Option<Audit>, Fault>;
+    /// A clock that has run since a leg got its profile, by which traces and cuts go; `None` where
+    /// that cannot be known, or nothing goes by it.
+    fn applied(&self, _leg: usize) -> Option<Clock> {
+        None
+    }
     /// How the packet thread is scheduled, where there is one.
     fn scheduling(&self) -> Option<Scheduling>;
     /// What the nodes' devices are.

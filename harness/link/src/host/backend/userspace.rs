@@ -2,6 +2,7 @@
 //! `/dev/net/tun` cannot be opened, veth devices and packet sockets.
 
 use super::{Path, Topology};
+use crate::clock::Clock;
 use crate::counters::{Audit, Counters};
 use crate::error::Fault;
 use crate::facts::{DeviceChoice, Scheduling};
@@ -17,8 +18,10 @@ pub(super) struct Userspace {
     topology: Topology,
     packets: PacketThread,
     device_note: String,
-    /// What the devices of each leg had dropped when its profile was last changed.
+    /// What the devices of each leg had dropped when it was last audited.
     device_drops: Vec<u64>,
+    /// A clock for each leg, running since then.
+    applied: Vec<Clock>,
 }
 
 impl Userspace {
@@ -58,6 +61,7 @@ impl Userspace {
         let packets = PacketThread::start(devices, config)?;
         Ok(Self {
             device_drops: vec![0; topology.legs().len()],
+            applied: vec![packets.clock(); topology.legs().len()],
             topology,
             packets,
             device_note,
@@ -74,7 +78,7 @@ impl Userspace {
 impl Path for Userspace {
     fn set_profile(&mut self, leg: usize, profile: &LinkProfile, seed: u64) -> Result<(), Fault> {
         self.topology.leg(leg)?;
-        self.packets.reconfigure(leg, profile.settings(), seed)?;
+        self.applied[leg] = self.packets.reconfigure(leg, profile.settings(), seed)?;
         self.device_drops[leg] = self.device_drops(leg)?;
         Ok(())
     }
@@ -87,10 +91,15 @@ impl Path for Userspace {
     fn audit(&mut self, leg: usize) -> Result<Option<Audit>, Fault> {
         let drops = self.device_drops(leg)?;
         let audit = self.packets.audit(leg)?;
+        let before = std::mem::replace(&mut self.device_drops[leg], drops);
         Ok(Some(Audit {
-            device_drops: audit.device_drops + drops.saturating_sub(self.device_drops[leg]),
+            device_drops: audit.device_drops + drops.saturating_sub(before),
             ..audit
         }))
+    }
+
+    fn applied(&self, leg: usize) -> Option<Clock> {
+        self.applied.get(leg).copied()
     }
 
     fn scheduling(&self) -> Option<Scheduling> {

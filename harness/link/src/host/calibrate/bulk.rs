@@ -10,6 +10,7 @@ use std::time::Duration;
 use nix::sys::socket::{getsockopt, sockopt};
 
 use super::{CONNECT_TIMEOUT, at, discard_on_close, join};
+use crate::calibration::Window;
 use crate::clock::Clock;
 use crate::error::Fault;
 use crate::host::backend::End;
@@ -21,13 +22,14 @@ const IO_TIMEOUT: Duration = Duration::from_millis(50);
 const BLOCK_BYTES: usize = 256 << 10;
 
 /// Sends as fast as TCP allows and returns the rate in a window after warm-up, in Mbit/s with IP
-/// headers; `None` if nothing arrived.
+/// headers; `None` if nothing arrived. The window is that of the clock that is given.
 pub(super) fn rate_mbit(
     from: &End,
     to: &End,
+    clock: Clock,
     warm_up: Duration,
     window: Duration,
-) -> Result<Option<f64>, Fault> {
+) -> Result<(Option<f64>, Window), Fault> {
     let stop = AtomicBool::new(false);
     connected(
         from,
@@ -54,12 +56,18 @@ pub(super) fn rate_mbit(
             Ok(f64::from(mtu) / f64::from(segment.max(1)))
         },
         |mut stream| {
-            let goodput = receive(&mut stream, warm_up, window);
+            let start = clock.now();
+            let window = Window {
+                start,
+                from: start + warm_up,
+                until: start + warm_up + window,
+            };
+            let goodput = receive(&mut stream, clock, window);
             stop.store(true, Ordering::Relaxed);
-            Ok(goodput)
+            Ok((goodput, window))
         },
     )
-    .map(|(headers, goodput)| goodput.map(|goodput| goodput * headers))
+    .map(|(headers, (goodput, window))| (goodput.map(|goodput| goodput * headers), window))
 }
 
 /// The congestion controls at both ends of a connection.
@@ -151,13 +159,12 @@ fn prepare(stream: TcpStream) -> Result<TcpStream, Fault> {
 }
 
 /// The rate of the payload that arrives in the window, in Mbit/s.
-fn receive(stream: &mut TcpStream, warm_up: Duration, window: Duration) -> Option<f64> {
-    let clock = Clock::start();
+fn receive(stream: &mut TcpStream, clock: Clock, window: Window) -> Option<f64> {
     let mut block = vec![0; BLOCK_BYTES];
     let mut first = None;
     let mut last = Duration::ZERO;
     let mut bytes = 0_u64;
-    while clock.now() < warm_up + window {
+    while clock.now() < window.until {
         let len = match stream.read(&mut block) {
             Ok(0) => break,
             Ok(len) => len,
@@ -165,7 +172,7 @@ fn receive(stream: &mut TcpStream, warm_up: Duration, window: Duration) -> Optio
             Err(_) => break,
         };
         let now = clock.now();
-        if now < warm_up {
+        if now < window.from {
             continue;
         }
         // The window opens with the end of a read, so the bytes of that read lie before it.

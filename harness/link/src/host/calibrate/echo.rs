@@ -13,6 +13,7 @@ use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::time::TimeSpec;
 
 use super::{CONNECT_TIMEOUT, PROBE_PAYLOAD_BYTES, at, join};
+use crate::calibration::Schedule;
 use crate::clock::Clock;
 use crate::error::Fault;
 use crate::host::backend::Ends;
@@ -21,6 +22,12 @@ use crate::host::scheduling::{self, PROBE_PRIORITY};
 /// How often the echoing end looks whether it is still needed.
 const STOP_POLL: Duration = Duration::from_millis(20);
 
+/// What was sent, by the clock that was given, and the round trips of what came back.
+pub(super) struct Echoes {
+    pub(super) schedule: Schedule,
+    pub(super) round_trips: Vec<Duration>,
+}
+
 /// Sends `count` datagrams from the edge, one each `interval` whatever comes back, and returns
 /// the round trips of those that came back within `patience` after the last was sent.
 ///
@@ -28,10 +35,11 @@ const STOP_POLL: Duration = Duration::from_millis(20);
 /// not the scheduler's mercy on the measuring threads.
 pub(super) fn round_trips(
     ends: &Ends,
+    clock: Clock,
     count: u32,
     interval: Duration,
     patience: Duration,
-) -> Result<Vec<Duration>, Fault> {
+) -> Result<Echoes, Fault> {
     let stop = &AtomicBool::new(false);
     let (sender, receiver) = mpsc::channel();
     thread::scope(|scope| {
@@ -65,7 +73,7 @@ pub(super) fn round_trips(
                 .and_then(|socket| socket.set_nonblocking(true).map(|()| socket))
                 .map_err(Fault::failed("open the echo client's socket"))?;
             scheduling::be_punctual(PROBE_PRIORITY);
-            ping(&socket, count, interval, patience)
+            ping(&socket, clock, count, interval, patience)
         });
         let round_trips = join(client);
         stop.store(true, Ordering::Relaxed);
@@ -76,26 +84,34 @@ pub(super) fn round_trips(
 
 fn ping(
     socket: &UdpSocket,
+    clock: Clock,
     count: u32,
     interval: Duration,
     patience: Duration,
-) -> Result<Vec<Duration>, Fault> {
-    let clock = Clock::start();
+) -> Result<Echoes, Fault> {
+    let start = clock.now();
     let mut sent: Vec<Duration> = Vec::with_capacity(count as usize);
     let mut came_back = vec![false; count as usize];
     let mut round_trips = Vec::with_capacity(count as usize);
     let mut payload = [0; PROBE_PAYLOAD_BYTES];
+    let echoes = |sent: Vec<Duration>, round_trips| {
+        let until = sent.last().copied().unwrap_or_default() + patience;
+        Echoes {
+            schedule: Schedule { sent, until },
+            round_trips,
+        }
+    };
     loop {
         let now = clock.now();
         let all_sent = sent.len() == count as usize;
         let wake = if all_sent {
             sent.last().copied().unwrap_or_default() + patience
         } else {
-            interval * sent.len() as u32
+            start + interval * sent.len() as u32
         };
         if now >= wake {
             if all_sent {
-                return Ok(round_trips);
+                return Ok(echoes(sent, round_trips));
             }
             payload[..4].copy_from_slice(&(sent.len() as u32).to_le_bytes());
             sent.push(clock.now());
@@ -126,7 +142,7 @@ fn ping(
             }
         }
         if round_trips.len() == count as usize {
-            return Ok(round_trips);
+            return Ok(echoes(sent, round_trips));
         }
     }
 }

@@ -7,10 +7,10 @@ use std::thread;
 use std::time::Duration;
 
 use super::{CONNECT_TIMEOUT, DATAGRAM_HEADER_BYTES, at, enlarge_receive_buffer, join};
+use crate::calibration::{FULL_BYTES, Window, flood_gap};
 use crate::clock::Clock;
 use crate::error::Fault;
 use crate::host::backend::End;
-use crate::host::device::MTU;
 
 /// How long the receiver waits for a datagram before it looks at the time.
 const RECEIVE_TIMEOUT: Duration = Duration::from_millis(20);
@@ -18,14 +18,16 @@ const RECEIVE_TIMEOUT: Duration = Duration::from_millis(20);
 const GREATEST_BURST: Duration = Duration::from_millis(5);
 
 /// Offers full datagrams at `offered_mbit` and returns the rate at which they arrive in a window
-/// after warm-up, in Mbit/s with IP headers; `None` if fewer than two did.
+/// after warm-up, in Mbit/s with IP headers; `None` if fewer than two did. The window is that of
+/// the clock that is given.
 pub(super) fn rate_mbit(
     from: &End,
     to: &End,
+    clock: Clock,
     offered_mbit: f64,
     warm_up: Duration,
     window: Duration,
-) -> Result<Option<f64>, Fault> {
+) -> Result<(Option<f64>, Window), Fault> {
     let stop = &AtomicBool::new(false);
     let (sender, receiver) = mpsc::channel();
     thread::scope(|scope| {
@@ -41,9 +43,15 @@ pub(super) fn rate_mbit(
                 .map_err(Fault::failed("name the flood's sink"))?;
             // Nobody waits for it if the sender has failed.
             let _ = sender.send(address);
-            let rate = receive(&socket, warm_up, window);
+            let start = clock.now();
+            let window = Window {
+                start,
+                from: start + warm_up,
+                until: start + warm_up + window,
+            };
+            let rate = receive(&socket, clock, window);
             stop.store(true, Ordering::Relaxed);
-            Ok(rate)
+            Ok((rate, window))
         });
         let source = at(scope, from, move || {
             let receiver = receiver
@@ -52,8 +60,8 @@ pub(super) fn rate_mbit(
             let socket = UdpSocket::bind((from.address, 0))
                 .and_then(|socket| socket.connect(receiver).map(|()| socket))
                 .map_err(Fault::failed("open the flood's source"))?;
-            let payload = vec![0; MTU as usize - DATAGRAM_HEADER_BYTES];
-            let gap = Duration::from_secs_f64(f64::from(MTU) * 8.0 / 1e6 / offered_mbit);
+            let payload = vec![0; FULL_BYTES - DATAGRAM_HEADER_BYTES];
+            let gap = flood_gap(offered_mbit);
             let clock = Clock::start();
             let mut due = Duration::ZERO;
             while !stop.load(Ordering::Relaxed) && clock.now() < warm_up + 2 * window {
@@ -76,18 +84,17 @@ pub(super) fn rate_mbit(
     })
 }
 
-fn receive(socket: &UdpSocket, warm_up: Duration, window: Duration) -> Option<f64> {
-    let clock = Clock::start();
+fn receive(socket: &UdpSocket, clock: Clock, window: Window) -> Option<f64> {
     let mut buffer = [0; 2048];
     let mut first = None;
     let mut last = Duration::ZERO;
     let mut bytes = 0_u64;
-    while clock.now() < warm_up + window {
+    while clock.now() < window.until {
         let Ok(len) = socket.recv(&mut buffer) else {
             continue;
         };
         let now = clock.now();
-        if now < warm_up {
+        if now < window.from {
             continue;
         }
         if first.is_some() {

@@ -13,22 +13,28 @@ use std::time::Duration;
 use nix::libc;
 use nix::sys::socket::{setsockopt, sockopt};
 
+use sequence::Numbered;
+
 use super::backend::{End, Ends};
 use super::device;
 use crate::calibration::{
-    CalibrateOptions, Calibration, Measured, MeasuredRate, RateMethod, judge, rate_target,
+    CalibrateOptions, Calibration, Expected, FULL_BYTES, Measured, MeasuredRate, PROBE_BYTES,
+    Predicted, Predictor, RateMethod, RateSample, Way, Window, choose, judge,
 };
 use crate::clock::Clock;
-use crate::core::{DirectionSettings, QueueLimit, transmission};
 use crate::error::Fault;
-use crate::profile::{Impairments, LinkProfile};
+use crate::profile::LinkProfile;
+
+// What is simulated are the packets that are measured.
+const _: () = assert!(FULL_BYTES == device::MTU as usize);
 
 /// IP and UDP headers.
 const DATAGRAM_HEADER_BYTES: usize = 28;
 /// Payload of echoed and numbered datagrams.
-const PROBE_PAYLOAD_BYTES: usize = 32;
-/// The most numbered datagrams sent per second; at this pace no receiver's buffer overflows.
-const LOSS_PACKETS_PER_SECOND: f64 = 5_000.0;
+const PROBE_PAYLOAD_BYTES: usize = PROBE_BYTES - DATAGRAM_HEADER_BYTES;
+/// How much longer than the link alone explains a datagram is waited for, since the machine may be
+/// busy.
+const PATIENCE: Duration = Duration::from_millis(300);
 /// How long connecting may take beyond the path's RTT.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest wait between two measurements.
@@ -36,121 +42,166 @@ const GREATEST_SETTLING: Duration = Duration::from_millis(500);
 /// Receive buffer asked for, so that a loss counted is the link's.
 const RECEIVE_BUFFER_BYTES: usize = 4 << 20;
 
-/// Measures the path and judges it by its profile.
+/// Measures the path and judges it by its profile. `applied` is a clock that has run since the leg
+/// got the profile, where there is one.
 pub(super) fn calibrate(
     ends: &Ends,
     profile: &LinkProfile,
     emulated: bool,
+    applied: Option<Clock>,
     options: &CalibrateOptions,
 ) -> Result<Calibration, Fault> {
-    let clock = Clock::start();
-    let greatest = |of: &Impairments| Duration::from_secs_f64((of.delay_ms + of.jitter_ms) / 1e3);
-    let rtt = greatest(&profile.uplink) + greatest(&profile.downlink);
-    // Whatever has not come back by then is lost; the rest covers a busy machine.
-    let patience = rtt + Duration::from_millis(300);
+    let wall = Clock::start();
+    let predictor = Predictor::new(profile, applied.is_some(), options.tolerances.loss_z);
+    let rtt = predictor.greatest_rtt();
+    let mut measuring = Measuring {
+        ends,
+        predictor,
+        phased: applied.is_some(),
+        clock: applied.unwrap_or(wall),
+        rtt,
+        options,
+        predicting: Duration::ZERO,
+    };
+    let patience = rtt + PATIENCE;
 
     let interval = Duration::from_micros(options.ping_interval_us);
-    let rtts = echo::round_trips(ends, options.pings, interval, patience)?;
+    let echoes = echo::round_trips(ends, measuring.clock, options.pings, interval, patience)?;
+    let [uplink, downlink] = measuring.losses(patience)?;
+    let (uplink_rate, uplink_expected) = measuring.rate(Way::Uplink)?;
+    let (downlink_rate, downlink_expected) = measuring.rate(Way::Downlink)?;
 
-    let (uplink_lost, downlink_lost) = if options.loss_datagrams == 0 {
-        (0, 0)
-    } else {
-        thread::scope(|scope| {
-            let count = options.loss_datagrams;
-            let (uplink_settings, downlink_settings) = profile.settings();
-            let uplink = scope.spawn(move || {
-                let pace = loss_pace(&uplink_settings);
-                sequence::lost(&ends.near, &ends.far, count, pace, patience)
-            });
-            let pace = loss_pace(&downlink_settings);
-            let downlink = sequence::lost(&ends.far, &ends.near, count, pace, patience);
-            Ok((join(uplink)?, downlink?))
-        })?
+    let [rtt_p50_ms, rtt_p99_ms] = measuring.predict(|link| link.round_trips(&echoes.schedule));
+    let predicted = Predicted {
+        rtt_p50_ms,
+        rtt_p99_ms,
+        uplink_loss: measuring.predict(|link| link.loss(Way::Uplink, &uplink.schedule)),
+        downlink_loss: measuring.predict(|link| link.loss(Way::Downlink, &downlink.schedule)),
+        uplink_rate: uplink_expected,
+        downlink_rate: downlink_expected,
     };
-
-    let uplink_rate = rate(&ends.near, &ends.far, &profile.uplink, rtt, options)?;
-    let downlink_rate = rate(&ends.far, &ends.near, &profile.downlink, rtt, options)?;
-
+    // A link that emulates nothing has no RTT and no rate to keep, but loses nothing either.
+    let predicted = if emulated {
+        predicted
+    } else {
+        Predicted {
+            uplink_loss: predicted.uplink_loss,
+            downlink_loss: predicted.downlink_loss,
+            ..Predicted::NOTHING
+        }
+    };
     let measured = Measured {
-        rtts,
+        rtts: echoes.round_trips,
         pings_sent: options.pings,
-        uplink_lost,
-        downlink_lost,
+        uplink_lost: uplink.lost,
+        downlink_lost: downlink.lost,
         loss_datagrams: options.loss_datagrams,
         uplink_rate,
         downlink_rate,
-        wall: clock.now(),
     };
-    let ping_bytes = (PROBE_PAYLOAD_BYTES + DATAGRAM_HEADER_BYTES) as f64;
-    Ok(judge(
-        profile,
-        emulated,
-        measured,
-        options.tolerances,
-        ping_bytes,
-        f64::from(device::MTU),
-    ))
+    Ok(Calibration {
+        wall_ms: wall.now().as_secs_f64() * 1e3,
+        prediction_ms: measuring.predicting.as_secs_f64() * 1e3,
+        ..judge(&profile.name, measured, &predicted, options.tolerances)
+    })
 }
 
-/// The rate of one direction: by TCP and, if that falls short of the profile, by a flood.
-fn rate(
-    from: &End,
-    to: &End,
-    of: &Impairments,
+/// One calibration.
+struct Measuring<'a> {
+    ends: &'a Ends,
+    predictor: Predictor,
+    /// Whether the clock has run since the leg got its profile.
+    phased: bool,
+    clock: Clock,
+    /// The greatest without a queue.
     rtt: Duration,
-    options: &CalibrateOptions,
-) -> Result<MeasuredRate, Fault> {
-    // What is still on its way must not fall into the next measurement.
-    let settle = || thread::sleep((2 * rtt + Duration::from_millis(50)).min(GREATEST_SETTLING));
-    let window = Duration::from_millis(options.rate_window_ms);
-    // Slow start doubles the rate every RTT; twelve of them reach a gigabit at 60 ms.
-    let warm_up = (12 * rtt).clamp(Duration::from_millis(400), Duration::from_secs(2));
-    let tcp_mbit = bulk::rate_mbit(from, to, warm_up, window)?;
-    settle();
-    let by_tcp = MeasuredRate {
-        mbit: tcp_mbit,
-        method: RateMethod::Tcp,
-        tcp_mbit,
-    };
-    let enough = rate_target(of, f64::from(device::MTU))
-        .map(|target| target * (1.0 - options.tolerances.rate_fraction));
-    let (Some(enough), Some(limit)) = (enough, of.rate_mbit) else {
-        return Ok(by_tcp);
-    };
-    if tcp_mbit.is_some_and(|mbit| mbit >= enough) {
-        return Ok(by_tcp);
-    }
-    // Offered above the rate, so that after losses the path is still full.
-    let offered = 1.25 * limit / (1.0 - of.loss).max(0.05);
-    let flood_mbit = flood::rate_mbit(from, to, offered, rtt + Duration::from_millis(200), window)?;
-    settle();
-    if flood_mbit > tcp_mbit {
-        return Ok(MeasuredRate {
-            mbit: flood_mbit,
-            method: RateMethod::Udp,
-            tcp_mbit,
-        });
-    }
-    Ok(by_tcp)
+    options: &'a CalibrateOptions,
+    /// Time spent on predictions.
+    predicting: Duration,
 }
 
-/// Numbered datagrams per second: at most half of what the rate carries and half of what fits
-/// into the queue, which holds those in propagation too, so that what is lost is the loss model's.
-fn loss_pace(settings: &DirectionSettings) -> f64 {
-    let len = PROBE_PAYLOAD_BYTES + DATAGRAM_HEADER_BYTES;
-    let tx = settings
-        .bandwidth
-        .mean_bits_per_second()
-        .map_or(Duration::ZERO, |rate| {
-            transmission(rate as u64, settings.framing.charged_bytes(len))
-        });
-    let room = match settings.queue.limit {
-        QueueLimit::Bytes(bytes) => bytes / len,
-        QueueLimit::Packets(packets) => packets,
-    };
-    let in_propagation = (settings.delay + settings.jitter.greatest()) / room.max(1) as u32;
-    let gap = 2 * tx.max(in_propagation);
-    LOSS_PACKETS_PER_SECOND.min(1.0 / gap.as_secs_f64().max(1e-9))
+impl Measuring<'_> {
+    /// Predicts something, which must not happen beside a measurement.
+    fn predict<T>(&mut self, what: impl FnOnce(&Predictor) -> T) -> T {
+        let start = self.clock.now();
+        let predicted = what(&self.predictor);
+        self.predicting += self.clock.now() - start;
+        predicted
+    }
+
+    /// Sends numbered datagrams both ways at once.
+    fn losses(&self, patience: Duration) -> Result<[Numbered; 2], Fault> {
+        let count = self.options.loss_datagrams;
+        if count == 0 {
+            return Ok(Default::default());
+        }
+        let Ends { near, far, .. } = self.ends;
+        let clock = self.clock;
+        let [uplink_pace, downlink_pace] =
+            [Way::Uplink, Way::Downlink].map(|way| self.predictor.loss_pace(way));
+        thread::scope(|scope| {
+            let uplink =
+                scope.spawn(move || sequence::lost(near, far, clock, count, uplink_pace, patience));
+            let downlink = sequence::lost(far, near, clock, count, downlink_pace, patience);
+            Ok([join(uplink)?, downlink?])
+        })
+    }
+
+    /// The rate of one direction, by TCP and, if that is not what the profile's link carries, by a
+    /// flood; and what it is to be.
+    fn rate(&mut self, way: Way) -> Result<(MeasuredRate, Expected), Fault> {
+        let (from, to) = match way {
+            Way::Uplink => (&self.ends.near, &self.ends.far),
+            Way::Downlink => (&self.ends.far, &self.ends.near),
+        };
+        let (rtt, clock, tolerances) = (self.rtt, self.clock, self.options.tolerances);
+        // What is still on its way must not fall into the next measurement.
+        let settle = || thread::sleep((2 * rtt + Duration::from_millis(50)).min(GREATEST_SETTLING));
+        let window = Duration::from_millis(self.options.rate_window_ms);
+        // Slow start doubles the rate every RTT; twelve of them reach a gigabit at 60 ms.
+        let warm_up = (12 * rtt).clamp(Duration::from_millis(400), Duration::from_secs(2));
+        let flood_warm_up = rtt + Duration::from_millis(200);
+        let (mbit, window_of_tcp) = bulk::rate_mbit(from, to, clock, warm_up, window)?;
+        settle();
+        let filled = Window {
+            // As long before the counting as a flood would have begun.
+            start: window_of_tcp.from.saturating_sub(flood_warm_up),
+            ..window_of_tcp
+        };
+        let tcp = RateSample {
+            mbit,
+            expected: self.predict(|link| link.rate(way, filled)),
+            window: filled,
+        };
+        let offered = self.predictor.flood_mbit(way);
+        let (method, sample) = match offered {
+            Some(offered) if !tcp.suffices(&tolerances) => {
+                let (mbit, window) =
+                    flood::rate_mbit(from, to, clock, offered, flood_warm_up, window)?;
+                settle();
+                let flood = RateSample {
+                    mbit,
+                    expected: self.predict(|link| link.rate(way, window)),
+                    window,
+                };
+                match choose(&tcp, &flood, &tolerances) {
+                    RateMethod::Tcp => (RateMethod::Tcp, tcp),
+                    RateMethod::Udp => (RateMethod::Udp, flood),
+                }
+            }
+            _ => (RateMethod::Tcp, tcp),
+        };
+        let millis = |time: Duration| time.as_secs_f64() * 1e3;
+        let rate = MeasuredRate {
+            mbit: sample.mbit,
+            method,
+            tcp_mbit: tcp.mbit,
+            window_ms: self
+                .phased
+                .then(|| [millis(sample.window.from), millis(sample.window.until)]),
+        };
+        Ok((rate, sample.expected))
+    }
 }
 
 /// The congestion control that a connection over a leg really has, at both ends.

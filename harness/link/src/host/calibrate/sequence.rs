@@ -7,6 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::{CONNECT_TIMEOUT, PROBE_PAYLOAD_BYTES, at, enlarge_receive_buffer, join};
+use crate::calibration::Schedule;
 use crate::clock::Clock;
 use crate::error::Fault;
 use crate::host::backend::End;
@@ -15,15 +16,23 @@ use crate::host::scheduling::{self, PROBE_PRIORITY};
 /// How often the receiver looks whether everything was sent.
 const STOP_POLL: Duration = Duration::from_millis(20);
 
+/// What was sent, by the clock that was given, and how many did not arrive.
+#[derive(Default)]
+pub(super) struct Numbered {
+    pub(super) schedule: Schedule,
+    pub(super) lost: u32,
+}
+
 /// Sends `count` datagrams at `packets_per_second` and returns how many did not arrive within
 /// `patience` after the last was sent.
 pub(super) fn lost(
     from: &End,
     to: &End,
+    clock: Clock,
     count: u32,
     packets_per_second: f64,
     patience: Duration,
-) -> Result<u32, Fault> {
+) -> Result<Numbered, Fault> {
     let stop = &AtomicBool::new(false);
     let (sender, receiver) = mpsc::channel();
     thread::scope(|scope| {
@@ -66,24 +75,31 @@ pub(super) fn lost(
                 .and_then(|socket| socket.connect(receiver).map(|()| socket))
                 .map_err(Fault::failed("open the numbering socket"))?;
             scheduling::be_punctual(PROBE_PRIORITY);
-            let clock = Clock::start();
+            let start = clock.now();
+            let mut sent = Vec::with_capacity(count as usize);
             let mut payload = [0; PROBE_PAYLOAD_BYTES];
             for number in 0..count {
                 let due = Duration::from_secs_f64(f64::from(number) / packets_per_second);
-                thread::sleep(due.saturating_sub(clock.now()));
+                thread::sleep((start + due).saturating_sub(clock.now()));
                 payload[..4].copy_from_slice(&number.to_le_bytes());
+                sent.push(clock.now());
                 socket
                     .send(&payload)
                     .map_err(Fault::failed("send a numbered datagram"))?;
             }
-            Ok(())
+            Ok(sent)
         }));
         if sent.is_ok() {
             wait(patience, || arrivals.is_finished());
         }
         stop.store(true, Ordering::Relaxed);
         let arrived = join(arrivals)?;
-        sent.map(|()| count - arrived)
+        let sent = sent?;
+        let until = sent.last().copied().unwrap_or_default() + patience;
+        Ok(Numbered {
+            schedule: Schedule { sent, until },
+            lost: count - arrived,
+        })
     })
 }
 
