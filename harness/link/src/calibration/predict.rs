@@ -27,6 +27,9 @@ const PREDICTIONS: (usize, usize) = (30, 200);
 const RATE_PREDICTIONS: usize = 20;
 /// The most packets of one prediction of a rate that does not change over time.
 const STEADY_PACKETS: u32 = 100_000;
+/// How far a loss may be off besides, as a fraction of it, where the link changes over time: what a
+/// queue drops around a change hangs on when each datagram got there, which nobody knows exactly.
+const VARYING_LOSS: f64 = 0.05;
 /// Datagrams are on the link somewhat later than they were sent. Where the link changes over time
 /// that can move one to the next opportunity of a trace, or into a cut, so each prediction is late
 /// by another part of this.
@@ -174,8 +177,9 @@ impl Predictor {
             Some(f64::from(lost(settings, way, numbered, lag, Seed::of(run))) / count)
         });
         // What happens less often than once in all predictions can still happen.
-        let slack = if runs > 1 { 1.0 / count } else { 0.0 };
-        expected(losses, self.z).around_mean(slack)
+        let least = if runs > 1 { 1.0 / count } else { 0.0 };
+        let share = if varies { VARYING_LOSS } else { 0.0 };
+        expected(losses, self.z).around_mean(|mean| least + share * mean)
     }
 
     /// The rate in Mbit/s, IP headers counted, at which full packets arrive of a flood.

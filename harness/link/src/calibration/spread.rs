@@ -44,8 +44,9 @@ impl Expected {
     }
 
     /// A fraction of a count: its target is the mean, since the median of a count is a whole
-    /// number, and its bounds are moved by `slack` but not beyond 0 and 1.
-    pub(super) fn around_mean(self, slack: f64) -> Self {
+    /// number, and its bounds are moved outwards, by so much as a function of it, but not beyond 0
+    /// and 1.
+    pub(super) fn around_mean(self, slack: impl Fn(f64) -> f64) -> Self {
         match self {
             Self::Within {
                 mean,
@@ -56,8 +57,8 @@ impl Expected {
             } => Self::Within {
                 target: mean,
                 mean,
-                low: (low - slack).max(0.0),
-                high: (high + slack).min(1.0),
+                low: (low - slack(mean)).max(0.0),
+                high: (high + slack(mean)).min(1.0),
                 or_nothing,
             },
             other => other,
