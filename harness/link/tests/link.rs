@@ -142,6 +142,11 @@ const TESTS: &[Test] = &[
         run: kernel_live_change,
     },
     Test {
+        name: "kernel_legs_have_profiles_of_their_own",
+        needs: Some("kernel"),
+        run: kernel_legs,
+    },
+    Test {
         name: "kernel_counts_what_is_sent",
         needs: Some("kernel"),
         run: kernel_counters,
@@ -721,12 +726,20 @@ fn counters(backend: BackendChoice) -> Outcome {
     Ok(())
 }
 
-/// Two edges with links of their own, and one between them.
 fn own_legs() -> Outcome {
+    legs(BackendChoice::Userspace)
+}
+
+fn kernel_legs() -> Outcome {
+    legs(BackendChoice::Kernel)
+}
+
+/// Two edges with links of their own, and one between them.
+fn legs(backend: BackendChoice) -> Outcome {
     let link = Link::start(&HostOptions {
         edges: 2,
         neighbours: vec![(0, 1)],
-        ..options(BackendChoice::Userspace)
+        ..options(backend)
     })?;
     let names: Vec<String> = link.legs().iter().map(ToString::to_string).collect();
     assert_eq!(names, ["edge–cloud", "edge-1–cloud", "edge–edge-1"]);
