@@ -92,18 +92,20 @@ fn at(data: &Data, cell: &Cell) -> String {
 fn completeness(data: &Data) -> Vec<String> {
     let requests: usize = data.cells.iter().map(|c| c.summary.requests).sum();
     let failures: usize = data.cells.iter().map(|c| c.summary.failures).sum();
-    let silent: Vec<_> = data
-        .cells
-        .iter()
-        .filter(|c| c.summary.requests == 0)
-        .map(|c| at(data, c))
-        .collect();
+    let without = |samples: bool| -> Vec<_> {
+        let cells = data.cells.iter().filter(|c| c.summary.requests == 0);
+        cells
+            .filter(|c| c.samples.is_empty() != samples)
+            .map(|c| at(data, c))
+            .collect()
+    };
+    let (silent, uncounted) = (without(false), without(true));
     let mut out = vec![match (requests, failures) {
         (0, _) => "No request was measured.".to_owned(),
         (n, 0) => format!(
             "All of {} in {} were answered.",
             count(n, "request"),
-            count(data.cells.len() - silent.len(), "cell")
+            count(data.cells.len() - silent.len() - uncounted.len(), "cell")
         ),
         (n, failed) => format!(
             "{} of {} failed; the table of failures names them.",
@@ -116,6 +118,13 @@ fn completeness(data: &Data) -> Vec<String> {
             "{} did not run: {}.",
             count(silent.len(), "cell"),
             silent.join("; ")
+        ));
+    }
+    if !uncounted.is_empty() {
+        out.push(format!(
+            "{} made requests of which none counts, since all were warm-up or cool-down (make the load longer, or lower workload.warmup_share and workload.cooldown_share): {}.",
+            count(uncounted.len(), "cell"),
+            uncounted.join("; ")
         ));
     }
     out

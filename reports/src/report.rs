@@ -752,6 +752,16 @@ mod tests {
         let report = one_cell(&[]).unwrap();
         assert!(report.markdown().contains("cell not run"));
         assert!(report.terminal().contains("not run"));
+        // Run, and too short for anything to count.
+        let warmup = Sample {
+            warmup: true,
+            ..fixture::sample()
+        };
+        let report = one_cell(&[warmup]).unwrap();
+        assert!(!report.markdown().contains("not run"));
+        assert!(report.terminal().contains("none counted"));
+        let said = |text: &str| report.findings.iter().any(|f| f.text.contains(text));
+        assert!(said("1 cell made requests of which none counts"));
     }
 
     #[test]

@@ -47,7 +47,7 @@ impl View for Failures {
             }
             if let Some(failure) = &cell.failure {
                 row("cell broke off", 0, failure);
-            } else if cell.summary.requests == 0 {
+            } else if cell.samples.is_empty() {
                 row("cell not run", 0, "it has no samples");
             }
             if cell.torn_bytes > 0 {

@@ -85,8 +85,10 @@ impl View for Summary {
 pub(crate) fn state(cell: &crate::cell::Cell) -> String {
     let s = &cell.summary;
     let any = |wanted: fn(&LevelState) -> bool| cell.levels.iter().any(|l| wanted(&l.state));
-    if s.requests == 0 {
+    if s.requests == 0 && cell.samples.is_empty() {
         "not run"
+    } else if s.requests == 0 {
+        "none counted"
     } else if s.ok == 0 {
         "failed"
     } else if s.degraded {

@@ -68,7 +68,7 @@ pub(super) fn open_tun() -> io::Result<File> {
 }
 
 /// What to do where TUN devices are needed and cannot be had.
-pub(super) fn no_tun(error: io::Error) -> Fault {
+pub(super) fn no_tun(error: &io::Error) -> Fault {
     let advice = match error.kind() {
         io::ErrorKind::PermissionDenied => "run as root, or let this user open it",
         _ => "load the tun module, or give the container the device",
@@ -80,7 +80,7 @@ pub(super) fn no_tun(error: io::Error) -> Fault {
 
 /// Makes a leg's TUN device and brings it up.
 pub(super) fn create_tun(side: &Side) -> Result<Port, Fault> {
-    let tun = open_tun().map_err(no_tun)?;
+    let tun = open_tun().map_err(|error| no_tun(&error))?;
     sys::attach_tun(tun.as_fd(), &side.device).map_err(Fault::environment("make a TUN device"))?;
     configure(side)?;
     Ok(Port::tun(tun))

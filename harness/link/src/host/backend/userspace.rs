@@ -30,7 +30,9 @@ impl Userspace {
             DeviceChoice::Auto => device::open_tun()
                 .map(drop)
                 .map_err(|error| format!("since /dev/net/tun cannot be opened: {error}")),
-            DeviceChoice::Tun => Ok(device::open_tun().map(drop).map_err(device::no_tun)?),
+            DeviceChoice::Tun => Ok(device::open_tun()
+                .map(drop)
+                .map_err(|error| device::no_tun(&error))?),
             DeviceChoice::Veth => Err("as asked for".to_owned()),
         };
         let topology = Topology::create(config)?;
