@@ -58,6 +58,9 @@ pub struct Answer {
     pub sent_ns: u64,
     /// When each token's text became visible at the edge (`CLOCK_MONOTONIC`, ns).
     pub token_ns: Vec<u64>,
+    /// When the edge knew that nothing more would come (`CLOCK_MONOTONIC`, ns): after the last
+    /// token by the step in which the model ended its turn.
+    pub end_ns: u64,
     /// The parts of TTFT.
     pub parts: Vec<PartTime>,
     /// Generated ids, without the end token.

@@ -184,8 +184,9 @@ impl EdgeNode {
                 let timeline = Timeline::start(request.scheduled_ns);
                 let deadline_ns = deadline_after(timeline.sent_ns(), request.timeout_ms);
                 let system = system::find(&spec.system)?.system();
-                let answer =
+                let mut answer =
                     system.answer(self, spec.kv.as_ref(), &request, timeline, deadline_ns)?;
+                answer.end_ns = now_ns();
                 Ok(EdgeReply::Answered(Box::new(answer)))
             }
             EdgeCommand::Hello | EdgeCommand::Stats { .. } | EdgeCommand::Shutdown => {

@@ -353,8 +353,7 @@ impl Dispatcher<'_> {
                     history.push((user, answer.output_text.clone()));
                     self.histories.insert(next, history);
                 }
-                let end = answer.token_ns.last().copied().unwrap_or(now);
-                self.arrivals.answered(index, end, now);
+                self.arrivals.answered(index, answer.end_ns, now);
                 self.finish(index, sent.scheduled_ns, outcome);
             }
             Err(_) => {
