@@ -73,6 +73,7 @@ fn codecs(criterion: &mut Criterion) {
         layer,
         num_layers: NUM_LAYERS,
         first_token: 0,
+        end_token: TOKENS,
     };
     let mut normal = Normal(SEED);
     let layers: Vec<_> = (0..NUM_LAYERS).map(|_| layer(&mut normal)).collect();

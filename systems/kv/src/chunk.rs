@@ -4,12 +4,16 @@
 //! declared block, overlaps, the length. Memory follows from the declaration alone, and the
 //! receiver bounds the declaration.
 
+use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
+use std::sync::Arc;
 
 use half::f16;
 
 use crate::block::{BlockSpec, KvBlock, KvError, LayerKv};
-use crate::codec::{Chain, Codec, CodecError, Tile, TileMut, TileShape, TileSpec};
+use crate::codec::{
+    Beside, Chain, Codec, CodecError, Held, Prior, Tile, TileMut, TileShape, TileSpec, TokenScores,
+};
 use crate::ident::to_hex;
 
 /// Tokens per chunk unless configured otherwise: a multiple of every codec's token group.
@@ -103,6 +107,37 @@ pub enum ChunkError {
         /// The first of them.
         layer: usize,
     },
+    /// A codec that predicts from the layers below met a layer before those.
+    #[error(
+        "layer {layer}, tokens {start}..{end}: {codec} needs the layers below it first, in order"
+    )]
+    Order {
+        /// Layer.
+        layer: usize,
+        /// First token.
+        start: usize,
+        /// End of the tokens.
+        end: usize,
+        /// Codec id.
+        codec: String,
+    },
+    /// A chunk that leaves tokens out, for a receiver that did not say it can do without.
+    #[error(
+        "layer {layer}, tokens {start}..{end}: {codec} left out {dropped} tokens, and nothing here \
+         keeps the attention from them"
+    )]
+    Dropped {
+        /// Layer.
+        layer: usize,
+        /// First token.
+        start: usize,
+        /// End of the tokens.
+        end: usize,
+        /// How many were left out.
+        dropped: usize,
+        /// Codec id.
+        codec: String,
+    },
     /// The payload could not be encoded or decoded.
     #[error("chunk of layer {layer}, tokens {start}..{end}")]
     Coding {
@@ -163,24 +198,19 @@ impl KvChunk {
         chunk
     }
 
-    /// Encodes one layer of `block` at the absolute positions `tokens`.
+    /// Encodes one layer of `block` at the absolute positions `tokens`, by itself.
     ///
     /// # Errors
-    /// [`ChunkError::Block`] outside the block, [`ChunkError::Coding`] if the codec refuses.
+    /// [`ChunkError::Block`] outside the block, [`ChunkError::Coding`] if the codec refuses,
+    /// [`ChunkError::Order`] for a codec that predicts from the layers below, which takes a
+    /// [`ChunkEncoder`].
     pub fn encode(
         block: &KvBlock,
         layer: usize,
         tokens: Range<usize>,
         codec: &Chain,
     ) -> Result<Self, ChunkError> {
-        let tile = block.tile(layer, &tokens)?;
-        let coding = coding_error(layer, &tokens);
-        let spec = tile_spec(block.spec(), layer, &tokens).map_err(&coding)?;
-        let mut payload = Vec::with_capacity(codec.encoded_len(spec.shape));
-        Tile::new(spec, &tile.k, &tile.v)
-            .and_then(|tile| codec.encode(&tile, &mut payload))
-            .map_err(&coding)?;
-        Ok(Self::seal(layer, tokens, codec.id(), 0, payload))
+        ChunkEncoder::new(codec.clone()).encode(block, layer, tokens)
     }
 
     /// Checks that the content is what the hash was computed from.
@@ -249,6 +279,115 @@ pub fn plan(
     }))
 }
 
+/// Encodes the chunks of one block for one receiver, and remembers what a codec that predicts
+/// needs to know: the layers below as the receiver has them.
+///
+/// Memory: for a codec that predicts from `n` layers, `n` decoded layers of the block; otherwise
+/// none.
+#[derive(Debug)]
+pub struct ChunkEncoder {
+    codec: Chain,
+    scores: Option<Arc<TokenScores>>,
+    /// By first token: the last decoded layers, the nearest first, and the layer of the nearest.
+    decoded: HashMap<usize, Decoded>,
+}
+
+/// Decoded tiles of a run of tokens.
+#[derive(Debug, Default)]
+struct Decoded {
+    end: usize,
+    layer: usize,
+    layers: VecDeque<LayerKv>,
+}
+
+impl ChunkEncoder {
+    /// An encoder for one transfer of one block.
+    #[must_use]
+    pub fn new(codec: Chain) -> Self {
+        Self {
+            codec,
+            scores: None,
+            decoded: HashMap::new(),
+        }
+    }
+
+    /// The encoder with scores of the block's tokens, for codecs that select by them.
+    #[must_use]
+    pub fn with_scores(self, scores: Option<Arc<TokenScores>>) -> Self {
+        Self { scores, ..self }
+    }
+
+    /// Encodes one layer of `block` at the absolute positions `tokens`. A codec that predicts
+    /// needs the layers of the same tokens in order, as [`plan`] has them.
+    ///
+    /// # Errors
+    /// [`ChunkError::Block`] outside the block, [`ChunkError::Coding`] if the codec refuses,
+    /// [`ChunkError::Order`] when a layer that is predicted from was not encoded before.
+    pub fn encode(
+        &mut self,
+        block: &KvBlock,
+        layer: usize,
+        tokens: Range<usize>,
+    ) -> Result<KvChunk, ChunkError> {
+        let tile = block.tile(layer, &tokens)?;
+        let coding = coding_error(layer, &tokens);
+        let spec = tile_spec(block.spec(), layer, &tokens).map_err(&coding)?;
+        let wanted = self.codec.prior_layers();
+        let below = wanted.min(layer - block.first_layer());
+        let mut nothing = Decoded::default();
+        let decoded = match wanted {
+            0 => &mut nothing,
+            _ => self.decoded.entry(tokens.start).or_default(),
+        };
+        if below == 0 {
+            decoded.layers.clear();
+        } else if decoded.end != tokens.end
+            || decoded.layer + 1 != layer
+            || decoded.layers.len() < below
+        {
+            let Range { start, end } = tokens;
+            return Err(ChunkError::Order {
+                layer,
+                start,
+                end,
+                codec: self.codec.id(),
+            });
+        }
+        let prior: Vec<Prior<'_>> = decoded.layers.iter().map(as_prior).collect();
+        let beside = Beside {
+            positions: None,
+            prior: &prior,
+        };
+        let mut payload = Vec::new();
+        Tile::new(spec, &tile.k, &tile.v)
+            .and_then(|tile| tile.with_beside(beside))
+            .and_then(|tile| {
+                let tile = tile.with_scores(self.scores.as_deref());
+                self.codec.encode(&tile, &mut payload)
+            })
+            .map_err(&coding)?;
+        if wanted > 0 {
+            let LayerKv { mut k, mut v } = tile;
+            TileMut::new(spec, &mut k, &mut v)
+                .and_then(|tile| tile.with_beside(beside))
+                .and_then(|mut tile| self.codec.decode(&payload, &mut tile))
+                .map_err(&coding)?;
+            drop(prior);
+            decoded.layers.push_front(LayerKv { k, v });
+            decoded.layers.truncate(wanted);
+            (decoded.layer, decoded.end) = (layer, tokens.end);
+        }
+        Ok(KvChunk::seal(layer, tokens, self.codec.id(), 0, payload))
+    }
+}
+
+fn as_prior(layer: &LayerKv) -> Prior<'_> {
+    Prior {
+        k: &layer.k,
+        v: &layer.v,
+    }
+}
+
 /// Encodes a block lazily, chunk by chunk in the order of [`plan`].
 ///
 /// # Errors
@@ -259,7 +398,8 @@ pub fn chunks<'a>(
     codec: &'a Chain,
 ) -> Result<impl Iterator<Item = Result<KvChunk, ChunkError>> + 'a, ChunkError> {
     let places = plan(block.spec(), chunk_tokens, codec)?;
-    Ok(places.map(move |(layer, tokens)| KvChunk::encode(block, layer, tokens, codec)))
+    let mut encoder = ChunkEncoder::new(codec.clone());
+    Ok(places.map(move |(layer, tokens)| encoder.encode(block, layer, tokens)))
 }
 
 /// Collects the chunks of one layer, in any order.
@@ -272,6 +412,9 @@ pub struct LayerAssembler {
     /// Tokens that have arrived: disjoint, sorted, none empty, so at most one per token.
     arrived: Vec<Range<usize>>,
     tokens_arrived: usize,
+    /// Whether chunks may leave tokens out, and the absolute positions that were.
+    may_drop: bool,
+    dropped: Vec<usize>,
 }
 
 impl LayerAssembler {
@@ -293,7 +436,23 @@ impl LayerAssembler {
             v,
             arrived: Vec::new(),
             tokens_arrived: 0,
+            may_drop: false,
+            dropped: Vec::new(),
         })
+    }
+
+    /// Lets chunks leave tokens out; whoever uses the layer then has to keep the attention from
+    /// [`Self::dropped`].
+    #[must_use]
+    pub fn with_dropped(self, may_drop: bool) -> Self {
+        Self { may_drop, ..self }
+    }
+
+    /// Absolute positions of arrived tokens that the codec left out, ascending; their rows are
+    /// zero.
+    #[must_use]
+    pub fn dropped(&self) -> &[usize] {
+        &self.dropped
     }
 
     /// Verifies and decodes one chunk. A refused chunk changes nothing: the same tokens may
@@ -302,6 +461,20 @@ impl LayerAssembler {
     /// # Errors
     /// [`ChunkError`], see its variants.
     pub fn accept(&mut self, chunk: &KvChunk, codecs: &[Chain]) -> Result<(), ChunkError> {
+        self.accept_above(chunk, codecs, &[])
+    }
+
+    /// As [`Self::accept`], with the complete layers below this one, the nearest first, for
+    /// codecs that predict from them.
+    ///
+    /// # Errors
+    /// [`ChunkError`], see its variants.
+    pub fn accept_above(
+        &mut self,
+        chunk: &KvChunk,
+        codecs: &[Chain],
+        below: &[&LayerKv],
+    ) -> Result<(), ChunkError> {
         let KvChunk { layer, tokens, .. } = chunk;
         let held = &self.spec.positions;
         let inside = tokens.start >= held.start && tokens.end <= held.end && !tokens.is_empty();
@@ -333,10 +506,34 @@ impl LayerAssembler {
                 codec: codec.id(),
             });
         }
+        let wanted = codec.prior_layers().min(layer - self.spec.first_layer);
+        let (start, end) = (tokens.start, tokens.end);
+        if below.len() < wanted {
+            return Err(ChunkError::Order {
+                layer: *layer,
+                start,
+                end,
+                codec: codec.id(),
+            });
+        }
         chunk.verify()?;
-        let tile = self
-            .decode(chunk, codec)
+        let (tile, held) = self
+            .decode(chunk, codec, &below[..wanted])
             .map_err(coding_error(*layer, tokens))?;
+        if let Held::Some(offsets) = held {
+            if !self.may_drop && offsets.len() < tokens.len() {
+                return Err(ChunkError::Dropped {
+                    layer: *layer,
+                    start,
+                    end,
+                    dropped: tokens.len() - offsets.len(),
+                    codec: codec.id(),
+                });
+            }
+            let missing = (0..tokens.len()).filter(|offset| offsets.binary_search(offset).is_err());
+            self.dropped.extend(missing.map(|offset| start + offset));
+            self.dropped.sort_unstable();
+        }
         self.place(tokens, &tile);
         self.arrived.insert(index, tokens.clone());
         self.tokens_arrived += tokens.len();
@@ -385,7 +582,12 @@ impl LayerAssembler {
         }
     }
 
-    fn decode(&self, chunk: &KvChunk, codec: &Chain) -> Result<LayerKv, CodecError> {
+    fn decode(
+        &self,
+        chunk: &KvChunk,
+        codec: &Chain,
+        below: &[&LayerKv],
+    ) -> Result<(LayerKv, Held), CodecError> {
         let spec = tile_spec(&self.spec, chunk.layer, &chunk.tokens)?;
         codec.check_shape(spec.shape)?;
         let (expected, found) = (codec.encoded_len(spec.shape), chunk.payload.len());
@@ -396,10 +598,39 @@ impl LayerAssembler {
                 found,
             });
         }
+        let below: Vec<LayerKv> = below
+            .iter()
+            .map(|layer| self.same_tokens(layer, &chunk.tokens))
+            .collect();
+        let prior: Vec<Prior<'_>> = below.iter().map(as_prior).collect();
+        let beside = Beside {
+            positions: None,
+            prior: &prior,
+        };
         let elements = spec.shape.elements();
         let (mut k, mut v) = (vec![f16::ZERO; elements], vec![f16::ZERO; elements]);
-        codec.decode(&chunk.payload, &mut TileMut::new(spec, &mut k, &mut v)?)?;
-        Ok(LayerKv { k, v })
+        let mut tile = TileMut::new(spec, &mut k, &mut v)?.with_beside(beside)?;
+        codec.decode(&chunk.payload, &mut tile)?;
+        let held = tile.held().clone();
+        Ok((LayerKv { k, v }, held))
+    }
+
+    /// The tokens `tokens` of a complete layer of the same block.
+    fn same_tokens(&self, layer: &LayerKv, tokens: &Range<usize>) -> LayerKv {
+        let head_dim = self.spec.shape.head_dim;
+        let head_run = self.spec.num_tokens() * head_dim;
+        let start = (tokens.start - self.spec.positions.start) * head_dim;
+        let run = start..start + tokens.len() * head_dim;
+        let cut = |side: &[f16]| -> Vec<f16> {
+            side.chunks_exact(head_run)
+                .flat_map(|head| head.get(run.clone()).unwrap_or_default())
+                .copied()
+                .collect()
+        };
+        LayerKv {
+            k: cut(&layer.k),
+            v: cut(&layer.v),
+        }
     }
 
     fn place(&mut self, tokens: &Range<usize>, tile: &LayerKv) {
@@ -421,12 +652,19 @@ impl LayerAssembler {
 /// Collects the chunks of a declared block and hands out each layer when it is complete.
 ///
 /// Buffers of a layer are allocated when its first chunk has been accepted and given away when
-/// the layer is complete, so memory never exceeds the declared block.
+/// the layer is complete, so memory never exceeds the declared block, and copies of as many
+/// layers as a codec predicts from.
 #[derive(Debug)]
 pub struct Assembler {
     spec: BlockSpec,
     codecs: Vec<Chain>,
     layers: Vec<LayerState>,
+    /// The most layers that a codec predicts from, and so many complete ones, copied, the last
+    /// first.
+    prior_layers: usize,
+    below: VecDeque<(usize, LayerKv)>,
+    may_drop: bool,
+    dropped: HashMap<usize, Vec<usize>>,
 }
 
 #[derive(Debug)]
@@ -451,11 +689,31 @@ impl Assembler {
         let layers = (0..spec.shape.num_layers)
             .map(|_| LayerState::Untouched)
             .collect();
+        let prior_layers = codecs.iter().map(Codec::prior_layers).max().unwrap_or(0);
         Ok(Self {
             spec,
             codecs,
             layers,
+            prior_layers,
+            below: VecDeque::new(),
+            may_drop: false,
+            dropped: HashMap::new(),
         })
+    }
+
+    /// Lets codecs leave tokens out; whoever uses a layer then has to keep the attention from
+    /// those that [`Self::dropped`] names. Without this, a chunk that leaves tokens out is
+    /// refused, so that nobody attends to rows of zeros by mistake.
+    #[must_use]
+    pub fn with_dropped(self, may_drop: bool) -> Self {
+        Self { may_drop, ..self }
+    }
+
+    /// Absolute positions of a complete layer's tokens that the codec left out, ascending: their
+    /// rows are zero. Empty for a layer that holds all, or is not complete.
+    #[must_use]
+    pub fn dropped(&self, layer: usize) -> &[usize] {
+        self.dropped.get(&layer).map_or(&[], Vec::as_slice)
     }
 
     /// What was declared.
@@ -474,21 +732,38 @@ impl Assembler {
         let Some(state) = index.and_then(|index| self.layers.get_mut(index)) else {
             return Err(place_error(&self.spec, layer, &chunk.tokens));
         };
+        // Complete layers right below this one, without a gap.
+        let below: Vec<&LayerKv> = (1..=self.prior_layers)
+            .map_while(|depth| {
+                let wanted = layer.checked_sub(depth)?;
+                let found = self.below.iter().find(|(layer, _)| *layer == wanted);
+                found.map(|(_, kv)| kv)
+            })
+            .collect();
         match state {
             LayerState::Done => {
                 let Range { start, end } = chunk.tokens;
                 return Err(ChunkError::Duplicate { layer, start, end });
             }
-            LayerState::Partial(partial) => partial.accept(chunk, &self.codecs)?,
+            LayerState::Partial(partial) => partial.accept_above(chunk, &self.codecs, &below)?,
             LayerState::Untouched => {
-                let mut partial = LayerAssembler::new(self.spec.clone(), layer)?;
-                partial.accept(chunk, &self.codecs)?;
+                let mut partial =
+                    LayerAssembler::new(self.spec.clone(), layer)?.with_dropped(self.may_drop);
+                partial.accept_above(chunk, &self.codecs, &below)?;
                 *state = LayerState::Partial(Box::new(partial));
             }
         }
         match std::mem::replace(state, LayerState::Done) {
             LayerState::Partial(partial) if partial.is_complete() => {
-                Ok(Some((layer, partial.finish()?)))
+                if !partial.dropped.is_empty() {
+                    self.dropped.insert(layer, partial.dropped.clone());
+                }
+                let kv = partial.finish()?;
+                if self.prior_layers > 0 {
+                    self.below.push_front((layer, kv.clone()));
+                    self.below.truncate(self.prior_layers);
+                }
+                Ok(Some((layer, kv)))
             }
             unfinished => {
                 *state = unfinished;
@@ -561,6 +836,7 @@ fn tile_spec(
         layer,
         num_layers,
         first_token: tokens.start,
+        end_token: spec.positions.end,
     })
 }
 
@@ -625,37 +901,81 @@ mod tests {
             .unwrap()
     }
 
+    /// Scores for blocks of [`block`], higher for later tokens.
+    fn scores() -> TokenScores {
+        let layer: Vec<f32> = (0..1000).map(|token| token as f32).collect();
+        TokenScores::new(0, 0, vec![layer; 8]).unwrap()
+    }
+
     #[test]
     fn every_codec_crosses_in_chunks() {
         let block = block(100..233);
         for config in registry().iter().flat_map(|entry| (entry.examples)()) {
             let codec = config.build();
-            let sent = all_chunks(&block, 64, &codec);
-            assert_eq!(sent.len(), 3 * 3);
-            let places: Vec<_> = sent
-                .iter()
-                .map(|chunk| (chunk.layer, chunk.tokens.clone()))
-                .collect();
-            assert_eq!(
-                places,
-                plan(block.spec(), 64, &codec).unwrap().collect::<Vec<_>>()
-            );
+            let mut encoder =
+                ChunkEncoder::new(codec.clone()).with_scores(Some(Arc::new(scores())));
+            let places: Vec<_> = plan(block.spec(), 64, &codec).unwrap().collect();
+            assert_eq!(places.len(), 3 * 3);
             assert_eq!(places[2], (4, 228..233));
-            let bytes = block.fp16_bytes();
-            let got = assemble(
-                block.spec().clone(),
-                vec![codec.clone()],
-                bytes,
-                sent.clone(),
-            )
-            .unwrap();
-            if config == CodecConfig::default() {
-                assert_eq!(got, block);
+            if codec
+                .check_shape(TileShape::new(2, 64, 32).unwrap())
+                .is_err()
+            {
+                continue;
             }
-            // The order of arrival does not matter.
-            let reversed = sent.into_iter().rev();
-            let again = assemble(block.spec().clone(), vec![codec], bytes, reversed).unwrap();
-            assert_eq!(again, got);
+            let sent: Vec<KvChunk> = places
+                .into_iter()
+                .map(|(layer, tokens)| encoder.encode(&block, layer, tokens).unwrap())
+                .collect();
+            let receive = |chunks: &mut dyn Iterator<Item = &KvChunk>| {
+                let codecs = vec![codec.clone()];
+                let mut assembler = Assembler::new(block.spec().clone(), codecs, u64::MAX)
+                    .unwrap()
+                    .with_dropped(true);
+                let mut layers = Vec::new();
+                for chunk in chunks {
+                    layers.extend(assembler.accept(chunk).unwrap());
+                }
+                assert!(assembler.is_complete());
+                layers.sort_by_key(|(layer, _)| *layer);
+                layers
+            };
+            let got = receive(&mut sent.iter());
+            if config == CodecConfig::default() {
+                let layers: Vec<_> = got.iter().map(|(_, kv)| kv.clone()).collect();
+                assert_eq!(layers, block.layers());
+            }
+            if codec.prior_layers() == 0 {
+                // The order of arrival does not matter.
+                assert_eq!(receive(&mut sent.iter().rev()), got);
+            }
+        }
+    }
+
+    #[test]
+    fn dropped_tokens_are_refused_unless_asked_for() {
+        let block = block(0..64);
+        let codec = "random-k50-s0+identity"
+            .parse::<CodecConfig>()
+            .unwrap()
+            .build();
+        let chunk = KvChunk::encode(&block, 4, 0..64, &codec).unwrap();
+        let assembler =
+            || Assembler::new(block.spec().clone(), vec![codec.clone()], u64::MAX).unwrap();
+        let refused = assembler().accept(&chunk);
+        assert!(matches!(
+            refused,
+            Err(ChunkError::Dropped { dropped: 32, .. })
+        ));
+        let mut assembler = assembler().with_dropped(true);
+        let (layer, kv) = assembler.accept(&chunk).unwrap().unwrap();
+        let dropped = assembler.dropped(layer);
+        assert_eq!(dropped.len(), 32);
+        let own = block.layer(4).unwrap();
+        for token in 0..64 {
+            let run = token * 32..(token + 1) * 32;
+            let kept = dropped.binary_search(&token).is_err();
+            assert_eq!(kv.k[run.clone()] == own.k[run], kept, "token {token}");
         }
     }
 

@@ -20,7 +20,7 @@ pub mod store;
 
 pub use align::{AlignError, AlignmentConfig, Bridge, BridgeEnd, BridgeError, BridgeFitter};
 pub use block::{BlockSpec, KeyRope, KvBlock, KvError, KvShape, LayerKv};
-pub use chunk::{Assembler, ChunkError, KvChunk};
+pub use chunk::{Assembler, ChunkEncoder, ChunkError, KvChunk};
 pub use codec::{Chain, Codec, CodecConfig, CodecError};
 pub use ident::{ContextId, HexError, ModelFingerprint};
 pub use store::{KvStore, StoreError, StoreStats};

@@ -1,23 +1,37 @@
 //! A chain of stages as one codec.
 
-use super::{Codec, CodecConfig, CodecError, Tile, TileMut, TileShape};
+use std::sync::Arc;
+
+use super::entropy::{AdaptiveCoder, ContextCoder, Packed, SymbolCoder, TablesCoder, ZstdCodec};
+use super::quantise::{Coded, Quantise};
+use super::select::{ExactCodec, ScoredBy, Selected};
+use super::transform::{AnchorDeltaCodec, HadamardCodec};
+use super::{
+    Beside, Codec, CodecConfig, CodecContext, CodecError, Explanation, GroupQuant, Identity,
+    StageConfig, StageKind, Tile, TileMut, TileShape, TileSpec,
+};
 
 /// The codec that a [`CodecConfig`] describes.
 ///
-/// A config holds exactly one quantiser, which is the innermost codec; select and transform
-/// stages own it and hand it another tile, entropy stages own all of that and code its bytes.
-#[derive(Debug)]
+/// A config holds exactly one quantiser, which is the innermost codec; an entropy stage for
+/// symbols works with it, other entropy stages code its bytes, and select and transform stages
+/// own all of that and hand it another tile.
+#[derive(Debug, Clone)]
 pub struct Chain {
     config: CodecConfig,
-    codec: Box<dyn Codec>,
+    codec: Arc<dyn Codec>,
 }
 
 impl Chain {
-    pub(super) fn new(config: CodecConfig) -> Self {
-        let [stage, ..] = config.stages() else {
-            unreachable!("a codec config has exactly one quantiser");
-        };
-        let codec = stage.quantiser();
+    pub(super) fn new(config: CodecConfig, context: &CodecContext) -> Result<Self, CodecError> {
+        let config = config.bind(context)?;
+        let codec = build(config.stages(), context).into();
+        Ok(Self { config, codec })
+    }
+
+    /// A chain without artefacts: stages that need one refuse every tile.
+    pub(super) fn without_artefact(config: CodecConfig) -> Self {
+        let codec = build(config.stages(), &CodecContext::default()).into();
         Self { config, codec }
     }
 
@@ -26,12 +40,106 @@ impl Chain {
     pub const fn config(&self) -> &CodecConfig {
         &self.config
     }
+
+    /// What the bytes of a payload are spent on. Decodes it, so that an account is given only of
+    /// what decodes; the parts add up to the payload.
+    ///
+    /// # Errors
+    /// As for [`Codec::decode`].
+    pub fn explain(
+        &self,
+        spec: TileSpec,
+        beside: Beside<'_>,
+        bytes: &[u8],
+    ) -> Result<Explanation, CodecError> {
+        let elements = spec.shape.elements();
+        let mut k = vec![half::f16::ZERO; elements];
+        let mut v = vec![half::f16::ZERO; elements];
+        let mut tile = TileMut::new(spec, &mut k, &mut v)?.with_beside(beside)?;
+        tile.start_account();
+        self.codec.decode(bytes, &mut tile)?;
+        let tokens = spec.shape.tokens();
+        let held = tile.held().count(tokens);
+        let parts = tile.take_account().unwrap_or_default();
+        Ok(Explanation::new(
+            parts,
+            tokens,
+            held,
+            spec.shape.fp16_bytes(),
+        ))
+    }
 }
 
-impl Clone for Chain {
-    fn clone(&self) -> Self {
-        Self::new(self.config.clone())
+/// Builds the codec of the stages, the quantiser first and what owns it around it.
+fn build(stages: &[StageConfig], context: &CodecContext) -> Box<dyn Codec> {
+    let at = stages
+        .iter()
+        .position(|stage| stage.kind() == StageKind::Quantise)
+        .unwrap_or_default();
+    let (before, rest) = stages.split_at(at);
+    let mut codec = quantise_and_code(rest, context);
+    for stage in before.iter().rev() {
+        codec = match stage {
+            StageConfig::AnchorDelta(stage) => {
+                let mut anchors = vec![StageConfig::GroupQuant(GroupQuant::BITS_8)];
+                anchors.extend_from_slice(&rest[1..]);
+                let anchors = quantise_and_code(&anchors, context);
+                Box::new(AnchorDeltaCodec::new(*stage, anchors, codec))
+            }
+            StageConfig::Hadamard(stage) => Box::new(HadamardCodec::new(*stage, codec)),
+            StageConfig::Exact(stage) => Box::new(ExactCodec::new(*stage, codec)),
+            StageConfig::Streaming(stage) => Box::new(Selected::new(Box::new(*stage), codec)),
+            StageConfig::Knorm(stage) => Box::new(Selected::new(Box::new(*stage), codec)),
+            StageConfig::Random(stage) => Box::new(Selected::new(Box::new(*stage), codec)),
+            StageConfig::Snapkv(stage) => {
+                Box::new(Selected::new(stage.selector(ScoredBy::SnapKv), codec))
+            }
+            StageConfig::ExpectedAttention(stage) => Box::new(Selected::new(
+                stage.selector(ScoredBy::ExpectedAttention),
+                codec,
+            )),
+            StageConfig::H2o(stage) => {
+                Box::new(Selected::new(stage.selector(ScoredBy::H2o), codec))
+            }
+            _ => unreachable!("a codec config is in order"),
+        };
     }
+    codec
+}
+
+/// The quantiser `stages[0]` with the entropy stages behind it.
+fn quantise_and_code(stages: &[StageConfig], _context: &CodecContext) -> Box<dyn Codec> {
+    let coder: Option<Box<dyn SymbolCoder>> = match stages.get(1) {
+        Some(StageConfig::Tables(stage)) => Some(Box::new(TablesCoder::new(*stage))),
+        Some(StageConfig::Adaptive(_)) => Some(Box::new(AdaptiveCoder)),
+        Some(StageConfig::Context(_)) => Some(Box::new(ContextCoder)),
+        _ => None,
+    };
+    let bytes_from = if coder.is_some() { 2 } else { 1 };
+    let mut codec: Box<dyn Codec> = match (stages[0], coder) {
+        (StageConfig::Identity, _) => Box::new(Identity),
+        (StageConfig::GroupQuant(stage), None) => Box::new(stage),
+        (stage, coder) => {
+            let quantiser: Box<dyn Quantise> = match stage {
+                StageConfig::GroupQuant(stage) => Box::new(stage),
+                StageConfig::Bins(stage) => Box::new(stage),
+                StageConfig::Vectorwise(stage) => Box::new(stage),
+                StageConfig::LloydMax(stage) => Box::new(stage),
+                _ => unreachable!("a codec config has its quantiser here"),
+            };
+            Box::new(Coded::new(
+                quantiser,
+                coder.unwrap_or_else(|| Box::new(Packed)),
+            ))
+        }
+    };
+    for stage in stages.iter().skip(bytes_from) {
+        codec = match stage {
+            StageConfig::Zstd(stage) => Box::new(ZstdCodec::new(*stage, codec)),
+            _ => unreachable!("a codec config is in order"),
+        };
+    }
+    codec
 }
 
 impl Codec for Chain {
@@ -44,7 +152,10 @@ impl Codec for Chain {
     }
 
     fn encode(&self, tile: &Tile<'_>, out: &mut Vec<u8>) -> Result<(), CodecError> {
-        self.codec.encode(tile, out)
+        let start = out.len();
+        self.codec
+            .encode(tile, out)
+            .inspect_err(|_| out.truncate(start))
     }
 
     fn decode(&self, bytes: &[u8], tile: &mut TileMut<'_>) -> Result<(), CodecError> {
@@ -65,5 +176,13 @@ impl Codec for Chain {
 
     fn error_bound(&self, min: f32, max: f32) -> Option<f32> {
         self.codec.error_bound(min, max)
+    }
+
+    fn prior_layers(&self) -> usize {
+        self.codec.prior_layers()
+    }
+
+    fn decodes_prefixes(&self) -> bool {
+        self.codec.decodes_prefixes()
     }
 }

@@ -6,7 +6,11 @@ use std::str::FromStr;
 use serde::de::value::{MapAccessDeserializer, StrDeserializer};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use super::{Chain, Codec, CodecError, GroupQuant, Identity, names};
+use super::{
+    Adaptive, AnchorDelta, Bins, Chain, Codec as _, CodecContext, CodecError, Context, Exact,
+    GroupQuant, Hadamard, Identity, Knorm, LloydMax, Random, Scored, ScoredBy, Streaming, Tables,
+    Vectorwise, Zstd, names, registry,
+};
 
 /// A chain holds at most this many stages; ids come from the wire.
 const MAX_STAGES: usize = 8;
@@ -29,10 +33,42 @@ pub enum StageKind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum StageConfig {
+    /// See [`Exact`].
+    Exact(Exact),
+    /// See [`Streaming`].
+    Streaming(Streaming),
+    /// See [`Knorm`].
+    Knorm(Knorm),
+    /// See [`Random`].
+    Random(Random),
+    /// See [`Scored`] and [`scores::snapkv`](super::scores::snapkv).
+    Snapkv(Scored),
+    /// See [`Scored`] and [`scores::expected_attention`](super::scores::expected_attention).
+    ExpectedAttention(Scored),
+    /// See [`Scored`] and [`scores::h2o`](super::scores::h2o).
+    H2o(Scored),
+    /// See [`AnchorDelta`].
+    AnchorDelta(AnchorDelta),
+    /// See [`Hadamard`].
+    Hadamard(Hadamard),
     /// See [`Identity`].
     Identity,
     /// See [`GroupQuant`].
     GroupQuant(GroupQuant),
+    /// See [`Bins`].
+    Bins(Bins),
+    /// See [`Vectorwise`].
+    Vectorwise(Vectorwise),
+    /// See [`LloydMax`].
+    LloydMax(LloydMax),
+    /// See [`Tables`].
+    Tables(Tables),
+    /// See [`Adaptive`].
+    Adaptive(Adaptive),
+    /// See [`Context`].
+    Context(Context),
+    /// See [`Zstd`].
+    Zstd(Zstd),
 }
 
 impl StageConfig {
@@ -40,25 +76,53 @@ impl StageConfig {
     #[must_use]
     pub const fn kind(&self) -> StageKind {
         match self {
-            Self::Identity | Self::GroupQuant(_) => StageKind::Quantise,
+            Self::Exact(_)
+            | Self::Streaming(_)
+            | Self::Knorm(_)
+            | Self::Random(_)
+            | Self::Snapkv(_)
+            | Self::ExpectedAttention(_)
+            | Self::H2o(_) => StageKind::Select,
+            Self::AnchorDelta(_) | Self::Hadamard(_) => StageKind::Transform,
+            Self::Identity
+            | Self::GroupQuant(_)
+            | Self::Bins(_)
+            | Self::Vectorwise(_)
+            | Self::LloydMax(_) => StageKind::Quantise,
+            Self::Tables(_) | Self::Adaptive(_) | Self::Context(_) | Self::Zstd(_) => {
+                StageKind::Entropy
+            }
         }
     }
 
-    /// The stage as a codec of its own.
-    pub(super) fn quantiser(&self) -> Box<dyn Codec> {
-        match *self {
-            Self::Identity => Box::new(Identity),
-            Self::GroupQuant(stage) => Box::new(stage),
-        }
+    /// Whether the stage codes a quantiser's integers, and so has to stand right behind it.
+    const fn codes_symbols(&self) -> bool {
+        matches!(self, Self::Tables(_) | Self::Adaptive(_) | Self::Context(_))
     }
 }
 
 impl fmt::Display for StageConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Identity => f.write_str(Identity::NAME),
-            Self::GroupQuant(stage) => f.write_str(&stage.id()),
-        }
+        f.write_str(&match self {
+            Self::Exact(stage) => stage.id(),
+            Self::Streaming(stage) => stage.id(),
+            Self::Knorm(stage) => stage.id(),
+            Self::Random(stage) => stage.id(),
+            Self::Snapkv(stage) => stage.id(ScoredBy::SnapKv),
+            Self::ExpectedAttention(stage) => stage.id(ScoredBy::ExpectedAttention),
+            Self::H2o(stage) => stage.id(ScoredBy::H2o),
+            Self::AnchorDelta(stage) => stage.id(),
+            Self::Hadamard(stage) => stage.id(),
+            Self::Identity => Identity::NAME.to_owned(),
+            Self::GroupQuant(stage) => stage.id(),
+            Self::Bins(stage) => stage.id(),
+            Self::Vectorwise(stage) => stage.id(),
+            Self::LloydMax(stage) => stage.id(),
+            Self::Tables(stage) => stage.id(),
+            Self::Adaptive(_) => Adaptive::NAME.to_owned(),
+            Self::Context(_) => Context::NAME.to_owned(),
+            Self::Zstd(stage) => stage.id(),
+        })
     }
 }
 
@@ -66,23 +130,47 @@ impl FromStr for StageConfig {
     type Err = CodecError;
 
     fn from_str(id: &str) -> Result<Self, CodecError> {
-        let (name, parameters) = match id.split_once('-') {
-            Some((name, parameters)) => (name, Some(parameters)),
-            None => (id, None),
-        };
-        match (name, parameters) {
-            (Identity::NAME, None) => Ok(Self::Identity),
-            (Identity::NAME, Some(_)) => Err(unreadable(id, "identity has no parameters")),
-            (GroupQuant::NAME, parameters) => {
-                GroupQuant::from_parameters(parameters.unwrap_or_default())
-                    .map(Self::GroupQuant)
-                    .map_err(|reason| unreadable(id, &reason))
+        let (name, parameters) = id.split_once('-').unwrap_or((id, ""));
+        let none = |stage: Self| id.eq(name).then_some(stage);
+        let scored = || Scored::parse(parameters);
+        let stage = match name {
+            Exact::NAME => Exact::parse(parameters).map(Self::Exact),
+            Streaming::NAME => Streaming::parse(parameters).map(Self::Streaming),
+            Knorm::NAME => Knorm::parse(parameters).map(Self::Knorm),
+            Random::NAME => Random::parse(parameters).map(Self::Random),
+            "snapkv" => scored().map(Self::Snapkv),
+            "expected_attention" => scored().map(Self::ExpectedAttention),
+            "h2o" => scored().map(Self::H2o),
+            AnchorDelta::NAME => AnchorDelta::parse(parameters).map(Self::AnchorDelta),
+            Hadamard::NAME => Hadamard::parse(parameters).map(Self::Hadamard),
+            Identity::NAME => none(Self::Identity),
+            GroupQuant::NAME => {
+                let stage = GroupQuant::from_parameters(parameters)
+                    .map_err(|reason| unreadable(id, &reason))?;
+                Some(Self::GroupQuant(stage))
             }
-            _ => Err(CodecError::UnknownStage {
-                name: name.chars().take(80).collect(),
-                known: names(),
-            }),
-        }
+            Bins::NAME => Bins::parse(parameters).map(Self::Bins),
+            Vectorwise::NAME => Vectorwise::parse(parameters).map(Self::Vectorwise),
+            LloydMax::NAME => LloydMax::parse(parameters).map(Self::LloydMax),
+            Tables::NAME => Tables::parse(parameters).map(Self::Tables),
+            Adaptive::NAME => none(Self::Adaptive(Adaptive)),
+            Context::NAME => none(Self::Context(Context)),
+            Zstd::NAME => Zstd::parse(parameters).map(Self::Zstd),
+            _ => {
+                return Err(CodecError::UnknownStage {
+                    name: name.chars().take(80).collect(),
+                    known: names(),
+                });
+            }
+        };
+        // One codec has one id: refuses forms like 04b or +32 too.
+        stage
+            .filter(|stage| stage.to_string() == id)
+            .ok_or_else(|| {
+                let example = registry().iter().find(|entry| entry.name == name);
+                let example = example.map_or_else(String::new, |entry| entry.example().id());
+                unreadable(id, &format!("expected parameters as in {example}"))
+            })
     }
 }
 
@@ -102,7 +190,7 @@ impl CodecConfig {
     /// [`CodecError::Order`] unless the stages are in order and exactly one quantises.
     pub fn new(stages: Vec<StageConfig>) -> Result<Self, CodecError> {
         let kinds: Vec<_> = stages.iter().map(StageConfig::kind).collect();
-        match check_order(&kinds) {
+        match check_order(&kinds).and_then(|()| check_symbols(&stages)) {
             Ok(()) => Ok(Self { stages }),
             Err(reason) => Err(CodecError::Order {
                 id: join(&stages),
@@ -123,10 +211,24 @@ impl CodecConfig {
         join(&self.stages)
     }
 
-    /// Builds the codec.
+    /// Builds the codec. Stages that need a fitted artefact refuse every tile; see
+    /// [`Self::build_with`].
     #[must_use]
     pub fn build(&self) -> Chain {
-        Chain::new(self.clone())
+        Chain::without_artefact(self.clone())
+    }
+
+    /// Builds the codec with what was fitted beforehand. The chain's id then names the artefact.
+    ///
+    /// # Errors
+    /// [`CodecError::Artefact`] when a stage names another artefact than the context holds.
+    pub fn build_with(&self, context: &CodecContext) -> Result<Chain, CodecError> {
+        Chain::new(self.clone(), context)
+    }
+
+    /// The config whose stages name the artefact that they use.
+    pub(super) fn bind(self, _context: &CodecContext) -> Result<Self, CodecError> {
+        Ok(self)
     }
 }
 
@@ -238,6 +340,23 @@ fn check_order(kinds: &[StageKind]) -> Result<(), &'static str> {
     }
 }
 
+/// Coders of symbols need a quantiser that gives some, and nothing between it and them.
+fn check_symbols(stages: &[StageConfig]) -> Result<(), &'static str> {
+    for (index, stage) in stages.iter().enumerate() {
+        if stage.codes_symbols() {
+            let before = index.checked_sub(1).map(|before| stages[before]);
+            match before {
+                Some(StageConfig::Identity) => {
+                    return Err("identity gives bytes; tables, adaptive and context code integers");
+                }
+                Some(before) if before.kind() == StageKind::Quantise => {}
+                _ => return Err("tables, adaptive and context stand right behind the quantiser"),
+            }
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -264,10 +383,11 @@ mod tests {
     #[test]
     fn config_errors_name_what_exists() {
         for (text, part) in [
-            (r#""identical""#, "expected `identity` or `group_quant`"),
+            (r#""identical""#, "unknown variant `identical`"),
+            (r#""identical""#, "`group_quant`"),
             (
                 r#"{"group_quont": {"bits": 4}}"#,
-                "expected `identity` or `group_quant`",
+                "unknown variant `group_quont`",
             ),
             (
                 r#"{"group_quant": {"bits": 4, "size": 32}}"#,
@@ -275,7 +395,7 @@ mod tests {
             ),
             (
                 r#"{"group_quant": {"bits": 5}}"#,
-                "bits = 5 is not possible, use 8 or 4",
+                "bits = 5 is not possible, use 8, 4, 3 or 2",
             ),
             (
                 r#"{"group_quant": {"bits": 4, "group": 12}}"#,
@@ -312,7 +432,15 @@ mod tests {
 
     #[test]
     fn ids_round_trip() {
-        for id in ["identity", "group_quant-4b-g32", "group_quant-8b-g64"] {
+        for id in [
+            "identity",
+            "group_quant-4b-g32",
+            "group_quant-8b-g64",
+            "exact-s4-w32+group_quant-2b-g32",
+            "snapkv-k25+hadamard-s7+lloyd_max-3b",
+            "anchor_delta-g10+bins-w100+adaptive",
+            "group_quant-3b-g32+tables-c8+zstd-l3",
+        ] {
             assert_eq!(id.parse::<CodecConfig>().unwrap().to_string(), id);
         }
         for bad in [
@@ -323,8 +451,18 @@ mod tests {
             "identity+identity",
             "group_quant",
             "group_quant-4b",
-            "group_quant-3b-g32",
+            "group_quant-5b-g32",
             "group_quant-4b-g0",
+            "exact-s04-w1+identity",
+            "exact",
+            "knorm-k0+identity",
+            "knorm-k101+identity",
+            "adaptive",
+            "adaptive-1",
+            "identity+context",
+            "group_quant-4b-g32+zstd-l3+context",
+            "group_quant-4b-g32+context+tables-c8",
+            "zstd-l20",
             "group_quant-4b-g32-x",
             "group_quant-04b-g32",
             "group_quant-4b-g+32",
@@ -333,7 +471,7 @@ mod tests {
             assert!(bad.parse::<CodecConfig>().is_err(), "{bad:?}");
         }
         let error = "kivi".parse::<CodecConfig>().unwrap_err().to_string();
-        assert!(error.contains("identity, group_quant"), "{error}");
+        assert!(error.contains("identity"), "{error}");
         assert!("identity+".repeat(1000).parse::<CodecConfig>().is_err());
     }
 

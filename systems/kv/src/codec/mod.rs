@@ -1,30 +1,52 @@
 //! Codecs: chains of stages between one layer's tile and the bytes that cross the link.
 //!
 //! The order of a chain is select, transform, quantise, entropy-code. Exactly one stage
-//! quantises, that is, turns numbers into bytes. Stages before it hand it another tile,
-//! stages after it work on its bytes.
+//! quantises, that is, turns numbers into bytes or into integers. Stages before it hand it
+//! another tile, stages after it work on what it writes:
 //!
-//! To add a stage: one file with a type that implements [`Codec`] (a stage that is not a
-//! quantiser owns the codec of the rest of the chain), one `mod` line here, one variant in
-//! [`StageConfig`] and one line in [`registry`]. The conformance battery, the benches and the
-//! `ls` table iterate over the registry.
+//! - `select/`: which tokens the rest of the chain sees; what was dropped is stated by the
+//!   decoded tile ([`Held`]);
+//! - `transform/`: other coordinates, some of them fitted beforehand ([`CodecContext`]);
+//! - `quantise/`: bytes, or integers with a width for each channel;
+//! - `entropy/`: coders of these integers (directly behind the quantiser), and of bytes.
+//!
+//! Published methods are chains with a name: [`presets`].
+//!
+//! To add a stage: one file with a type that holds its parameters and one that implements
+//! [`Codec`] around the rest of the chain (or the folder's own trait), its `mod` line, one
+//! variant in [`StageConfig`] with its line in the table there, its arm in `chain.rs` and one
+//! line in [`registry`]. The conformance battery, the benches and the `ls` table iterate over
+//! the registry.
 
+mod artefact;
 mod chain;
 mod config;
-mod group_quant;
-mod identity;
+mod entropy;
+mod explain;
+mod frame;
+mod presets;
+mod quantise;
 mod registry;
+pub mod scores;
+mod select;
 mod tile;
+mod transform;
 
 #[cfg(test)]
 mod conformance;
 
+pub use artefact::CodecContext;
 pub use chain::Chain;
 pub use config::{CodecConfig, StageConfig, StageKind};
-pub use group_quant::{GroupQuant, GroupQuantLayout};
-pub use identity::Identity;
+pub use entropy::{Adaptive, Context, Tables, Zstd};
+pub use explain::{ByteCount, Explanation};
+pub use presets::{Preset, presets};
+pub use quantise::{Bins, GroupQuant, GroupQuantLayout, Identity, LloydMax, Vectorwise};
 pub use registry::{CodecEntry, names, registry};
-pub use tile::{MAX_TILE_ELEMENTS, Tile, TileMut, TileShape, TileSpec};
+pub use scores::TokenScores;
+pub use select::{Exact, Knorm, Random, Scored, ScoredBy, Streaming};
+pub use tile::{Beside, Held, MAX_TILE_ELEMENTS, Prior, Tile, TileMut, TileShape, TileSpec};
+pub use transform::{AnchorDelta, Hadamard};
 
 use std::fmt::Debug;
 
@@ -115,6 +137,22 @@ pub enum CodecError {
         /// Bytes given.
         found: usize,
     },
+    /// A selection that needs scores of the context's tokens, and has none.
+    #[error("{codec}: no scores of layer {layer}'s tokens were given")]
+    Scores {
+        /// Codec id.
+        codec: &'static str,
+        /// Absolute layer index.
+        layer: usize,
+    },
+    /// A stage that needs a fitted artefact, and has none or another one.
+    #[error("{codec}: {reason}")]
+    Artefact {
+        /// Codec id.
+        codec: String,
+        /// What is missing or does not suit.
+        reason: String,
+    },
     /// Bytes that no encoder writes.
     #[error("{codec}: {reason}")]
     Corrupt {
@@ -133,9 +171,12 @@ pub enum CodecError {
 ///
 /// Promises that the conformance battery checks for every registered codec:
 /// - `encode` appends at most [`Codec::encoded_len`] bytes, exactly the bytes that count as sent;
-/// - `decode` never panics and fails on any byte string that has another length than an
-///   encoder could have written; whether it was altered is for the chunk's hash to find out;
-/// - an element differs from its original by at most [`Codec::error_bound`].
+/// - `decode` never panics, allocates no more than follows from the shape, and fails on any byte
+///   string that has another length than an encoder could have written (unless it
+///   [decodes prefixes](Codec::decodes_prefixes)); whether it was altered is for the chunk's hash
+///   to find out;
+/// - an element that is [held](TileMut::held) differs from its original by at most
+///   [`Codec::error_bound`], and is finite where the original was.
 pub trait Codec: Debug + Send + Sync {
     /// The identifier that travels with every chunk, for example `group_quant-4b-g32`.
     fn id(&self) -> String;
@@ -143,26 +184,32 @@ pub trait Codec: Debug + Send + Sync {
     /// Checks that tiles of this shape can be encoded.
     ///
     /// # Errors
-    /// [`CodecError::UnsupportedShape`].
+    /// [`CodecError::UnsupportedShape`], or [`CodecError::Artefact`] for a stage that lacks its
+    /// artefact.
     fn check_shape(&self, shape: TileShape) -> Result<(), CodecError>;
 
     /// Encodes a tile and appends the bytes to `out`, which is left as it was on an error.
     ///
     /// # Errors
-    /// [`CodecError::UnsupportedShape`] or [`CodecError::NotFinite`].
+    /// [`CodecError::UnsupportedShape`], [`CodecError::NotFinite`], [`CodecError::Scores`] or
+    /// [`CodecError::Artefact`].
     fn encode(&self, tile: &Tile<'_>, out: &mut Vec<u8>) -> Result<(), CodecError>;
 
-    /// Decodes bytes into a tile of the caller's shape. On an error the tile's content is
+    /// Decodes bytes into a tile of the caller's shape, which states afterwards which of its
+    /// tokens it holds; the rows of others are zero. On an error the tile's content is
     /// unspecified.
     ///
     /// # Errors
-    /// [`CodecError::UnsupportedShape`], [`CodecError::Length`] or [`CodecError::Corrupt`].
+    /// [`CodecError::UnsupportedShape`], [`CodecError::Length`], [`CodecError::Corrupt`] or
+    /// [`CodecError::Artefact`].
     fn decode(&self, bytes: &[u8], tile: &mut TileMut<'_>) -> Result<(), CodecError>;
 
-    /// Upper bound of the encoded length of a tile of this shape, in bytes.
+    /// Upper bound of the encoded length of a tile of this shape, in bytes, wherever it stands.
     fn encoded_len(&self, shape: TileShape) -> usize;
 
-    /// Bits per element for large tiles, scales and tables included.
+    /// Bits per element that follow from the settings alone, scales and tables included: what a
+    /// tile of 256 tokens without exact or dropped tokens takes at most. An entropy stage needs
+    /// fewer, which only coding shows.
     fn nominal_bits(&self) -> f64;
 
     /// The number of tokens that share side information: chunks are cut at its multiples, so
@@ -175,4 +222,15 @@ pub trait Codec: Debug + Send + Sync {
     /// grows with the span, so the range of a whole tile is a valid, looser input. `None` for
     /// a codec that drops information without such a bound.
     fn error_bound(&self, min: f32, max: f32) -> Option<f32>;
+
+    /// How many decoded layers below the tile's the codec looks at ([`Beside::prior`]); a chunk
+    /// can be decoded only after those of the same tokens. Fewer are given to the first layers.
+    fn prior_layers(&self) -> usize {
+        0
+    }
+
+    /// Whether every prefix of a payload decodes, the longer the better.
+    fn decodes_prefixes(&self) -> bool {
+        false
+    }
 }

@@ -10,7 +10,8 @@ use half::slice::HalfFloatSliceExt;
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
-use super::{Codec, CodecError, Tile, TileMut, TileShape};
+use super::{Quantise, Symbols, pack};
+use crate::codec::{Codec, CodecError, Tile, TileMut, TileShape, TileSpec};
 
 /// Sortable image of the largest and of the lowest finite fp16 number, see [`sortable`].
 const MAX_FINITE: i16 = 0x7bff;
@@ -29,11 +30,13 @@ const ROUND: f32 = 12_582_912.0;
 ///
 /// Bytes, all little-endian, sections in this order ([`GroupQuant::layout`]):
 /// 1. key parameters: per head and token group, `min[head_dim]` then `scale[head_dim]`;
-/// 2. key codes: per head and token group, rows of `head_dim` bytes. With 4 bits a row holds
-///    token `2i` in its low and token `2i + 1` in its high half-bytes;
+/// 2. key codes: per head, rows of `head_dim` bytes that hold a channel's codes of several
+///    tokens each ([`pack`](super::pack)), so that packing is a loop over whole rows;
 /// 3. value parameters: per head, token and channel group, `min` then `scale`;
-/// 4. value codes: per head, token and channel group. With 4 bits byte `i` holds channel `i`
-///    in its low and channel `i + group / 2` in its high half-byte.
+/// 4. value codes: as the key codes.
+///
+/// Loses below 3 bits, where the spread within a group leaves too few levels to the bulk of its
+/// numbers, and to any entropy-coded form at equal error: codes near the middle are likelier.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "GroupQuantFields", into = "GroupQuantFields")]
 pub struct GroupQuant {
@@ -85,17 +88,21 @@ pub struct GroupQuantLayout {
 }
 
 impl GroupQuant {
-    pub(super) const NAME: &str = "group_quant";
+    pub(in crate::codec) const NAME: &str = "group_quant";
     /// 4 bits, groups of 32.
     pub const BITS_4: Self = Self { bits: 4, group: 32 };
     /// 8 bits, groups of 32.
     pub const BITS_8: Self = Self { bits: 8, group: 32 };
+    /// 3 bits, groups of 32.
+    pub const BITS_3: Self = Self { bits: 3, group: 32 };
+    /// 2 bits, groups of 32.
+    pub const BITS_2: Self = Self { bits: 2, group: 32 };
 
     /// A quantiser of `bits` bits in groups of `group` elements.
     ///
     /// # Errors
-    /// [`CodecError::Parameter`] for other widths than 8 and 4 bits, or a group that is not a
-    /// multiple of 8 up to 1024.
+    /// [`CodecError::Parameter`] for other widths than 8, 4, 3 and 2 bits, or a group that is
+    /// not a multiple of 8 up to 1024.
     pub fn new(bits: usize, group: usize) -> Result<Self, CodecError> {
         let refuse = |parameter, value, allowed| {
             Err(CodecError::Parameter {
@@ -105,8 +112,8 @@ impl GroupQuant {
                 allowed,
             })
         };
-        if !matches!(bits, 4 | 8) {
-            return refuse("bits", bits, "8 or 4");
+        if !matches!(bits, 2 | 3 | 4 | 8) {
+            return refuse("bits", bits, "8, 4, 3 or 2");
         }
         if !(8..=1024).contains(&group) || !group.is_multiple_of(8) {
             return refuse("group", group, "a multiple of 8 from 8 to 1024");
@@ -131,12 +138,11 @@ impl GroupQuant {
     #[must_use]
     pub fn layout(&self, shape: TileShape) -> GroupQuantLayout {
         let (heads, tokens, head_dim) = (shape.num_kv_heads(), shape.tokens(), shape.head_dim());
-        let (whole, ragged) = (tokens / self.group, tokens % self.group);
-        let key_rows = whole * self.code_rows(self.group) + self.code_rows(ragged);
+        let codes = heads * pack::rows(tokens, self.bits) * head_dim;
         let key_params = heads * tokens.div_ceil(self.group) * head_dim * 4;
-        let key_codes = key_params + heads * key_rows * head_dim;
+        let key_codes = key_params + codes;
         let value_params = key_codes + shape.elements() / self.group * 4;
-        let value_codes = value_params + shape.elements() * self.bits / 8;
+        let value_codes = value_params + codes;
         GroupQuantLayout {
             key_params: 0..key_params,
             key_codes: key_params..key_codes,
@@ -146,7 +152,7 @@ impl GroupQuant {
     }
 
     /// Reads `4b-g32`.
-    pub(super) fn from_parameters(text: &str) -> Result<Self, String> {
+    pub(in crate::codec) fn from_parameters(text: &str) -> Result<Self, String> {
         let expected = || "expected bits and group as in group_quant-4b-g32".to_owned();
         let (bits, group) = text.split_once("b-g").ok_or_else(expected)?;
         let bits = bits.parse().map_err(|_| expected())?;
@@ -164,18 +170,13 @@ impl GroupQuant {
         format!("{}b-g{}", self.bits, self.group)
     }
 
-    /// Rows of code bytes for a group of `tokens` keys.
-    const fn code_rows(&self, tokens: usize) -> usize {
-        (tokens * self.bits).div_ceil(8)
-    }
-
     const fn max_code(&self) -> f32 {
         ((1_u32 << self.bits) - 1) as f32
     }
 
     fn not_finite(&self, side: &'static str) -> CodecError {
         CodecError::NotFinite {
-            codec: self.id(),
+            codec: Codec::id(self),
             side,
         }
     }
@@ -183,53 +184,41 @@ impl GroupQuant {
     fn corrupt(&self, side: &str) -> CodecError {
         let reason = format!("a group of {side} has a scale or minimum that no encoder writes");
         CodecError::Corrupt {
-            codec: self.id(),
+            codec: Codec::id(self),
             reason,
         }
     }
 
-    /// Encodes the keys; `false` if one is not finite.
-    fn encode_keys<const BITS: usize>(
+    /// Codes of the keys, one byte each, and their parameters; `false` if one is not finite.
+    fn code_keys(
         &self,
         shape: TileShape,
         keys: &[f16],
         mut params: &mut [u8],
-        mut codes: &mut [u8],
+        codes: &mut [u8],
     ) -> bool {
         let head_dim = shape.head_dim();
         let max_code = self.max_code();
         let mut range = KeyRange::new(head_dim);
-        let mut rows = [vec![0.0_f32; head_dim], vec![0.0_f32; head_dim]];
-        for head in keys.chunks_exact(shape.tokens() * head_dim) {
-            for group in head.chunks(self.group * head_dim) {
+        let mut numbers = vec![0.0_f32; head_dim];
+        let head_run = shape.tokens() * head_dim;
+        let heads = keys.chunks_exact(head_run);
+        for (head, codes) in heads.zip(codes.chunks_exact_mut(head_run)) {
+            let groups = head.chunks(self.group * head_dim);
+            for (group, codes) in groups.zip(codes.chunks_mut(self.group * head_dim)) {
                 range.measure(group);
                 let here;
                 (here, params) = params.split_at_mut(head_dim * 4);
                 if !range.write(here, max_code) {
                     return false;
                 }
-                let here;
-                (here, codes) =
-                    codes.split_at_mut(self.code_rows(group.len() / head_dim) * head_dim);
                 let (low, step) = (range.low.as_slice(), range.step.as_slice());
-                let row_pairs = group.chunks(head_dim * 8 / BITS);
-                for (pair, out) in row_pairs.zip(here.chunks_exact_mut(head_dim)) {
-                    let (first, second) = pair.split_at(head_dim);
-                    let [a, b] = &mut rows;
-                    first.convert_to_f32_slice(a);
-                    if BITS == 8 || second.is_empty() {
-                        for (((out, x), low), step) in out.iter_mut().zip(&*a).zip(low).zip(step) {
-                            *out = code(*x, *low, *step, max_code);
-                        }
-                    } else {
-                        second.convert_to_f32_slice(b);
-                        let numbers = a.iter().zip(&*b);
-                        for (((out, (x, y)), low), step) in
-                            out.iter_mut().zip(numbers).zip(low).zip(step)
-                        {
-                            *out = code(*x, *low, *step, max_code)
-                                | (code(*y, *low, *step, max_code) << 4);
-                        }
+                let rows = group.chunks_exact(head_dim);
+                for (row, codes) in rows.zip(codes.chunks_exact_mut(head_dim)) {
+                    row.convert_to_f32_slice(&mut numbers);
+                    for (((out, x), low), step) in codes.iter_mut().zip(&numbers).zip(low).zip(step)
+                    {
+                        *out = code(*x, *low, *step, max_code);
                     }
                 }
             }
@@ -237,60 +226,48 @@ impl GroupQuant {
         true
     }
 
-    /// Decodes the keys; `false` if a parameter is not one that an encoder writes.
-    fn decode_keys<const BITS: usize>(
+    /// Keys from their codes; `false` if a parameter is not one that an encoder writes.
+    fn number_keys(
         &self,
         shape: TileShape,
-        keys: &mut [f16],
+        codes: &[u8],
         mut params: &[u8],
-        mut codes: &[u8],
+        keys: &mut [f16],
     ) -> bool {
         let head_dim = shape.head_dim();
         let mut range = KeyRange::new(head_dim);
-        let mut rows = [vec![0.0_f32; head_dim], vec![0.0_f32; head_dim]];
-        for head in keys.chunks_exact_mut(shape.tokens() * head_dim) {
-            for group in head.chunks_mut(self.group * head_dim) {
+        let mut numbers = vec![0.0_f32; head_dim];
+        let head_run = shape.tokens() * head_dim;
+        let heads = keys.chunks_exact_mut(head_run);
+        for (head, codes) in heads.zip(codes.chunks_exact(head_run)) {
+            let groups = head.chunks_mut(self.group * head_dim);
+            for (group, codes) in groups.zip(codes.chunks(self.group * head_dim)) {
                 let here;
                 (here, params) = params.split_at(head_dim * 4);
                 if !range.read(here) {
                     return false;
                 }
-                let here;
-                (here, codes) = codes.split_at(self.code_rows(group.len() / head_dim) * head_dim);
                 let (low, step) = (range.low.as_slice(), range.step.as_slice());
-                let row_pairs = group.chunks_mut(head_dim * 8 / BITS);
-                for (pair, codes) in row_pairs.zip(here.chunks_exact(head_dim)) {
-                    let (first, second) = pair.split_at_mut(head_dim);
-                    let [a, b] = &mut rows;
-                    let mask = if BITS == 8 { 0xff } else { 0x0f };
-                    for (((x, code), low), step) in a.iter_mut().zip(codes).zip(low).zip(step) {
-                        *x = number(code & mask, *low, *step);
+                let rows = group.chunks_exact_mut(head_dim);
+                for (row, codes) in rows.zip(codes.chunks_exact(head_dim)) {
+                    for (((x, code), low), step) in numbers.iter_mut().zip(codes).zip(low).zip(step)
+                    {
+                        *x = number(*code, *low, *step);
                     }
-                    first.convert_from_f32_slice(a);
-                    if !second.is_empty() {
-                        for (((x, code), low), step) in b.iter_mut().zip(codes).zip(low).zip(step) {
-                            *x = number(code >> 4, *low, *step);
-                        }
-                        second.convert_from_f32_slice(b);
-                    }
+                    row.convert_from_f32_slice(&numbers);
                 }
             }
         }
         true
     }
 
-    /// Encodes the values; `false` if one is not finite.
-    fn encode_values<const BITS: usize>(
-        &self,
-        values: &[f16],
-        params: &mut [u8],
-        codes: &mut [u8],
-    ) -> bool {
+    /// Codes of the values, one byte each, and their parameters; `false` if one is not finite.
+    fn code_values(&self, values: &[f16], params: &mut [u8], codes: &mut [u8]) -> bool {
         let max_code = self.max_code();
         let mut numbers = vec![0.0_f32; self.group];
         let groups = values.chunks_exact(self.group);
         let out = params.as_chunks_mut::<4>().0.iter_mut();
-        let codes = codes.chunks_exact_mut(self.group * BITS / 8);
+        let codes = codes.chunks_exact_mut(self.group);
         for ((group, params), codes) in groups.zip(out).zip(codes) {
             let (mut min, mut max) = (i16::MAX, i16::MIN);
             for bits in group.reinterpret_cast() {
@@ -306,51 +283,142 @@ impl GroupQuant {
             params[2..].copy_from_slice(&scale.to_le_bytes());
             let (low, step) = (low.to_f32(), inverse(scale));
             group.convert_to_f32_slice(&mut numbers);
-            if BITS == 8 {
-                for (out, x) in codes.iter_mut().zip(&numbers) {
-                    *out = code(*x, low, step, max_code);
-                }
-            } else {
-                let (a, b) = numbers.split_at(self.group / 2);
-                for ((out, x), y) in codes.iter_mut().zip(a).zip(b) {
-                    *out = code(*x, low, step, max_code) | (code(*y, low, step, max_code) << 4);
-                }
+            for (out, x) in codes.iter_mut().zip(&numbers) {
+                *out = code(*x, low, step, max_code);
             }
         }
         true
     }
 
-    /// Decodes the values; `false` if a parameter is not one that an encoder writes.
-    fn decode_values<const BITS: usize>(
-        &self,
-        values: &mut [f16],
-        params: &[u8],
-        codes: &[u8],
-    ) -> bool {
+    /// Values from their codes; `false` if a parameter is not one that an encoder writes.
+    fn number_values(&self, codes: &[u8], params: &[u8], values: &mut [f16]) -> bool {
         let mut numbers = vec![0.0_f32; self.group];
         let groups = values.chunks_exact_mut(self.group);
         let params = params.as_chunks::<4>().0.iter();
-        let codes = codes.chunks_exact(self.group * BITS / 8);
+        let codes = codes.chunks_exact(self.group);
         for ((group, [a, b, c, d]), codes) in groups.zip(params).zip(codes) {
             let (low, step) = (u16::from_le_bytes([*a, *b]), u16::from_le_bytes([*c, *d]));
             if !valid(low, step) {
                 return false;
             }
             let (low, step) = (f16::from_bits(low).to_f32(), f16::from_bits(step).to_f32());
-            if BITS == 8 {
-                for (x, code) in numbers.iter_mut().zip(codes) {
-                    *x = number(*code, low, step);
-                }
-            } else {
-                let (first, second) = numbers.split_at_mut(self.group / 2);
-                for ((x, y), code) in first.iter_mut().zip(second).zip(codes) {
-                    *x = number(code & 0x0f, low, step);
-                    *y = number(code >> 4, low, step);
-                }
+            for (x, code) in numbers.iter_mut().zip(codes) {
+                *x = number(*code, low, step);
             }
             group.convert_from_f32_slice(&numbers);
         }
         true
+    }
+
+    /// Packs the codes of both sides, head by head.
+    fn pack(&self, shape: TileShape, codes: &[u8], out: &mut [u8]) {
+        let head_dim = shape.head_dim();
+        let packed_run = pack::rows(shape.tokens(), self.bits) * head_dim;
+        let heads = codes.chunks_exact(shape.tokens() * head_dim);
+        for (head, out) in heads.zip(out.chunks_exact_mut(packed_run)) {
+            pack::pack(head, head_dim, self.bits, out);
+        }
+    }
+
+    /// The reverse of [`Self::pack`].
+    fn unpack(&self, shape: TileShape, bytes: &[u8], codes: &mut [u8]) {
+        let head_dim = shape.head_dim();
+        let packed_run = pack::rows(shape.tokens(), self.bits) * head_dim;
+        let heads = codes.chunks_exact_mut(shape.tokens() * head_dim);
+        for (head, bytes) in heads.zip(bytes.chunks_exact(packed_run)) {
+            pack::unpack(bytes, head_dim, self.bits, head);
+        }
+    }
+
+    fn check_length(&self, expected: usize, found: usize) -> Result<(), CodecError> {
+        if found == expected {
+            return Ok(());
+        }
+        Err(CodecError::Length {
+            codec: Codec::id(self),
+            expected,
+            found,
+        })
+    }
+}
+
+impl Quantise for GroupQuant {
+    fn name(&self) -> &'static str {
+        Self::NAME
+    }
+
+    fn check_shape(&self, shape: TileShape) -> Result<(), CodecError> {
+        Codec::check_shape(self, shape)
+    }
+
+    fn widths(&self, spec: &TileSpec) -> [Vec<u8>; 2] {
+        let channels = spec.shape.num_kv_heads() * spec.shape.head_dim();
+        let widths = vec![self.bits as u8; channels];
+        [widths.clone(), widths]
+    }
+
+    fn quantise(&self, tile: &Tile<'_>, symbols: &mut Symbols) -> Result<Vec<u8>, CodecError> {
+        let shape = tile.shape();
+        Codec::check_shape(self, shape)?;
+        let layout = self.layout(shape);
+        let (key_params, value_params) = (layout.key_params.len(), layout.value_params.len());
+        let mut side = vec![0; key_params + value_params];
+        let (keys, values) = side.split_at_mut(key_params);
+        let mut codes = vec![0; shape.elements()];
+        let middle = 1 << (self.bits - 1);
+        let signed = |symbols: &mut [i16], codes: &[u8]| {
+            for (symbol, code) in symbols.iter_mut().zip(codes) {
+                *symbol = i16::from(*code) - middle;
+            }
+        };
+        if !self.code_keys(shape, tile.k(), keys, &mut codes) {
+            return Err(self.not_finite("keys"));
+        }
+        signed(&mut symbols.k, &codes);
+        if !self.code_values(tile.v(), values, &mut codes) {
+            return Err(self.not_finite("values"));
+        }
+        signed(&mut symbols.v, &codes);
+        Ok(side)
+    }
+
+    fn dequantise(
+        &self,
+        symbols: &Symbols,
+        side: &[u8],
+        tile: &mut TileMut<'_>,
+    ) -> Result<(), CodecError> {
+        let shape = tile.shape();
+        let layout = self.layout(shape);
+        let (key_params, value_params) = (layout.key_params.len(), layout.value_params.len());
+        self.check_length(key_params + value_params, side.len())?;
+        let (keys, values) = side.split_at(key_params);
+        let mut codes = vec![0; shape.elements()];
+        let middle = 1 << (self.bits - 1);
+        // Symbol coders keep symbols within the width.
+        let unsigned = |codes: &mut [u8], symbols: &[i16]| {
+            for (code, symbol) in codes.iter_mut().zip(symbols) {
+                *code = (symbol + middle) as u8;
+            }
+        };
+        unsigned(&mut codes, &symbols.k);
+        if !self.number_keys(shape, &codes, keys, tile.k()) {
+            return Err(self.corrupt("keys"));
+        }
+        unsigned(&mut codes, &symbols.v);
+        if !self.number_values(&codes, values, tile.v()) {
+            return Err(self.corrupt("values"));
+        }
+        Ok(())
+    }
+
+    fn side_len(&self, shape: TileShape) -> usize {
+        let layout = self.layout(shape);
+        layout.key_params.len() + layout.value_params.len()
+    }
+
+    fn error_bound(&self, min: f32, max: f32) -> Option<f32> {
+        Codec::error_bound(self, min, max)
     }
 }
 
@@ -365,28 +433,25 @@ impl Codec for GroupQuant {
             return Ok(());
         }
         Err(CodecError::UnsupportedShape {
-            codec: self.id(),
+            codec: Codec::id(self),
             reason: format!("head_dim {head_dim} is not a multiple of the group, {group}"),
         })
     }
 
     fn encode(&self, tile: &Tile<'_>, out: &mut Vec<u8>) -> Result<(), CodecError> {
         let shape = tile.shape();
-        self.check_shape(shape)?;
+        Codec::check_shape(self, shape)?;
         let start = out.len();
         out.resize(start + self.encoded_len(shape), 0);
         let layout = self.layout(shape);
         let (keys, values) = out[start..].split_at_mut(layout.key_codes.end);
         let (key_params, key_codes) = keys.split_at_mut(layout.key_params.end);
         let (value_params, value_codes) = values.split_at_mut(layout.value_params.len());
-        let keys_finite = match self.bits {
-            4 => self.encode_keys::<4>(shape, tile.k(), key_params, key_codes),
-            _ => self.encode_keys::<8>(shape, tile.k(), key_params, key_codes),
-        };
-        let values_finite = match self.bits {
-            4 => self.encode_values::<4>(tile.v(), value_params, value_codes),
-            _ => self.encode_values::<8>(tile.v(), value_params, value_codes),
-        };
+        let mut codes = vec![0; shape.elements()];
+        let keys_finite = self.code_keys(shape, tile.k(), key_params, &mut codes);
+        self.pack(shape, &codes, key_codes);
+        let values_finite = self.code_values(tile.v(), value_params, &mut codes);
+        self.pack(shape, &codes, value_codes);
         for (finite, side) in [(keys_finite, "keys"), (values_finite, "values")] {
             if !finite {
                 out.truncate(start);
@@ -398,31 +463,27 @@ impl Codec for GroupQuant {
 
     fn decode(&self, bytes: &[u8], tile: &mut TileMut<'_>) -> Result<(), CodecError> {
         let shape = tile.shape();
-        self.check_shape(shape)?;
-        let expected = self.encoded_len(shape);
-        if bytes.len() != expected {
-            return Err(CodecError::Length {
-                codec: self.id(),
-                expected,
-                found: bytes.len(),
-            });
-        }
+        Codec::check_shape(self, shape)?;
+        self.check_length(self.encoded_len(shape), bytes.len())?;
         let layout = self.layout(shape);
-        let (params, codes) = (&bytes[layout.key_params], &bytes[layout.key_codes]);
-        let keys_valid = match self.bits {
-            4 => self.decode_keys::<4>(shape, tile.k(), params, codes),
-            _ => self.decode_keys::<8>(shape, tile.k(), params, codes),
-        };
-        let (params, codes) = (&bytes[layout.value_params], &bytes[layout.value_codes]);
-        let values_valid = match self.bits {
-            4 => self.decode_values::<4>(tile.v(), params, codes),
-            _ => self.decode_values::<8>(tile.v(), params, codes),
-        };
-        match (keys_valid, values_valid) {
-            (true, true) => Ok(()),
-            (false, _) => Err(self.corrupt("keys")),
-            (true, false) => Err(self.corrupt("values")),
+        let mut codes = vec![0; shape.elements()];
+        self.unpack(shape, &bytes[layout.key_codes.clone()], &mut codes);
+        if !self.number_keys(shape, &codes, &bytes[layout.key_params.clone()], tile.k()) {
+            return Err(self.corrupt("keys"));
         }
+        self.unpack(shape, &bytes[layout.value_codes.clone()], &mut codes);
+        if !self.number_values(&codes, &bytes[layout.value_params.clone()], tile.v()) {
+            return Err(self.corrupt("values"));
+        }
+        for (what, range) in [
+            ("minima and scales of keys", layout.key_params),
+            ("codes of keys", layout.key_codes),
+            ("minima and scales of values", layout.value_params),
+            ("codes of values", layout.value_codes),
+        ] {
+            tile.count(Self::NAME, what, range.len());
+        }
+        Ok(())
     }
 
     fn encoded_len(&self, shape: TileShape) -> usize {
@@ -640,7 +701,12 @@ mod tests {
     #[test]
     fn integers_of_the_code_range_are_exact() {
         let shape = TileShape::new(1, 32, 32).unwrap();
-        for (stage, levels) in [(GroupQuant::BITS_4, 16), (GroupQuant::BITS_8, 256)] {
+        for (stage, levels) in [
+            (GroupQuant::BITS_2, 4),
+            (GroupQuant::BITS_3, 8),
+            (GroupQuant::BITS_4, 16),
+            (GroupQuant::BITS_8, 256),
+        ] {
             // Every row and every column holds 0 and the largest code, so all scales are one.
             let side: Vec<f16> = (0..1024)
                 .map(|i| match (i / 32 + i % 32) % 32 {
@@ -664,7 +730,7 @@ mod tests {
             .collect();
         for stage in [GroupQuant::BITS_4, GroupQuant::BITS_8] {
             let [k, v] = round_trip(stage, shape, &side, &side);
-            let bound = stage.error_bound(-65504.0, 65504.0).unwrap();
+            let bound = Codec::error_bound(&stage, -65504.0, 65504.0).unwrap();
             for (x, y) in k.iter().chain(&v).zip(side.iter().chain(&side)) {
                 assert!(x.is_finite());
                 assert!((x.to_f32() - y.to_f32()).abs() <= bound);
@@ -721,19 +787,18 @@ mod tests {
     #[test]
     fn shapes_that_do_not_fit_are_refused() {
         let shape = TileShape::new(1, 1, 48).unwrap();
-        let error = GroupQuant::BITS_4
-            .check_shape(shape)
+        let error = Codec::check_shape(&GroupQuant::BITS_4, shape)
             .unwrap_err()
             .to_string();
         assert!(error.contains("head_dim 48"), "{error}");
-        assert!(GroupQuant::new(8, 24).unwrap().check_shape(shape).is_ok());
+        assert!(Codec::check_shape(&GroupQuant::new(8, 24).unwrap(), shape).is_ok());
     }
 
     proptest! {
         /// The bound holds group by group, not only over the whole tile.
         #[test]
         fn error_is_bounded_by_the_range_of_the_group(
-            bits in prop_oneof![Just(4_usize), Just(8)],
+            bits in prop_oneof![Just(2_usize), Just(3), Just(4), Just(8)],
             heads in 1_usize..3,
             tokens in 1_usize..40,
             groups in 1_usize..4,
@@ -758,7 +823,7 @@ mod tests {
                 let numbers = indices.iter().map(|i| before[*i].to_f32());
                 let min = numbers.clone().fold(f32::INFINITY, f32::min);
                 let max = numbers.fold(f32::NEG_INFINITY, f32::max);
-                let bound = stage.error_bound(min, max).unwrap();
+                let bound = Codec::error_bound(&stage, min, max).unwrap();
                 for i in indices {
                     let error = (before[i].to_f32() - after[i].to_f32()).abs();
                     prop_assert!(error <= bound, "{error} > {bound} at {i} in {min}..{max}");

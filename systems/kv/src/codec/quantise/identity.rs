@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Codec, CodecError, Tile, TileMut, TileShape};
 use crate::block::{read_f16_le, write_f16_le};
+use crate::codec::{Codec, CodecError, Tile, TileMut, TileShape};
 
 /// Sends the fp16 numbers unchanged, every bit pattern included (NaN and infinities too).
 ///
@@ -13,7 +13,7 @@ use crate::block::{read_f16_le, write_f16_le};
 pub struct Identity;
 
 impl Identity {
-    pub(super) const NAME: &str = "identity";
+    pub(in crate::codec) const NAME: &str = "identity";
 }
 
 impl Codec for Identity {
@@ -46,6 +46,8 @@ impl Codec for Identity {
         let (k, v) = bytes.split_at(expected / 2);
         read_f16_le(k, tile.k());
         read_f16_le(v, tile.v());
+        tile.count(Self::NAME, "keys", k.len());
+        tile.count(Self::NAME, "values", v.len());
         Ok(())
     }
 

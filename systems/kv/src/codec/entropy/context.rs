@@ -1,0 +1,185 @@
+//! `context`: adaptive arithmetic coding whose models are chosen by what was coded before, as
+//! coders of images do (Wu and Memon, "Context-based, adaptive, lossless image coding", 1997).
+//!
+//! The magnitude of a coefficient is announced by two things: how large its channel has been in
+//! the tokens before, and how large this token's other coefficients are compared with what
+//! theirs have been. Their product predicts the magnitude, and a symbol is coded with the models
+//! of its prediction's size.
+
+use serde::{Deserialize, Serialize};
+
+use super::model::IntegerModel;
+use super::range_coder::{Decoder, Encoder};
+use super::{Plane, SymbolCoder, fits};
+
+/// Codes the symbols token by token, with models shared by all symbols of similar prospects.
+///
+/// Models are few and shared by all channels, so that they are learnt within some tokens. Loses
+/// speed: every decision waits for the one before, about ten nanoseconds a coefficient that is
+/// not zero.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+pub struct Context;
+
+impl Context {
+    pub(in crate::codec) const NAME: &str = "context";
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(in crate::codec) struct ContextCoder;
+
+/// Sizes of predictions, two for each doubling.
+const SIZES: usize = 24;
+/// Kinds of neighbourhoods: how the token's energy so far compares with what was to be expected.
+const KINDS: usize = 3;
+
+/// The state that both directions keep alike. All of it is integer arithmetic.
+struct Contexts {
+    /// Mean magnitude of each channel, in 1/256, moving.
+    means: Vec<u32>,
+    /// Magnitudes of the last symbols of this token, and what was expected of them; decaying.
+    found: u32,
+    expected: u32,
+    models: Vec<IntegerModel>,
+}
+
+impl Contexts {
+    fn new() -> Self {
+        let mut models = Vec::with_capacity(SIZES * KINDS);
+        for size in 0..SIZES {
+            // The middle of the size, in 1/16 of a magnitude.
+            let mean = centre(size);
+            models.extend(std::iter::repeat_n(IntegerModel::with_mean(mean, 2), KINDS));
+        }
+        Self {
+            means: Vec::new(),
+            found: 0,
+            expected: 0,
+            models,
+        }
+    }
+
+    fn start_head(&mut self, plane: &Plane<'_>, head: usize) {
+        let head_dim = plane.shape.head_dim();
+        self.means.clear();
+        self.means
+            .extend((0..head_dim).map(|channel| match plane.expected {
+                Some(expected) => u32::from(expected[head * head_dim + channel]) << 4,
+                None => 256,
+            }));
+    }
+
+    const fn start_token(&mut self) {
+        self.found = 512;
+        self.expected = 512;
+    }
+
+    #[inline]
+    fn model(&mut self, channel: usize) -> &mut IntegerModel {
+        let mean = self.means[channel];
+        // Ratio of found to expected, in 1/16, from 1/4 to 8.
+        let ratio = ((u64::from(self.found) << 4) / u64::from(self.expected.max(1))).clamp(4, 128);
+        let prediction = (u64::from(mean) * ratio) >> 4;
+        let kind = match ratio {
+            0..=11 => 0,
+            12..=21 => 1,
+            _ => 2,
+        };
+        &mut self.models[size(prediction as u32) * KINDS + kind]
+    }
+
+    #[inline]
+    fn learn(&mut self, channel: usize, symbol: i32) {
+        let magnitude = symbol.unsigned_abs() << 8;
+        let mean = &mut self.means[channel];
+        self.found = self.found - (self.found >> 4) + (magnitude >> 4);
+        self.expected = self.expected - (self.expected >> 4) + (*mean >> 4);
+        // A sixteenth of the way.
+        *mean = *mean - (*mean >> 4) + (magnitude >> 4);
+    }
+}
+
+/// The size of a prediction in 1/256: half octaves from 1/32 up.
+#[inline]
+fn size(prediction: u32) -> usize {
+    let prediction = prediction.max(8);
+    let octave = prediction.ilog2();
+    let half = prediction >> (octave - 1) & 1;
+    (((octave - 3) * 2 + half) as usize).min(SIZES - 1)
+}
+
+/// The middle of a size, in 1/16.
+fn centre(index: usize) -> u32 {
+    let octave = index as u32 / 2 + 3;
+    let middle = if index.is_multiple_of(2) { 5 } else { 7 };
+    (middle << octave >> 2 >> 4).max(1)
+}
+
+impl SymbolCoder for ContextCoder {
+    fn name(&self) -> &'static str {
+        Context::NAME
+    }
+
+    fn encode(&self, plane: &Plane<'_>, symbols: &[i16], out: &mut Vec<u8>) {
+        let mut encoder = Encoder::new(out);
+        let mut contexts = Contexts::new();
+        for (head, symbols) in symbols.chunks_exact(plane.head_run()).enumerate() {
+            let widths = plane.head_widths(head);
+            contexts.start_head(plane, head);
+            for row in symbols.chunks_exact(widths.len()) {
+                contexts.start_token();
+                for (channel, (symbol, width)) in row.iter().zip(widths).enumerate() {
+                    if *width > 0 {
+                        let symbol = i32::from(*symbol);
+                        contexts.model(channel).put(&mut encoder, symbol);
+                        contexts.learn(channel, symbol);
+                    }
+                }
+            }
+        }
+        encoder.finish();
+    }
+
+    fn decode(&self, plane: &Plane<'_>, bytes: &[u8], symbols: &mut [i16]) -> Option<()> {
+        let mut decoder = Decoder::new(bytes);
+        let mut contexts = Contexts::new();
+        for (head, symbols) in symbols.chunks_exact_mut(plane.head_run()).enumerate() {
+            let widths = plane.head_widths(head);
+            contexts.start_head(plane, head);
+            for row in symbols.chunks_exact_mut(widths.len()) {
+                contexts.start_token();
+                for (channel, (symbol, width)) in row.iter_mut().zip(widths).enumerate() {
+                    if *width > 0 {
+                        let number = contexts.model(channel).get(&mut decoder);
+                        if !fits(number, *width) {
+                            return None;
+                        }
+                        contexts.learn(channel, number);
+                        *symbol = number as i16;
+                    }
+                }
+                if decoder.overran() {
+                    return None;
+                }
+            }
+        }
+        decoder.is_done().then_some(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_half_octaves() {
+        let sizes: Vec<usize> = [0, 8, 12, 16, 24, 32, 256, 384, u32::MAX]
+            .into_iter()
+            .map(size)
+            .collect();
+        assert_eq!(sizes, [0, 0, 1, 2, 3, 4, 10, 11, SIZES - 1]);
+        assert_eq!(centre(10), 20);
+        for index in 0..SIZES - 1 {
+            assert!(centre(index) <= centre(index + 1));
+        }
+    }
+}

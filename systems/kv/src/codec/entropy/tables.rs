@@ -1,0 +1,389 @@
+//! `tables`: static entropy coding with the tile's own distributions, sent in front: one for
+//! each channel, or for each class of channels whose symbols are about as large.
+//!
+//! Coder: asymmetric numeral systems with ranges (Duda, arXiv 1311.2540), in the form of
+//! Giesen's "Interleaved entropy coders" (arXiv 1402.3392): two states in turn, so that two
+//! symbols are on their way at a time. `CacheGen`'s released code sends distributions per layer
+//! and channel.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Plane, SymbolCoder, fits};
+use crate::codec::CodecError;
+use crate::codec::frame::{Reader, put_number};
+
+/// Codes the symbols with distributions that are sent, as fractions of 4096.
+///
+/// `classes = 0` gives every channel its own distribution, otherwise channels are sorted by their
+/// mean magnitude into that many classes of equal number (at most 16). Decodes fastest of the
+/// entropy coders, but the tables are a large part of a short tile: with 256 tokens a
+/// distribution per channel costs more than it saves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "Fields", into = "Fields")]
+pub struct Tables {
+    pub(super) classes: usize,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename = "Tables", deny_unknown_fields)]
+struct Fields {
+    #[serde(default = "default_classes")]
+    classes: usize,
+}
+
+const fn default_classes() -> usize {
+    8
+}
+
+impl TryFrom<Fields> for Tables {
+    type Error = CodecError;
+
+    fn try_from(fields: Fields) -> Result<Self, CodecError> {
+        Self::new(fields.classes)
+    }
+}
+
+impl From<Tables> for Fields {
+    fn from(stage: Tables) -> Self {
+        let Tables { classes } = stage;
+        Self { classes }
+    }
+}
+
+impl Tables {
+    pub(in crate::codec) const NAME: &str = "tables";
+    /// A distribution for each channel.
+    pub const PER_CHANNEL: Self = Self { classes: 0 };
+
+    /// Distributions for so many classes of channels, 0 for one per channel.
+    ///
+    /// # Errors
+    /// [`CodecError::Parameter`] for more than 16.
+    pub fn new(classes: usize) -> Result<Self, CodecError> {
+        if classes <= 16 {
+            return Ok(Self { classes });
+        }
+        Err(CodecError::Parameter {
+            stage: Self::NAME,
+            parameter: "classes",
+            value: classes,
+            allowed: "0 to 16",
+        })
+    }
+
+    /// Reads the parameters of an id, `c8`.
+    pub(in crate::codec) fn parse(text: &str) -> Option<Self> {
+        Self::new(text.strip_prefix('c')?.parse().ok()?).ok()
+    }
+
+    pub(in crate::codec) fn id(&self) -> String {
+        format!("{}-c{}", Self::NAME, self.classes)
+    }
+}
+
+/// Probabilities are fractions of `1 << BITS`.
+const BITS: u32 = 12;
+const TOTAL: u32 = 1 << BITS;
+/// States are in `LOWEST..LOWEST << 8`.
+const LOWEST: u32 = 1 << 23;
+/// Symbols from `-DIRECT` to `DIRECT - 1` have entries; others are the entry `ESCAPE`, and their
+/// value stands in 15 bits behind the states' bytes.
+const DIRECT: i16 = 127;
+const ESCAPE: usize = 254;
+
+/// The entry of a symbol: 0 for 0, then the small magnitudes first.
+const fn entry(symbol: i16) -> usize {
+    if symbol >= DIRECT || symbol < -DIRECT {
+        ESCAPE
+    } else {
+        (symbol << 1 ^ symbol >> 15) as usize
+    }
+}
+
+/// The symbol of an entry other than [`ESCAPE`].
+const fn symbol(entry: usize) -> i16 {
+    let entry = entry as i16;
+    entry >> 1 ^ -(entry & 1)
+}
+
+/// One distribution: how often each entry occurs, of [`TOTAL`], and the sum of those before it.
+#[derive(Debug, Clone, Default)]
+struct Table {
+    frequency: Vec<u16>,
+    start: Vec<u16>,
+}
+
+impl Table {
+    /// Scales counts to [`TOTAL`]; every entry that occurs gets at least 1.
+    fn from_counts(counts: &[u32]) -> Self {
+        let total: u64 = counts.iter().map(|count| u64::from(*count)).sum();
+        let len = counts
+            .iter()
+            .rposition(|count| *count > 0)
+            .map_or(0, |last| last + 1);
+        let mut frequency: Vec<u16> = counts[..len]
+            .iter()
+            .map(|count| match count {
+                0 => 0,
+                _ => ((u64::from(*count) << BITS) / total).max(1) as u16,
+            })
+            .collect();
+        let sum: u32 = frequency.iter().map(|f| u32::from(*f)).sum();
+        // What rounding left over or took too much is put right at the likeliest entries, where
+        // it costs least. There are at most 255 entries, far fewer than TOTAL.
+        let mut off = TOTAL.cast_signed() - sum.cast_signed();
+        while off != 0 && !frequency.is_empty() {
+            let largest = (0..len).max_by_key(|i| frequency[*i]).unwrap_or(0);
+            let own = i32::from(frequency[largest]);
+            let change = off.max(1 - own).max(-(own / 2).max(1));
+            frequency[largest] = (own + change) as u16;
+            off -= change;
+        }
+        Self::with_starts(frequency)
+    }
+
+    fn with_starts(frequency: Vec<u16>) -> Self {
+        let start = frequency
+            .iter()
+            .scan(0_u16, |sum, f| {
+                let before = *sum;
+                *sum += f;
+                Some(before)
+            })
+            .collect();
+        Self { frequency, start }
+    }
+
+    fn write(&self, out: &mut Vec<u8>) {
+        put_number(out, self.frequency.len());
+        for frequency in &self.frequency {
+            put_number(out, usize::from(*frequency));
+        }
+    }
+
+    fn read(reader: &mut Reader<'_>) -> Option<Self> {
+        let len = reader.number().filter(|len| *len <= ESCAPE + 1)?;
+        let mut frequency = Vec::with_capacity(len);
+        let mut sum = 0;
+        for _ in 0..len {
+            let number = reader.number().filter(|number| *number <= TOTAL as usize)?;
+            sum += number;
+            frequency.push(number as u16);
+        }
+        // A class none of whose channels is coded has an empty table.
+        (sum == TOTAL as usize || len == 0).then(|| Self::with_starts(frequency))
+    }
+
+    /// The entry of each of the [`TOTAL`] slots.
+    fn slots(&self) -> Vec<u8> {
+        let mut slots = Vec::with_capacity(TOTAL as usize);
+        for (entry, frequency) in self.frequency.iter().enumerate() {
+            slots.extend(std::iter::repeat_n(entry as u8, usize::from(*frequency)));
+        }
+        slots
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(in crate::codec) struct TablesCoder {
+    stage: Tables,
+}
+
+impl TablesCoder {
+    pub(in crate::codec) const fn new(stage: Tables) -> Self {
+        Self { stage }
+    }
+
+    /// The class of every channel, by rank of its mean magnitude.
+    fn classes(&self, plane: &Plane<'_>, symbols: &[i16]) -> Vec<u8> {
+        let head_dim = plane.shape.head_dim();
+        let mut sums = vec![0_u64; plane.widths.len()];
+        for (head, symbols) in symbols.chunks_exact(plane.head_run()).enumerate() {
+            for row in symbols.chunks_exact(head_dim) {
+                let sums = &mut sums[head * head_dim..][..head_dim];
+                for (sum, symbol) in sums.iter_mut().zip(row) {
+                    *sum += u64::from(symbol.unsigned_abs());
+                }
+            }
+        }
+        let mut order: Vec<usize> = (0..sums.len()).filter(|i| plane.widths[*i] > 0).collect();
+        order.sort_by_key(|channel| sums[*channel]);
+        let mut classes = vec![0; sums.len()];
+        for (rank, channel) in order.iter().enumerate() {
+            classes[*channel] = (rank * self.stage.classes / order.len()) as u8;
+        }
+        classes
+    }
+
+    fn number_of_tables(&self, plane: &Plane<'_>) -> usize {
+        match self.stage.classes {
+            0 => plane.widths.len(),
+            classes => classes,
+        }
+    }
+
+    /// The table of every channel.
+    fn table_of(&self, plane: &Plane<'_>, classes: &[u8]) -> Vec<usize> {
+        match self.stage.classes {
+            0 => (0..plane.widths.len()).collect(),
+            _ => classes.iter().map(|class| usize::from(*class)).collect(),
+        }
+    }
+}
+
+/// Calls `each` with channel and index of every coded symbol, in order.
+fn each_coded(plane: &Plane<'_>, mut each: impl FnMut(usize, usize) -> Option<()>) -> Option<()> {
+    let head_dim = plane.shape.head_dim();
+    for index in 0..plane.shape.elements() {
+        let channel = index / plane.head_run() * head_dim + index % head_dim;
+        if plane.widths[channel] > 0 {
+            each(channel, index)?;
+        }
+    }
+    Some(())
+}
+
+impl SymbolCoder for TablesCoder {
+    fn name(&self) -> &'static str {
+        Tables::NAME
+    }
+
+    fn encode(&self, plane: &Plane<'_>, symbols: &[i16], out: &mut Vec<u8>) {
+        let classes = match self.stage.classes {
+            0 => Vec::new(),
+            _ => self.classes(plane, symbols),
+        };
+        for pair in classes.chunks(2) {
+            out.push(pair[0] | pair.get(1).copied().unwrap_or(0) << 4);
+        }
+        let table_of = self.table_of(plane, &classes);
+        let mut counts = vec![[0_u32; ESCAPE + 1]; self.number_of_tables(plane)];
+        let mut order = Vec::with_capacity(symbols.len());
+        let mut escaped = Vec::new();
+        let _all = each_coded(plane, |channel, index| {
+            let (table, entry) = (table_of[channel], entry(symbols[index]));
+            counts[table][entry] += 1;
+            order.push((table, entry));
+            if entry == ESCAPE {
+                escaped.extend(symbols[index].to_le_bytes());
+            }
+            Some(())
+        });
+        let tables: Vec<Table> = counts
+            .iter()
+            .map(|counts| Table::from_counts(counts))
+            .collect();
+        tables.iter().for_each(|table| table.write(out));
+        put_number(out, escaped.len() / 2);
+        out.extend(escaped);
+        // The decoder reads forwards, so the encoder works backwards.
+        let mut states = [LOWEST; 2];
+        let mut reversed = Vec::with_capacity(order.len() / 2 + 8);
+        for (place, (table, entry)) in order.iter().enumerate().rev() {
+            let state = &mut states[place % 2];
+            let frequency = u32::from(tables[*table].frequency[*entry]);
+            let bound = (LOWEST >> BITS << 8) * frequency;
+            while *state >= bound {
+                reversed.push(*state as u8);
+                *state >>= 8;
+            }
+            *state = ((*state / frequency) << BITS)
+                + *state % frequency
+                + u32::from(tables[*table].start[*entry]);
+        }
+        for state in states.iter().rev() {
+            reversed.extend(state.to_le_bytes());
+        }
+        out.extend(reversed.iter().rev());
+    }
+
+    fn decode(&self, plane: &Plane<'_>, bytes: &[u8], symbols: &mut [i16]) -> Option<()> {
+        let mut reader = Reader::new(bytes);
+        let channels = plane.widths.len();
+        let mut classes = Vec::new();
+        if self.stage.classes > 0 {
+            let packed = reader.take(channels.div_ceil(2))?;
+            classes.extend(packed.iter().flat_map(|byte| [byte & 0x0f, byte >> 4]));
+            let beyond = classes.drain(channels..).any(|class| class > 0);
+            let unknown = |class: &u8| usize::from(*class) >= self.stage.classes;
+            if beyond || classes.iter().any(unknown) {
+                return None;
+            }
+        }
+        let tables = (0..self.number_of_tables(plane))
+            .map(|_| Table::read(&mut reader))
+            .collect::<Option<Vec<_>>>()?;
+        let escaped = reader.number()?.checked_mul(2)?;
+        let mut escaped = reader.take(escaped)?.as_chunks::<2>().0.iter();
+        let slots: Vec<Vec<u8>> = tables.iter().map(Table::slots).collect();
+        let table_of = self.table_of(plane, &classes);
+        let mut state = || {
+            let bytes = reader.take(4)?.first_chunk::<4>()?;
+            let state = u32::from_be_bytes(*bytes);
+            (LOWEST..LOWEST << 8).contains(&state).then_some(state)
+        };
+        let mut states = [state()?, state()?];
+        let mut rest = reader.rest().iter();
+        let mut place = 0;
+        each_coded(plane, |channel, index| {
+            let table = table_of[channel];
+            let state = &mut states[place % 2];
+            place += 1;
+            let slot = *state & (TOTAL - 1);
+            let found = usize::from(*slots[table].get(slot as usize)?);
+            let (frequency, start) = (tables[table].frequency[found], tables[table].start[found]);
+            *state = u32::from(frequency) * (*state >> BITS) + slot - u32::from(start);
+            while *state < LOWEST {
+                *state = *state << 8 | u32::from(*rest.next()?);
+            }
+            let number = match found {
+                ESCAPE => i16::from_le_bytes(*escaped.next()?),
+                _ => symbol(found),
+            };
+            let one_form = found == ESCAPE || entry(number) == found;
+            if !one_form || !fits(i32::from(number), plane.widths[channel]) {
+                return None;
+            }
+            symbols[index] = number;
+            Some(())
+        })?;
+        // An encoder starts from the lowest states and leaves no byte over.
+        let done = states == [LOWEST; 2] && rest.next().is_none() && escaped.next().is_none();
+        done.then_some(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entries_invert() {
+        for number in -DIRECT..DIRECT {
+            assert_eq!(symbol(entry(number)), number);
+            assert!(entry(number) < ESCAPE);
+        }
+        assert_eq!(
+            (entry(127), entry(-128), entry(i16::MIN)),
+            (ESCAPE, ESCAPE, ESCAPE)
+        );
+    }
+
+    #[test]
+    fn frequencies_add_up_and_keep_what_is_rare() {
+        for counts in [
+            vec![1],
+            vec![1_000_000, 1],
+            vec![1; 255],
+            vec![5, 0, 7, 1_000],
+        ] {
+            let table = Table::from_counts(&counts);
+            let sum: u32 = table.frequency.iter().map(|f| u32::from(*f)).sum();
+            assert_eq!(sum, TOTAL);
+            for (count, frequency) in counts.iter().zip(&table.frequency) {
+                assert_eq!(*count > 0, *frequency > 0);
+            }
+        }
+        assert!(Table::from_counts(&[0, 0]).frequency.is_empty());
+    }
+}

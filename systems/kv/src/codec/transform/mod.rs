@@ -1,0 +1,10 @@
+//! Transforms: the same numbers in other coordinates, in which fewer bits say as much.
+
+mod anchor_delta;
+mod hadamard;
+
+pub use anchor_delta::AnchorDelta;
+pub use hadamard::Hadamard;
+
+pub(super) use anchor_delta::AnchorDeltaCodec;
+pub(super) use hadamard::HadamardCodec;
