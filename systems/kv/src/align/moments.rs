@@ -24,13 +24,13 @@ pub struct Moments {
 }
 
 /// Moments about the means.
-pub(super) struct Centred {
-    pub(super) mean_x: Vec<f64>,
-    pub(super) mean_y: Vec<f64>,
+pub(crate) struct Centred {
+    pub(crate) mean_x: Vec<f64>,
+    pub(crate) mean_y: Vec<f64>,
     /// Full symmetric `[p, p]`.
-    pub(super) xtx: Mat<f64>,
-    pub(super) xty: Mat<f64>,
-    pub(super) yty: Vec<f64>,
+    pub(crate) xtx: Mat<f64>,
+    pub(crate) xty: Mat<f64>,
+    pub(crate) yty: Vec<f64>,
 }
 
 impl Moments {
@@ -157,7 +157,7 @@ impl Moments {
     }
 
     /// Moments about the means; only for a count above zero.
-    pub(super) fn centred(&self) -> Centred {
+    pub(crate) fn centred(&self) -> Centred {
         let n = self.count as f64;
         let mean = |sums: &[f64]| -> Vec<f64> { sums.iter().map(|sum| sum / n).collect() };
         let (mean_x, mean_y) = (mean(&self.sum_x), mean(&self.sum_y));

@@ -1,5 +1,494 @@
-//! What was fitted beforehand and both ends hold.
+//! What was fitted beforehand and both ends hold: bases, variances and predictors of a model's KV.
+//!
+//! File: safetensors, per layer a mean, weights and variances (`F32`), a basis and, from the
+//! second layer on, a predictor (`F16`); the header is JSON in the file's metadata. Its bytes do
+//! not cross the link with a context, so reports state them beside the wire size.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+
+use half::f16;
+use half::slice::HalfFloatSliceExt;
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensorError, SafeTensors};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+use super::CodecError;
+use crate::align::BridgeEnd;
+use crate::block::{KvError, read_f16_le, write_f16_le};
+
+/// An artefact's file larger than this is refused before it is read.
+pub const MAX_ARTEFACT_BYTES: u64 = 1 << 30;
+
+const SCHEMA_VERSION: u32 = 1;
+const METADATA_KEY: &str = "celslm_codec";
+/// Most layers that a predictor looks at; a file may not ask for more.
+pub(super) const MAX_PRIOR_LAYERS: usize = 8;
+
+/// Why an artefact could not be fitted, read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum ArtefactError {
+    /// The file could not be read or written.
+    #[error("failed to access the codec artefact {}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file is too large.
+    #[error("the codec artefact {} has {bytes} bytes, the bound is {MAX_ARTEFACT_BYTES}", path.display())]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// Its length.
+        bytes: u64,
+    },
+    /// Not a safetensors file.
+    #[error("not a safetensors file")]
+    Container(#[from] SafeTensorError),
+    /// The header in the metadata is missing or malformed.
+    #[error("the artefact's header is malformed: {reason}")]
+    Header {
+        /// What is wrong.
+        reason: String,
+    },
+    /// A tensor that is missing, superfluous, of another shape than the header says, or not
+    /// finite.
+    #[error("tensor {name}: {reason}")]
+    Tensor {
+        /// Name of the tensor.
+        name: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Blocks that cannot be fitted on, or too few.
+    #[error("cannot fit a codec artefact: {reason}")]
+    Fit {
+        /// What is wrong.
+        reason: String,
+    },
+    /// A shape that is not possible.
+    #[error(transparent)]
+    Shape(#[from] KvError),
+}
+
+/// Names an artefact: the first eight bytes of the BLAKE3 of its file, as 16 hex digits.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ArtefactId([u8; 8]);
+
+impl fmt::Display for ArtefactId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for ArtefactId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ArtefactId({self})")
+    }
+}
+
+impl FromStr for ArtefactId {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let digits = text.len() == 16
+            && text
+                .bytes()
+                .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+        match u64::from_str_radix(text, 16) {
+            Ok(number) if digits => Ok(Self(number.to_be_bytes())),
+            _ => Err("an artefact is named by 16 lower-case hex digits".to_owned()),
+        }
+    }
+}
+
+impl Serialize for ArtefactId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for ArtefactId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(de::Error::custom)
+    }
+}
+
+/// What an artefact was fitted on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ArtefactManifest {
+    /// Hash of the calibration data, as its owner computes it.
+    pub calibration_hash: String,
+    /// Tokens fitted on.
+    pub fit_tokens: u64,
+    /// Tokens at the start of each context that were left out: attention sinks, which are to be
+    /// sent exactly.
+    pub skipped_tokens: usize,
+    /// Error of the layers predicted from that the predictors were fitted for, in 1/1000 of the
+    /// variance.
+    pub noise: u32,
+    /// Whether the weights come from a measured sensitivity rather than from variances alone.
+    pub sensitivity: bool,
+    /// Program and version that fitted it.
+    pub created_by: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Header {
+    pub(super) schema_version: u32,
+    pub(super) model: BridgeEnd,
+    pub(super) prior_layers: usize,
+    pub(super) manifest: ArtefactManifest,
+}
+
+/// One layer's fitted numbers. A row is a token's keys, all heads, then its values.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct LayerBasis {
+    /// `[row]`.
+    pub(super) mean: Vec<f32>,
+    /// What a number's distance from its mean is multiplied by, so that errors of all numbers
+    /// weigh the same: `[row]`, positive.
+    pub(super) weight: Vec<f32>,
+    /// Orthonormal rows, by falling variance: `[row, row]`.
+    pub(super) basis: Vec<f32>,
+    /// Variance of each component, of what the predictor leaves: `[row]`.
+    pub(super) variance: Vec<f32>,
+    /// From the weighted rows of the layers below, the nearest first, to this layer's:
+    /// `[below * row, row]`.
+    pub(super) predictor: Vec<f32>,
+}
+
+/// A fitted artefact.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CodecArtefact {
+    id: ArtefactId,
+    bytes: u64,
+    header: Header,
+    layers: Vec<LayerBasis>,
+}
+
+impl CodecArtefact {
+    pub(super) fn new(header: Header, layers: Vec<LayerBasis>) -> Result<Self, ArtefactError> {
+        let mut artefact = Self {
+            id: ArtefactId([0; 8]),
+            bytes: 0,
+            header,
+            layers,
+        };
+        // What is used is what a file holds: fp16 where the file has fp16.
+        artefact = Self::from_bytes(&artefact.to_bytes()?)?;
+        Ok(artefact)
+    }
+
+    /// Its name, part of the ids of chains that use it.
+    #[must_use]
+    pub const fn id(&self) -> ArtefactId {
+        self.id
+    }
+
+    /// Bytes of its file: what both ends hold, and what does not cross the link.
+    #[must_use]
+    pub const fn file_bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// The model whose KV it was fitted on.
+    #[must_use]
+    pub const fn model(&self) -> &BridgeEnd {
+        &self.header.model
+    }
+
+    /// Layers below that its predictors look at.
+    #[must_use]
+    pub const fn prior_layers(&self) -> usize {
+        self.header.prior_layers
+    }
+
+    /// What it was fitted on.
+    #[must_use]
+    pub const fn manifest(&self) -> &ArtefactManifest {
+        &self.header.manifest
+    }
+
+    pub(super) fn layer(&self, layer: usize) -> Option<&LayerBasis> {
+        self.layers.get(layer)
+    }
+
+    pub(super) fn layers(&self) -> &[LayerBasis] {
+        &self.layers
+    }
+
+    /// Numbers of a token's keys and values in one layer.
+    pub(super) const fn row(&self) -> usize {
+        2 * self.header.model.shape.width()
+    }
+
+    /// The file's content. Equal artefacts give equal bytes.
+    ///
+    /// # Errors
+    /// [`ArtefactError::Header`] or [`ArtefactError::Container`].
+    pub fn to_bytes(&self) -> Result<Vec<u8>, ArtefactError> {
+        let malformed = |error: serde_json::Error| ArtefactError::Header {
+            reason: error.to_string(),
+        };
+        let header = serde_json::to_string(&self.header).map_err(malformed)?;
+        let row = self.row();
+        let mut tensors: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = Vec::new();
+        for (layer, basis) in self.layers.iter().enumerate() {
+            for (part, numbers) in [
+                ("mean", &basis.mean),
+                ("weight", &basis.weight),
+                ("variance", &basis.variance),
+            ] {
+                let bytes = numbers.iter().flat_map(|x| x.to_le_bytes()).collect();
+                tensors.push((name(layer, part), Dtype::F32, vec![row], bytes));
+            }
+            for (part, numbers) in [("basis", &basis.basis), ("predictor", &basis.predictor)] {
+                if numbers.is_empty() {
+                    continue;
+                }
+                let mut halves = vec![f16::ZERO; numbers.len()];
+                halves.convert_from_f32_slice(numbers);
+                let mut bytes = vec![0; halves.len() * 2];
+                write_f16_le(&halves, &mut bytes);
+                let shape = vec![numbers.len() / row, row];
+                tensors.push((name(layer, part), Dtype::F16, shape, bytes));
+            }
+        }
+        let views = tensors.iter().map(|(name, dtype, shape, bytes)| {
+            TensorView::new(*dtype, shape.clone(), bytes).map(|view| (name, view))
+        });
+        let views = views.collect::<Result<Vec<_>, _>>()?;
+        let metadata = HashMap::from([(METADATA_KEY.to_owned(), header)]);
+        Ok(safetensors::serialize(views, Some(metadata))?)
+    }
+
+    /// Reads a file's content; every size is checked against the header before anything is
+    /// allocated for it.
+    ///
+    /// # Errors
+    /// [`ArtefactError`], see its variants.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, ArtefactError> {
+        let (_, metadata) = SafeTensors::read_metadata(bytes)?;
+        let malformed = |reason: String| ArtefactError::Header { reason };
+        let header = metadata
+            .metadata()
+            .as_ref()
+            .and_then(|entries| entries.get(METADATA_KEY))
+            .ok_or_else(|| malformed(format!("the metadata lack {METADATA_KEY}")))?;
+        let header: Header =
+            serde_json::from_str(header).map_err(|error| malformed(error.to_string()))?;
+        if header.schema_version != SCHEMA_VERSION {
+            return Err(malformed(format!(
+                "schema version {}, {SCHEMA_VERSION} is known",
+                header.schema_version
+            )));
+        }
+        header.model.shape.validate(1)?;
+        if header.prior_layers > MAX_PRIOR_LAYERS {
+            return Err(malformed(format!(
+                "predictors from {} layers, at most {MAX_PRIOR_LAYERS}",
+                header.prior_layers
+            )));
+        }
+        let tensors = SafeTensors::deserialize(bytes)?;
+        // A header may claim any number of layers; each has five tensors or four.
+        let num_layers = header.model.shape.num_layers;
+        if tensors.len() > num_layers.saturating_mul(5) || tensors.len() < num_layers {
+            return Err(malformed(format!(
+                "{} tensors for {num_layers} layers",
+                tensors.len()
+            )));
+        }
+        let row = 2 * header.model.shape.width();
+        let read = |layer, part, dtype, rows: usize| read(&tensors, layer, part, dtype, rows, row);
+        let mut layers = Vec::new();
+        let mut expected = 0;
+        for layer in 0..num_layers {
+            let below = layer.min(header.prior_layers);
+            let basis = LayerBasis {
+                mean: read(layer, "mean", Dtype::F32, 1)?,
+                weight: read(layer, "weight", Dtype::F32, 1)?,
+                variance: read(layer, "variance", Dtype::F32, 1)?,
+                basis: read(layer, "basis", Dtype::F16, row)?,
+                predictor: match below {
+                    0 => Vec::new(),
+                    _ => read(layer, "predictor", Dtype::F16, below * row)?,
+                },
+            };
+            expected += if below == 0 { 4 } else { 5 };
+            for (part, numbers) in [("weight", &basis.weight), ("variance", &basis.variance)] {
+                let smallest = if part == "weight" {
+                    f32::MIN_POSITIVE
+                } else {
+                    0.0
+                };
+                if numbers.iter().any(|x| *x < smallest) {
+                    return Err(ArtefactError::Tensor {
+                        name: name(layer, part),
+                        reason: "a number is not positive".to_owned(),
+                    });
+                }
+            }
+            layers.push(basis);
+        }
+        if tensors.len() != expected {
+            return Err(ArtefactError::Tensor {
+                name: "*".to_owned(),
+                reason: format!("{} tensors, {expected} are expected", tensors.len()),
+            });
+        }
+        let hash = blake3::hash(bytes);
+        let mut id = [0; 8];
+        id.copy_from_slice(&hash.as_bytes()[..8]);
+        Ok(Self {
+            id: ArtefactId(id),
+            bytes: bytes.len() as u64,
+            header,
+            layers,
+        })
+    }
+
+    /// Writes the file beside its final place and renames it, so that no reader sees half of it.
+    ///
+    /// # Errors
+    /// [`ArtefactError`], see its variants.
+    pub fn save(&self, path: &Path) -> Result<(), ArtefactError> {
+        let bytes = self.to_bytes()?;
+        let mut partial = path.as_os_str().to_owned();
+        partial.push(".partial");
+        std::fs::write(&partial, bytes)
+            .and_then(|()| std::fs::rename(&partial, path))
+            .map_err(|source| ArtefactError::Io {
+                path: path.to_owned(),
+                source,
+            })
+    }
+
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// [`ArtefactError`], see its variants.
+    pub fn read(path: &Path) -> Result<Self, ArtefactError> {
+        let failed = |source| ArtefactError::Io {
+            path: path.to_owned(),
+            source,
+        };
+        let bytes = std::fs::metadata(path).map_err(failed)?.len();
+        if bytes > MAX_ARTEFACT_BYTES {
+            return Err(ArtefactError::TooLarge {
+                path: path.to_owned(),
+                bytes,
+            });
+        }
+        Self::from_bytes(&std::fs::read(path).map_err(failed)?)
+    }
+}
+
+fn name(layer: usize, part: &str) -> String {
+    format!("layers.{layer}.{part}")
+}
+
+fn read(
+    tensors: &SafeTensors<'_>,
+    layer: usize,
+    part: &str,
+    dtype: Dtype,
+    rows: usize,
+    row: usize,
+) -> Result<Vec<f32>, ArtefactError> {
+    let name = name(layer, part);
+    let wrong = |reason: String| ArtefactError::Tensor {
+        name: name.clone(),
+        reason,
+    };
+    let view = tensors
+        .tensor(&name)
+        .map_err(|error| wrong(error.to_string()))?;
+    let shape = match dtype {
+        Dtype::F16 => vec![rows, row],
+        _ => vec![row],
+    };
+    if view.dtype() != dtype || view.shape() != shape {
+        let (found, shape_found) = (view.dtype(), view.shape());
+        return Err(wrong(format!(
+            "{found:?} {shape_found:?}, expected {dtype:?} {shape:?}"
+        )));
+    }
+    let numbers: Vec<f32> = if dtype == Dtype::F16 {
+        let mut halves = vec![f16::ZERO; rows * row];
+        read_f16_le(view.data(), &mut halves);
+        halves.iter().map(|x| x.to_f32()).collect()
+    } else {
+        let chunks = view.data().as_chunks::<4>().0;
+        chunks
+            .iter()
+            .map(|bytes| f32::from_le_bytes(*bytes))
+            .collect()
+    };
+    if numbers.iter().all(|x| x.is_finite()) {
+        Ok(numbers)
+    } else {
+        Err(wrong("a number is not finite".to_owned()))
+    }
+}
 
 /// What a chain is built with beside its settings.
 #[derive(Debug, Clone, Default)]
-pub struct CodecContext {}
+pub struct CodecContext {
+    /// The artefact of the stages that need one.
+    pub artefact: Option<Arc<CodecArtefact>>,
+}
+
+impl CodecContext {
+    /// A context with an artefact.
+    #[must_use]
+    pub const fn new(artefact: Arc<CodecArtefact>) -> Self {
+        Self {
+            artefact: Some(artefact),
+        }
+    }
+
+    /// Checks an artefact that a config may name against the one at hand; returns the name to
+    /// put into ids.
+    pub(super) fn bind(
+        &self,
+        stage: &'static str,
+        named: Option<ArtefactId>,
+    ) -> Result<Option<ArtefactId>, CodecError> {
+        match (named, &self.artefact) {
+            (Some(named), Some(held)) if named != held.id() => Err(CodecError::Artefact {
+                codec: stage.to_owned(),
+                reason: format!("artefact {named} is asked for, {} is here", held.id()),
+            }),
+            (_, Some(held)) => Ok(Some(held.id())),
+            (named, None) => Ok(named),
+        }
+    }
+}
+
+/// The artefact's numbers of a tile's layer, for a stage that cannot do without.
+pub(super) fn basis_of<'a>(
+    artefact: Option<&'a Arc<CodecArtefact>>,
+    stage: &'static str,
+    layer: usize,
+) -> Result<&'a LayerBasis, CodecError> {
+    let missing = |reason: String| CodecError::Artefact {
+        codec: stage.to_owned(),
+        reason,
+    };
+    artefact
+        .ok_or_else(|| missing("no artefact was given; fit one for the model".to_owned()))?
+        .layer(layer)
+        .ok_or_else(|| missing(format!("the artefact has no layer {layer}")))
+}

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use super::entropy::{AdaptiveCoder, ContextCoder, Packed, SymbolCoder, TablesCoder, ZstdCodec};
-use super::quantise::{Coded, Quantise};
+use super::quantise::{AllocatedQuantiser, Coded, ProgressiveCodec, Quantise, StepQuantiser};
 use super::select::{ExactCodec, ScoredBy, Selected};
-use super::transform::{AnchorDeltaCodec, HadamardCodec};
+use super::transform::{AnchorDeltaCodec, HadamardCodec, PcaCodec};
 use super::{
     Beside, Codec, CodecConfig, CodecContext, CodecError, Explanation, GroupQuant, Identity,
     StageConfig, StageKind, Tile, TileMut, TileShape, TileSpec,
@@ -87,6 +87,9 @@ fn build(stages: &[StageConfig], context: &CodecContext) -> Box<dyn Codec> {
                 Box::new(AnchorDeltaCodec::new(*stage, anchors, codec))
             }
             StageConfig::Hadamard(stage) => Box::new(HadamardCodec::new(*stage, codec)),
+            StageConfig::Pca(stage) => {
+                Box::new(PcaCodec::new(*stage, context.artefact.clone(), codec))
+            }
             StageConfig::Exact(stage) => Box::new(ExactCodec::new(*stage, codec)),
             StageConfig::Streaming(stage) => Box::new(Selected::new(Box::new(*stage), codec)),
             StageConfig::Knorm(stage) => Box::new(Selected::new(Box::new(*stage), codec)),
@@ -108,7 +111,7 @@ fn build(stages: &[StageConfig], context: &CodecContext) -> Box<dyn Codec> {
 }
 
 /// The quantiser `stages[0]` with the entropy stages behind it.
-fn quantise_and_code(stages: &[StageConfig], _context: &CodecContext) -> Box<dyn Codec> {
+fn quantise_and_code(stages: &[StageConfig], context: &CodecContext) -> Box<dyn Codec> {
     let coder: Option<Box<dyn SymbolCoder>> = match stages.get(1) {
         Some(StageConfig::Tables(stage)) => Some(Box::new(TablesCoder::new(*stage))),
         Some(StageConfig::Adaptive(_)) => Some(Box::new(AdaptiveCoder)),
@@ -119,12 +122,21 @@ fn quantise_and_code(stages: &[StageConfig], _context: &CodecContext) -> Box<dyn
     let mut codec: Box<dyn Codec> = match (stages[0], coder) {
         (StageConfig::Identity, _) => Box::new(Identity),
         (StageConfig::GroupQuant(stage), None) => Box::new(stage),
+        (StageConfig::Progressive(stage), _) => {
+            Box::new(ProgressiveCodec::new(stage, context.artefact.clone()))
+        }
         (stage, coder) => {
             let quantiser: Box<dyn Quantise> = match stage {
                 StageConfig::GroupQuant(stage) => Box::new(stage),
                 StageConfig::Bins(stage) => Box::new(stage),
                 StageConfig::Vectorwise(stage) => Box::new(stage),
                 StageConfig::LloydMax(stage) => Box::new(stage),
+                StageConfig::Allocated(stage) => {
+                    Box::new(AllocatedQuantiser::new(&stage, context.artefact.clone()))
+                }
+                StageConfig::Step(stage) => {
+                    Box::new(StepQuantiser::new(stage, context.artefact.clone()))
+                }
                 _ => unreachable!("a codec config has its quantiser here"),
             };
             Box::new(Coded::new(

@@ -7,9 +7,9 @@ use serde::de::value::{MapAccessDeserializer, StrDeserializer};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::{
-    Adaptive, AnchorDelta, Bins, Chain, Codec as _, CodecContext, CodecError, Context, Exact,
-    GroupQuant, Hadamard, Identity, Knorm, LloydMax, Random, Scored, ScoredBy, Streaming, Tables,
-    Vectorwise, Zstd, names, registry,
+    Adaptive, Allocated, AnchorDelta, Bins, Chain, Codec as _, CodecContext, CodecError, Context,
+    Exact, GroupQuant, Hadamard, Identity, Knorm, LloydMax, Pca, Progressive, Random, Scored,
+    ScoredBy, Step, Streaming, Tables, Vectorwise, Zstd, names, registry,
 };
 
 /// A chain holds at most this many stages; ids come from the wire.
@@ -51,6 +51,8 @@ pub enum StageConfig {
     AnchorDelta(AnchorDelta),
     /// See [`Hadamard`].
     Hadamard(Hadamard),
+    /// See [`Pca`].
+    Pca(Pca),
     /// See [`Identity`].
     Identity,
     /// See [`GroupQuant`].
@@ -61,6 +63,12 @@ pub enum StageConfig {
     Vectorwise(Vectorwise),
     /// See [`LloydMax`].
     LloydMax(LloydMax),
+    /// See [`Allocated`].
+    Allocated(Allocated),
+    /// See [`Step`].
+    Step(Step),
+    /// See [`Progressive`].
+    Progressive(Progressive),
     /// See [`Tables`].
     Tables(Tables),
     /// See [`Adaptive`].
@@ -83,12 +91,15 @@ impl StageConfig {
             | Self::Snapkv(_)
             | Self::ExpectedAttention(_)
             | Self::H2o(_) => StageKind::Select,
-            Self::AnchorDelta(_) | Self::Hadamard(_) => StageKind::Transform,
+            Self::AnchorDelta(_) | Self::Hadamard(_) | Self::Pca(_) => StageKind::Transform,
             Self::Identity
             | Self::GroupQuant(_)
             | Self::Bins(_)
             | Self::Vectorwise(_)
-            | Self::LloydMax(_) => StageKind::Quantise,
+            | Self::LloydMax(_)
+            | Self::Allocated(_)
+            | Self::Step(_)
+            | Self::Progressive(_) => StageKind::Quantise,
             Self::Tables(_) | Self::Adaptive(_) | Self::Context(_) | Self::Zstd(_) => {
                 StageKind::Entropy
             }
@@ -113,11 +124,15 @@ impl fmt::Display for StageConfig {
             Self::H2o(stage) => stage.id(ScoredBy::H2o),
             Self::AnchorDelta(stage) => stage.id(),
             Self::Hadamard(stage) => stage.id(),
+            Self::Pca(stage) => stage.id(),
             Self::Identity => Identity::NAME.to_owned(),
             Self::GroupQuant(stage) => stage.id(),
             Self::Bins(stage) => stage.id(),
             Self::Vectorwise(stage) => stage.id(),
             Self::LloydMax(stage) => stage.id(),
+            Self::Allocated(stage) => stage.id(),
+            Self::Step(stage) => stage.id(),
+            Self::Progressive(stage) => stage.id(),
             Self::Tables(stage) => stage.id(),
             Self::Adaptive(_) => Adaptive::NAME.to_owned(),
             Self::Context(_) => Context::NAME.to_owned(),
@@ -143,6 +158,7 @@ impl FromStr for StageConfig {
             "h2o" => scored().map(Self::H2o),
             AnchorDelta::NAME => AnchorDelta::parse(parameters).map(Self::AnchorDelta),
             Hadamard::NAME => Hadamard::parse(parameters).map(Self::Hadamard),
+            Pca::NAME => Pca::parse(parameters).map(Self::Pca),
             Identity::NAME => none(Self::Identity),
             GroupQuant::NAME => {
                 let stage = GroupQuant::from_parameters(parameters)
@@ -152,6 +168,9 @@ impl FromStr for StageConfig {
             Bins::NAME => Bins::parse(parameters).map(Self::Bins),
             Vectorwise::NAME => Vectorwise::parse(parameters).map(Self::Vectorwise),
             LloydMax::NAME => LloydMax::parse(parameters).map(Self::LloydMax),
+            Allocated::NAME => Allocated::parse(parameters).map(Self::Allocated),
+            Step::NAME => Step::parse(parameters).map(Self::Step),
+            Progressive::NAME => Progressive::parse(parameters).map(Self::Progressive),
             Tables::NAME => Tables::parse(parameters).map(Self::Tables),
             Adaptive::NAME => none(Self::Adaptive(Adaptive)),
             Context::NAME => none(Self::Context(Context)),
@@ -227,7 +246,12 @@ impl CodecConfig {
     }
 
     /// The config whose stages name the artefact that they use.
-    pub(super) fn bind(self, _context: &CodecContext) -> Result<Self, CodecError> {
+    pub(super) fn bind(mut self, context: &CodecContext) -> Result<Self, CodecError> {
+        for stage in &mut self.stages {
+            if let StageConfig::Pca(pca) = stage {
+                pca.artefact = context.bind(Pca::NAME, pca.artefact)?;
+            }
+        }
         Ok(self)
     }
 }
@@ -346,8 +370,10 @@ fn check_symbols(stages: &[StageConfig]) -> Result<(), &'static str> {
         if stage.codes_symbols() {
             let before = index.checked_sub(1).map(|before| stages[before]);
             match before {
-                Some(StageConfig::Identity) => {
-                    return Err("identity gives bytes; tables, adaptive and context code integers");
+                Some(StageConfig::Identity | StageConfig::Progressive(_)) => {
+                    return Err(
+                        "identity and progressive give bytes; tables, adaptive and context code integers",
+                    );
                 }
                 Some(before) if before.kind() == StageKind::Quantise => {}
                 _ => return Err("tables, adaptive and context stand right behind the quantiser"),
@@ -440,6 +466,9 @@ mod tests {
             "snapkv-k25+hadamard-s7+lloyd_max-3b",
             "anchor_delta-g10+bins-w100+adaptive",
             "group_quant-3b-g32+tables-c8+zstd-l3",
+            "pca+allocated-t20-dp+zstd-l3",
+            "exact-s4-w0+pca-predict-0123456789abcdef+step-m500-d15+context",
+            "pca-0123456789abcdef+progressive-m250",
         ] {
             assert_eq!(id.parse::<CodecConfig>().unwrap().to_string(), id);
         }
@@ -463,6 +492,10 @@ mod tests {
             "group_quant-4b-g32+zstd-l3+context",
             "group_quant-4b-g32+context+tables-c8",
             "zstd-l20",
+            "pca-+step-m500-d15",
+            "pca-0123456789ABCDEF+step-m500-d15",
+            "pca-predict-+step-m500-d15",
+            "pca+progressive-m250+context",
             "group_quant-4b-g32-x",
             "group_quant-04b-g32",
             "group_quant-4b-g+32",

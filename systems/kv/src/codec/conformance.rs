@@ -1,11 +1,18 @@
 //! One battery for every registered codec: registration is enough to be tested here.
 
+use std::sync::{Arc, OnceLock};
+
 use half::f16;
 use proptest::prelude::*;
 
+use crate::align::BridgeEnd;
+use crate::block::{KeyRope, KvBlock, KvShape, LayerKv};
+use crate::ident::ModelFingerprint;
+
 use super::{
-    Beside, Chain, Codec, CodecConfig, CodecError, Held, StageKind, Tile, TileMut, TileShape,
-    TileSpec, TokenScores, presets, registry,
+    ArtefactFitter, ArtefactOptions, Beside, Chain, Codec, CodecArtefact, CodecConfig,
+    CodecContext, CodecError, Held, StageKind, Tile, TileMut, TileShape, TileSpec, TokenScores,
+    presets, registry,
 };
 
 fn chains() -> Vec<Chain> {
@@ -13,8 +20,34 @@ fn chains() -> Vec<Chain> {
     let presets = presets().iter().map(super::Preset::config);
     examples
         .chain(presets)
-        .map(|config| config.build())
+        .flat_map(|config| [config.build(), config.build_with(&context()).unwrap()])
         .collect()
+}
+
+/// An artefact of two layers of 2 x 32, with a layer to predict from.
+fn context() -> CodecContext {
+    static ARTEFACT: OnceLock<Arc<CodecArtefact>> = OnceLock::new();
+    let fit = || {
+        let shape = KvShape::new(2, 2, 32).unwrap();
+        let fingerprint = ModelFingerprint::from_bytes([1; 32]);
+        let model = BridgeEnd { fingerprint, shape };
+        let mut options = ArtefactOptions::new("none", "test");
+        options.prior_layers = 1;
+        let mut fitter = ArtefactFitter::new(model, options).unwrap();
+        for seed in 0..4 {
+            let tile = TileShape::new(2, 200, 32).unwrap();
+            let layers = (0..2)
+                .map(|layer| LayerKv {
+                    k: numbers(tile, seed * 4 + layer),
+                    v: numbers(tile, !(seed * 4 + layer)),
+                })
+                .collect();
+            let block = KvBlock::new(fingerprint, shape, 0, 0..200, KeyRope::Pre, layers).unwrap();
+            fitter.add(&block).unwrap();
+        }
+        Arc::new(fitter.finish().unwrap())
+    };
+    CodecContext::new(ARTEFACT.get_or_init(fit).clone())
 }
 
 /// Finite numbers with an offset per channel, as keys have them.
@@ -329,4 +362,103 @@ fn constant_tiles_are_exact_where_a_bound_is_declared() {
             );
         }
     }
+}
+
+#[test]
+fn every_prefix_decodes_and_more_is_better() {
+    let shape = TileShape::new(2, 40, 32).unwrap();
+    let spec = TileSpec::alone(shape);
+    let mut found = 0;
+    for codec in suiting(shape).filter(Codec::decodes_prefixes) {
+        found += 1;
+        let (k, v, bytes) = encode_at(&codec, spec, 9).unwrap();
+        let error = |bytes: &[u8]| -> Option<f64> {
+            let (k_out, v_out, _) = decode_at(&codec, spec, bytes)?;
+            let pairs = k.iter().chain(&v).zip(k_out.iter().chain(&v_out));
+            Some(
+                pairs
+                    .map(|(x, y)| (x.to_f64() - y.to_f64()).powi(2))
+                    .sum::<f64>(),
+            )
+        };
+        // Exact tokens come first and have to be there.
+        let first = (0..=bytes.len())
+            .find(|len| error(&bytes[..*len]).is_some())
+            .unwrap();
+        assert!(first <= 4 * 2 * 32 * 4, "{}", codec.id());
+        let errors: Vec<f64> = (first..=bytes.len())
+            .map(|len| error(&bytes[..len]).unwrap())
+            .collect();
+        let quarter = errors.len() / 4;
+        for start in [0, quarter, 2 * quarter] {
+            let (before, after) = (errors[start], errors[start + quarter]);
+            assert!(after < before * 0.9, "{}: {before} to {after}", codec.id());
+        }
+    }
+    assert!(found > 0);
+}
+
+#[test]
+fn artefacts_round_trip_and_are_checked() {
+    let context = context();
+    let artefact = context.artefact.clone().unwrap();
+    let bytes = artefact.to_bytes().unwrap();
+    assert_eq!(artefact.file_bytes(), bytes.len() as u64);
+    assert_eq!(CodecArtefact::from_bytes(&bytes).unwrap(), *artefact);
+    for cut in [0, 9, bytes.len() / 2, bytes.len() - 1] {
+        assert!(CodecArtefact::from_bytes(&bytes[..cut]).is_err());
+    }
+    let config: CodecConfig = "pca-0000000000000000+step-m500-d15".parse().unwrap();
+    let other = config.build_with(&context);
+    assert!(matches!(other, Err(CodecError::Artefact { .. })));
+    let config: CodecConfig = "pca+step-m500-d15+context".parse().unwrap();
+    let chain = config.build_with(&context).unwrap();
+    let id = format!("pca-{}+step-m500-d15+context", artefact.id());
+    assert_eq!(chain.id(), id);
+    let named: CodecConfig = id.parse().unwrap();
+    assert_eq!(named.build_with(&context).unwrap().id(), id);
+    let shape = TileShape::new(2, 8, 32).unwrap();
+    assert!(chain.check_shape(shape).is_ok());
+    let wide = TileShape::new(2, 8, 64).unwrap();
+    assert!(chain.check_shape(wide).is_err());
+    let without = config.build().check_shape(shape);
+    assert!(matches!(without, Err(CodecError::Artefact { .. })));
+}
+
+/// Both directions of a chain that predicts see the same decoded layers, in a transfer by chunks.
+#[test]
+fn prediction_crosses_in_chunks() {
+    let context = context();
+    let model = *context.artefact.as_ref().unwrap().model();
+    let tile = TileShape::new(2, 100, 32).unwrap();
+    let layers: Vec<LayerKv> = (0..2)
+        .map(|layer| LayerKv {
+            k: numbers(tile, 77 + layer),
+            v: numbers(tile, 177 + layer),
+        })
+        .collect();
+    let (fingerprint, shape) = (model.fingerprint, model.shape);
+    let block = KvBlock::new(fingerprint, shape, 0, 0..100, KeyRope::Pre, layers).unwrap();
+    let config: CodecConfig = "exact-s4-w0+pca-predict+step-m50-d5+context"
+        .parse()
+        .unwrap();
+    let chain = config.build_with(&context).unwrap();
+    assert_eq!(chain.prior_layers(), 1);
+    let sent: Vec<_> = crate::chunk::chunks(&block, 64, &chain)
+        .unwrap()
+        .collect::<Result<_, _>>()
+        .unwrap();
+    let spec = || block.spec().clone();
+    let got = crate::chunk::assemble(spec(), vec![chain.clone()], u64::MAX, sent.clone()).unwrap();
+    for (own, other) in block.layers().iter().zip(got.layers()) {
+        let own = own.k.iter().chain(&own.v);
+        for (x, y) in own.zip(other.k.iter().chain(&other.v)) {
+            assert!((x.to_f32() - y.to_f32()).abs() < 1.0, "{x} {y}");
+        }
+    }
+    // A layer by itself, out of order, is refused at both ends.
+    assert!(crate::KvChunk::encode(&block, 1, 0..64, &chain).is_err());
+    let mut assembler = crate::Assembler::new(spec(), vec![chain], u64::MAX).unwrap();
+    let refused = assembler.accept(&sent[2]);
+    assert!(matches!(refused, Err(crate::ChunkError::Order { .. })));
 }

@@ -23,6 +23,7 @@ mod chain;
 mod config;
 mod entropy;
 mod explain;
+mod fit;
 mod frame;
 mod presets;
 mod quantise;
@@ -35,18 +36,24 @@ mod transform;
 #[cfg(test)]
 mod conformance;
 
-pub use artefact::CodecContext;
+pub use artefact::{
+    ArtefactError, ArtefactId, ArtefactManifest, CodecArtefact, CodecContext, MAX_ARTEFACT_BYTES,
+};
 pub use chain::Chain;
 pub use config::{CodecConfig, StageConfig, StageKind};
 pub use entropy::{Adaptive, Context, Tables, Zstd};
 pub use explain::{ByteCount, Explanation};
+pub use fit::{ArtefactFitter, ArtefactOptions};
 pub use presets::{Preset, presets};
-pub use quantise::{Bins, GroupQuant, GroupQuantLayout, Identity, LloydMax, Vectorwise};
+pub use quantise::{
+    Allocated, Allocation, Bins, GroupQuant, GroupQuantLayout, Identity, LloydMax, Progressive,
+    Step, Vectorwise,
+};
 pub use registry::{CodecEntry, names, registry};
 pub use scores::TokenScores;
 pub use select::{Exact, Knorm, Random, Scored, ScoredBy, Streaming};
 pub use tile::{Beside, Held, MAX_TILE_ELEMENTS, Prior, Tile, TileMut, TileShape, TileSpec};
-pub use transform::{AnchorDelta, Hadamard};
+pub use transform::{AnchorDelta, Hadamard, Pca};
 
 use std::fmt::Debug;
 

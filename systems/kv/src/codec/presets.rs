@@ -59,6 +59,14 @@ pub const fn presets() -> &'static [Preset] {
             id: "vectorwise-f32-c16+tables-c0",
         },
         Preset {
+            name: "kvtc",
+            source: "KVTC, arXiv 2511.01815",
+            remark: "principal components per layer, keys and values together, instead of across \
+                     layers; bits by dynamic programming at 2.0 a number, zstd for DEFLATE; 4 sinks \
+                     and a window of 32 (paper: 128)",
+            id: "exact-s4-w32+pca+allocated-t20-dp+zstd-l3",
+        },
+        Preset {
             name: "turbo",
             source: "TurboQuant, arXiv 2504.19874",
             remark: "the variant for mean squared error at 4 bits, without the mixture of widths \
@@ -70,6 +78,19 @@ pub const fn presets() -> &'static [Preset] {
             source: "TurboQuant, arXiv 2504.19874",
             remark: "as turbo, with 3 bits",
             id: "hadamard-s0+lloyd_max-3b",
+        },
+        Preset {
+            name: "celslm",
+            source: "this project",
+            remark: "exact sinks, prediction from decoded layers, principal components of the rest, \
+                     one step everywhere, context-modelled arithmetic coding",
+            id: "exact-s4-w0+pca-predict+step-m700-d15+context",
+        },
+        Preset {
+            name: "celslm-progressive",
+            source: "this project",
+            remark: "as celslm without prediction, as an embedded stream",
+            id: "exact-s4-w0+pca+progressive-m350",
         },
         Preset {
             name: "streaming-llm",

@@ -1,8 +1,9 @@
 //! The table of codec stages, in the order in which reports list them.
 
 use super::{
-    Adaptive, AnchorDelta, Bins, CodecConfig, Context, Exact, GroupQuant, Hadamard, Identity,
-    Knorm, LloydMax, Random, ScoredBy, StageKind, Streaming, Tables, Vectorwise, Zstd,
+    Adaptive, Allocated, AnchorDelta, Bins, CodecConfig, Context, Exact, GroupQuant, Hadamard,
+    Identity, Knorm, LloydMax, Pca, Progressive, Random, ScoredBy, StageKind, Step, Streaming,
+    Tables, Vectorwise, Zstd,
 };
 
 /// One registered stage.
@@ -86,6 +87,32 @@ const STAGES: &[CodecEntry] = &[
         examples: || chains(&["hadamard-s0+lloyd_max-4b", "hadamard-s0+lloyd_max-2b"]),
     },
     CodecEntry {
+        name: Allocated::NAME,
+        kind: StageKind::Quantise,
+        summary: "fixed bits per principal component; needs an artefact",
+        source: "KVTC, arXiv 2511.01815",
+        examples: || {
+            chains(&[
+                "pca+allocated-t20-dp+zstd-l3",
+                "pca+allocated-t30-wf+tables-c16",
+            ])
+        },
+    },
+    CodecEntry {
+        name: Step::NAME,
+        kind: StageKind::Quantise,
+        summary: "one step for all components, rates by reverse water-filling; needs an entropy coder",
+        source: "Gish and Pierce 1968; Sullivan 1996",
+        examples: || chains(&["pca+step-m700-d15+context", "pca+step-m300-d10+adaptive"]),
+    },
+    CodecEntry {
+        name: Progressive::NAME,
+        kind: StageKind::Quantise,
+        summary: "bit planes, decodable at every prefix",
+        source: "Shapiro 1993; Taubman 2000",
+        examples: || chains(&["exact-s4-w0+pca+progressive-m250", "progressive-m250"]),
+    },
+    CodecEntry {
         name: Exact::NAME,
         kind: StageKind::Select,
         summary: "first and last tokens of the context as fp16, the rest through the chain",
@@ -152,6 +179,18 @@ const STAGES: &[CodecEntry] = &[
         summary: "random rotation of each head's channels",
         source: "QuaRot, arXiv 2404.00456; TurboQuant, arXiv 2504.19874",
         examples: || chains(&["hadamard-s0+group_quant-4b-g32"]),
+    },
+    CodecEntry {
+        name: Pca::NAME,
+        kind: StageKind::Transform,
+        summary: "principal components of what the layers below do not predict; needs an artefact",
+        source: "KVTC, arXiv 2511.01815; prediction is this project's",
+        examples: || {
+            chains(&[
+                "exact-s4-w0+pca-predict+step-m500-d15+context",
+                "pca+group_quant-4b-g32",
+            ])
+        },
     },
     CodecEntry {
         name: Tables::NAME,

@@ -25,6 +25,7 @@ pub use zstd::Zstd;
 pub(super) use adaptive::AdaptiveCoder;
 pub(super) use context::ContextCoder;
 pub(super) use fixed::Packed;
+pub(super) use range_coder::{Bit, Decoder, Encoder};
 pub(super) use tables::TablesCoder;
 pub(super) use zstd::ZstdCodec;
 

@@ -7,7 +7,7 @@
 /// Probability of a zero, of 2^16, learnt at two speeds: the fast one follows changes, the slow
 /// one is precise; their mean is used.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Bit {
+pub(in crate::codec) struct Bit {
     fast: u16,
     slow: u16,
     /// Bits seen, up to [`SLOW`]: first ones move the estimate further.
@@ -19,12 +19,12 @@ const SLOW: u8 = 8;
 
 impl Bit {
     /// Starts from a probability of zero, of 2^16.
-    pub(super) const fn new(zero: u16) -> Self {
+    pub(in crate::codec) const fn new(zero: u16) -> Self {
         Self::sure(zero, 0)
     }
 
     /// Starts from a probability of zero as though it came of so many bits.
-    pub(super) const fn sure(zero: u16, seen: u8) -> Self {
+    pub(in crate::codec) const fn sure(zero: u16, seen: u8) -> Self {
         // Neither estimate may reach the ends, or a bit would have no room in the range.
         let zero = if zero < 256 {
             256
@@ -68,7 +68,7 @@ const NARROW: u32 = 1 << 24;
 
 /// Writes bits.
 #[derive(Debug)]
-pub(super) struct Encoder<'a> {
+pub(in crate::codec) struct Encoder<'a> {
     out: &'a mut Vec<u8>,
     low: u64,
     range: u32,
@@ -80,7 +80,7 @@ pub(super) struct Encoder<'a> {
 }
 
 impl<'a> Encoder<'a> {
-    pub(super) const fn new(out: &'a mut Vec<u8>) -> Self {
+    pub(in crate::codec) const fn new(out: &'a mut Vec<u8>) -> Self {
         Self {
             out,
             low: 0,
@@ -93,7 +93,7 @@ impl<'a> Encoder<'a> {
 
     /// Writes a bit and lets its model learn it.
     #[inline]
-    pub(super) fn put(&mut self, model: &mut Bit, bit: bool) {
+    pub(in crate::codec) fn put(&mut self, model: &mut Bit, bit: bool) {
         let bound = (self.range >> 16) * model.zero();
         if bit {
             self.low += u64::from(bound);
@@ -109,7 +109,7 @@ impl<'a> Encoder<'a> {
     }
 
     /// Writes the lowest `count` bits, at most 16, of a number as equally likely.
-    pub(super) fn put_raw(&mut self, bits: u32, count: u32) {
+    pub(in crate::codec) fn put_raw(&mut self, bits: u32, count: u32) {
         for place in (0..count).rev() {
             self.range >>= 1;
             if bits >> place & 1 == 1 {
@@ -140,7 +140,7 @@ impl<'a> Encoder<'a> {
     }
 
     /// Writes what has been kept back.
-    pub(super) fn finish(mut self) {
+    pub(in crate::codec) fn finish(mut self) {
         for _ in 0..5 {
             self.shift();
         }
@@ -149,7 +149,7 @@ impl<'a> Encoder<'a> {
 
 /// Reads bits; after the last byte it goes on with zeros and remembers that it did.
 #[derive(Debug)]
-pub(super) struct Decoder<'a> {
+pub(in crate::codec) struct Decoder<'a> {
     bytes: &'a [u8],
     next: usize,
     range: u32,
@@ -157,7 +157,7 @@ pub(super) struct Decoder<'a> {
 }
 
 impl<'a> Decoder<'a> {
-    pub(super) fn new(bytes: &'a [u8]) -> Self {
+    pub(in crate::codec) fn new(bytes: &'a [u8]) -> Self {
         let mut decoder = Self {
             bytes,
             next: 0,
@@ -179,7 +179,7 @@ impl<'a> Decoder<'a> {
 
     /// Reads a bit and lets its model learn it.
     #[inline]
-    pub(super) fn get(&mut self, model: &mut Bit) -> bool {
+    pub(in crate::codec) fn get(&mut self, model: &mut Bit) -> bool {
         let bound = (self.range >> 16) * model.zero();
         let bit = self.code >= bound;
         if bit {
@@ -197,7 +197,7 @@ impl<'a> Decoder<'a> {
     }
 
     /// Reads `count` bits, at most 16, of a number.
-    pub(super) fn get_raw(&mut self, count: u32) -> u32 {
+    pub(in crate::codec) fn get_raw(&mut self, count: u32) -> u32 {
         let mut bits = 0;
         for _ in 0..count {
             self.range >>= 1;
@@ -216,12 +216,12 @@ impl<'a> Decoder<'a> {
 
     /// Whether more bytes were read than there are: what was decoded since is made up.
     #[inline]
-    pub(super) const fn overran(&self) -> bool {
+    pub(in crate::codec) const fn overran(&self) -> bool {
         self.next > self.bytes.len()
     }
 
     /// Whether exactly all bytes were read.
-    pub(super) const fn is_done(&self) -> bool {
+    pub(in crate::codec) const fn is_done(&self) -> bool {
         self.next == self.bytes.len()
     }
 }

@@ -46,7 +46,7 @@ impl From<LloydMax> for Fields {
 
 /// Positive levels of the best quantisers of a standard normal number, 1 to 5 bits. The levels
 /// are symmetric; each is the mean of its cell, and cells meet half-way between levels.
-const LEVELS: [&[f32]; 5] = [
+pub(super) const LEVELS: [&[f32]; 5] = [
     &[0.797_885],
     &[0.452_78, 1.510_418],
     &[0.245_094, 0.756_005, 1.343_909, 2.151_946],

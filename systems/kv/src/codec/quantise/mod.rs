@@ -4,18 +4,28 @@
 //! an entropy stage, hand integers ([`Symbols`]) to a coder of symbols, which without an entropy
 //! stage packs them at fixed widths.
 
+mod allocated;
 mod bins;
 mod group_quant;
 mod identity;
 mod lloyd_max;
 mod pack;
+mod progressive;
+mod step;
 mod vectorwise;
 
+pub use allocated::{Allocated, Allocation};
 pub use bins::Bins;
 pub use group_quant::{GroupQuant, GroupQuantLayout};
 pub use identity::Identity;
 pub use lloyd_max::LloydMax;
+pub use progressive::Progressive;
+pub use step::Step;
 pub use vectorwise::Vectorwise;
+
+pub(super) use allocated::AllocatedQuantiser;
+pub(super) use progressive::ProgressiveCodec;
+pub(super) use step::StepQuantiser;
 
 use std::fmt::Debug;
 
@@ -74,6 +84,12 @@ pub(super) trait Quantise: Debug + Send + Sync {
 
     /// Upper bound of what [`Self::quantise`] returns, in bytes.
     fn side_len(&self, shape: TileShape) -> usize;
+
+    /// Upper bound of the bytes of all symbols at fixed widths, where these differ from layer to
+    /// layer.
+    fn longest(&self, _shape: TileShape) -> Option<usize> {
+        None
+    }
 
     /// As [`Codec::error_bound`].
     fn error_bound(&self, _min: f32, _max: f32) -> Option<f32> {
@@ -199,6 +215,10 @@ impl Codec for Coded {
 
     fn encoded_len(&self, shape: TileShape) -> usize {
         let side = self.quantiser.side_len(shape);
+        if let Some(both) = self.quantiser.longest(shape) {
+            // A byte each for their form, and for the one more byte that two roundings can cost.
+            return side + number_len(side) + number_len(both + 2) + both + 3;
+        }
         let widths = self.quantiser.widths(&TileSpec::alone(shape));
         let [k, v] = widths.map(|widths| 1 + Packed::len(shape, &widths));
         side + number_len(side) + k + number_len(k) + v

@@ -2,9 +2,12 @@
 
 mod anchor_delta;
 mod hadamard;
+mod pca;
 
 pub use anchor_delta::AnchorDelta;
 pub use hadamard::Hadamard;
+pub use pca::Pca;
 
 pub(super) use anchor_delta::AnchorDeltaCodec;
 pub(super) use hadamard::HadamardCodec;
+pub(super) use pca::PcaCodec;
