@@ -72,7 +72,7 @@ fn fit(folder: &Path) -> Result<CodecArtefact, Box<dyn Error>> {
     };
     let mut options = ArtefactOptions::new("see the command", "rate_distortion");
     options.prior_layers = number("PRIOR_LAYERS", 2)? as usize;
-    options.noise = number("NOISE", 50)?;
+    options.noise = number("NOISE", 20)?;
     let mut fitter = ArtefactFitter::new(model, options)?;
     for block in &blocks {
         fitter.add(block)?;

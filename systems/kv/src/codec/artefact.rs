@@ -25,6 +25,8 @@ pub const MAX_ARTEFACT_BYTES: u64 = 1 << 30;
 
 const SCHEMA_VERSION: u32 = 1;
 const METADATA_KEY: &str = "celslm_codec";
+/// Most first tokens that an artefact holds.
+pub(super) const MAX_PREFIX_TOKENS: usize = 256;
 /// Most layers that a predictor looks at; a file may not ask for more.
 pub(super) const MAX_PRIOR_LAYERS: usize = 8;
 
@@ -148,6 +150,8 @@ pub(super) struct Header {
     pub(super) schema_version: u32,
     pub(super) model: BridgeEnd,
     pub(super) prior_layers: usize,
+    /// First tokens that all contexts had in common.
+    pub(super) prefix_tokens: usize,
     pub(super) manifest: ArtefactManifest,
 }
 
@@ -166,6 +170,9 @@ pub(super) struct LayerBasis {
     /// From the weighted rows of the layers below, the nearest first, to this layer's:
     /// `[below * row, row]`.
     pub(super) predictor: Vec<f32>,
+    /// Rows of the first tokens that all contexts had in common, as they are:
+    /// `[prefix_tokens, row]`.
+    pub(super) prefix: Vec<f16>,
 }
 
 /// A fitted artefact.
@@ -212,6 +219,17 @@ impl CodecArtefact {
     #[must_use]
     pub const fn prior_layers(&self) -> usize {
         self.header.prior_layers
+    }
+
+    /// First tokens of a context whose keys and values it holds.
+    #[must_use]
+    pub const fn prefix_tokens(&self) -> usize {
+        self.header.prefix_tokens
+    }
+
+    /// Rows of these tokens in a layer, empty for a layer that is not there.
+    pub(super) fn prefix(&self, layer: usize) -> &[f16] {
+        self.layers.get(layer).map_or(&[], |layer| &layer.prefix)
     }
 
     /// What it was fitted on.
@@ -264,6 +282,12 @@ impl CodecArtefact {
                 let shape = vec![numbers.len() / row, row];
                 tensors.push((name(layer, part), Dtype::F16, shape, bytes));
             }
+            if !basis.prefix.is_empty() {
+                let mut bytes = vec![0; basis.prefix.len() * 2];
+                write_f16_le(&basis.prefix, &mut bytes);
+                let shape = vec![basis.prefix.len() / row, row];
+                tensors.push((name(layer, "prefix"), Dtype::F16, shape, bytes));
+            }
         }
         let views = tensors.iter().map(|(name, dtype, shape, bytes)| {
             TensorView::new(*dtype, shape.clone(), bytes).map(|view| (name, view))
@@ -302,9 +326,15 @@ impl CodecArtefact {
             )));
         }
         let tensors = SafeTensors::deserialize(bytes)?;
-        // A header may claim any number of layers; each has five tensors or four.
+        if header.prefix_tokens > MAX_PREFIX_TOKENS {
+            return Err(malformed(format!(
+                "{} first tokens, at most {MAX_PREFIX_TOKENS}",
+                header.prefix_tokens
+            )));
+        }
+        // A header may claim any number of layers; each has four to six tensors.
         let num_layers = header.model.shape.num_layers;
-        if tensors.len() > num_layers.saturating_mul(5) || tensors.len() < num_layers {
+        if tensors.len() > num_layers.saturating_mul(6) || tensors.len() < num_layers {
             return Err(malformed(format!(
                 "{} tensors for {num_layers} layers",
                 tensors.len()
@@ -325,8 +355,15 @@ impl CodecArtefact {
                     0 => Vec::new(),
                     _ => read(layer, "predictor", Dtype::F16, below * row)?,
                 },
+                prefix: match header.prefix_tokens {
+                    0 => Vec::new(),
+                    tokens => read(layer, "prefix", Dtype::F16, tokens)?
+                        .into_iter()
+                        .map(f16::from_f32)
+                        .collect(),
+                },
             };
-            expected += if below == 0 { 4 } else { 5 };
+            expected += 4 + usize::from(below > 0) + usize::from(header.prefix_tokens > 0);
             for (part, numbers) in [("weight", &basis.weight), ("variance", &basis.variance)] {
                 let smallest = if part == "weight" {
                     f32::MIN_POSITIVE

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use super::entropy::{AdaptiveCoder, ContextCoder, Packed, SymbolCoder, TablesCoder, ZstdCodec};
 use super::quantise::{AllocatedQuantiser, Coded, ProgressiveCodec, Quantise, StepQuantiser};
-use super::select::{ExactCodec, ScoredBy, Selected};
-use super::transform::{AnchorDeltaCodec, HadamardCodec, PcaCodec};
+use super::select::{ExactCodec, PrefixCodec, ScoredBy, Selected};
+use super::transform::{AnchorDeltaCodec, HadamardCodec, PcaCodec, SvdCodec};
 use super::{
     Beside, Codec, CodecConfig, CodecContext, CodecError, Explanation, GroupQuant, Identity,
     StageConfig, StageKind, Tile, TileMut, TileShape, TileSpec,
@@ -87,8 +87,12 @@ fn build(stages: &[StageConfig], context: &CodecContext) -> Box<dyn Codec> {
                 Box::new(AnchorDeltaCodec::new(*stage, anchors, codec))
             }
             StageConfig::Hadamard(stage) => Box::new(HadamardCodec::new(*stage, codec)),
+            StageConfig::Svd(stage) => Box::new(SvdCodec::new(*stage, codec)),
             StageConfig::Pca(stage) => {
                 Box::new(PcaCodec::new(*stage, context.artefact.clone(), codec))
+            }
+            StageConfig::Prefix(stage) => {
+                Box::new(PrefixCodec::new(*stage, context.artefact.clone(), codec))
             }
             StageConfig::Exact(stage) => Box::new(ExactCodec::new(*stage, codec)),
             StageConfig::Streaming(stage) => Box::new(Selected::new(Box::new(*stage), codec)),

@@ -8,8 +8,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::{
     Adaptive, Allocated, AnchorDelta, Bins, Chain, Codec as _, CodecContext, CodecError, Context,
-    Exact, GroupQuant, Hadamard, Identity, Knorm, LloydMax, Pca, Progressive, Random, Scored,
-    ScoredBy, Step, Streaming, Tables, Vectorwise, Zstd, names, registry,
+    Exact, GroupQuant, Hadamard, Identity, Knorm, LloydMax, Pca, Prefix, Progressive, Random,
+    Scored, ScoredBy, Step, Streaming, Svd, Tables, Vectorwise, Zstd, names, registry,
 };
 
 /// A chain holds at most this many stages; ids come from the wire.
@@ -33,6 +33,8 @@ pub enum StageKind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum StageConfig {
+    /// See [`Prefix`].
+    Prefix(Prefix),
     /// See [`Exact`].
     Exact(Exact),
     /// See [`Streaming`].
@@ -53,6 +55,8 @@ pub enum StageConfig {
     Hadamard(Hadamard),
     /// See [`Pca`].
     Pca(Pca),
+    /// See [`Svd`].
+    Svd(Svd),
     /// See [`Identity`].
     Identity,
     /// See [`GroupQuant`].
@@ -84,14 +88,17 @@ impl StageConfig {
     #[must_use]
     pub const fn kind(&self) -> StageKind {
         match self {
-            Self::Exact(_)
+            Self::Prefix(_)
+            | Self::Exact(_)
             | Self::Streaming(_)
             | Self::Knorm(_)
             | Self::Random(_)
             | Self::Snapkv(_)
             | Self::ExpectedAttention(_)
             | Self::H2o(_) => StageKind::Select,
-            Self::AnchorDelta(_) | Self::Hadamard(_) | Self::Pca(_) => StageKind::Transform,
+            Self::AnchorDelta(_) | Self::Hadamard(_) | Self::Pca(_) | Self::Svd(_) => {
+                StageKind::Transform
+            }
             Self::Identity
             | Self::GroupQuant(_)
             | Self::Bins(_)
@@ -115,6 +122,7 @@ impl StageConfig {
 impl fmt::Display for StageConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&match self {
+            Self::Prefix(stage) => stage.id(),
             Self::Exact(stage) => stage.id(),
             Self::Streaming(stage) => stage.id(),
             Self::Knorm(stage) => stage.id(),
@@ -125,6 +133,7 @@ impl fmt::Display for StageConfig {
             Self::AnchorDelta(stage) => stage.id(),
             Self::Hadamard(stage) => stage.id(),
             Self::Pca(stage) => stage.id(),
+            Self::Svd(stage) => stage.id(),
             Self::Identity => Identity::NAME.to_owned(),
             Self::GroupQuant(stage) => stage.id(),
             Self::Bins(stage) => stage.id(),
@@ -149,6 +158,7 @@ impl FromStr for StageConfig {
         let none = |stage: Self| id.eq(name).then_some(stage);
         let scored = || Scored::parse(parameters);
         let stage = match name {
+            Prefix::NAME => Prefix::parse(parameters).map(Self::Prefix),
             Exact::NAME => Exact::parse(parameters).map(Self::Exact),
             Streaming::NAME => Streaming::parse(parameters).map(Self::Streaming),
             Knorm::NAME => Knorm::parse(parameters).map(Self::Knorm),
@@ -159,6 +169,7 @@ impl FromStr for StageConfig {
             AnchorDelta::NAME => AnchorDelta::parse(parameters).map(Self::AnchorDelta),
             Hadamard::NAME => Hadamard::parse(parameters).map(Self::Hadamard),
             Pca::NAME => Pca::parse(parameters).map(Self::Pca),
+            Svd::NAME => Svd::parse(parameters).map(Self::Svd),
             Identity::NAME => none(Self::Identity),
             GroupQuant::NAME => {
                 let stage = GroupQuant::from_parameters(parameters)
@@ -248,8 +259,14 @@ impl CodecConfig {
     /// The config whose stages name the artefact that they use.
     pub(super) fn bind(mut self, context: &CodecContext) -> Result<Self, CodecError> {
         for stage in &mut self.stages {
-            if let StageConfig::Pca(pca) = stage {
-                pca.artefact = context.bind(Pca::NAME, pca.artefact)?;
+            match stage {
+                StageConfig::Pca(pca) => {
+                    pca.artefact = context.bind(Pca::NAME, pca.artefact)?;
+                }
+                StageConfig::Prefix(prefix) => {
+                    prefix.artefact = context.bind(Prefix::NAME, prefix.artefact)?;
+                }
+                _ => {}
             }
         }
         Ok(self)

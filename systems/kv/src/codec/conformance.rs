@@ -24,6 +24,15 @@ fn chains() -> Vec<Chain> {
         .collect()
 }
 
+/// Overwrites three first tokens with ones.
+fn with_common_start(shape: TileShape, mut side: Vec<f16>) -> Vec<f16> {
+    for head in side.chunks_exact_mut(shape.tokens() * shape.head_dim()) {
+        let common = 3.min(shape.tokens()) * shape.head_dim();
+        head[..common].fill(f16::ONE);
+    }
+    side
+}
+
 /// An artefact of two layers of 2 x 32, with a layer to predict from.
 fn context() -> CodecContext {
     static ARTEFACT: OnceLock<Arc<CodecArtefact>> = OnceLock::new();
@@ -38,8 +47,8 @@ fn context() -> CodecContext {
             let tile = TileShape::new(2, 200, 32).unwrap();
             let layers = (0..2)
                 .map(|layer| LayerKv {
-                    k: numbers(tile, seed * 4 + layer),
-                    v: numbers(tile, !(seed * 4 + layer)),
+                    k: with_common_start(tile, numbers(tile, seed * 4 + layer)),
+                    v: with_common_start(tile, numbers(tile, !(seed * 4 + layer))),
                 })
                 .collect();
             let block = KvBlock::new(fingerprint, shape, 0, 0..200, KeyRope::Pre, layers).unwrap();
@@ -108,7 +117,12 @@ fn suiting(shape: TileShape) -> impl Iterator<Item = Chain> {
 }
 
 fn drops_tokens(codec: &Chain) -> bool {
-    let exact = |stage: &super::StageConfig| matches!(stage, super::StageConfig::Exact(_));
+    let exact = |stage: &super::StageConfig| {
+        matches!(
+            stage,
+            super::StageConfig::Exact(_) | super::StageConfig::Prefix(_)
+        )
+    };
     let mut stages = codec.config().stages().iter();
     stages.any(|stage| stage.kind() == StageKind::Select && !exact(stage))
 }
@@ -385,7 +399,7 @@ fn every_prefix_decodes_and_more_is_better() {
         let first = (0..=bytes.len())
             .find(|len| error(&bytes[..*len]).is_some())
             .unwrap();
-        assert!(first <= 4 * 2 * 32 * 4, "{}", codec.id());
+        assert!(first <= 1 + 4 * 2 * 32 * 4, "{}", codec.id());
         let errors: Vec<f64> = (first..=bytes.len())
             .map(|len| error(&bytes[..len]).unwrap())
             .collect();
@@ -461,4 +475,36 @@ fn prediction_crosses_in_chunks() {
     let mut assembler = crate::Assembler::new(spec(), vec![chain], u64::MAX).unwrap();
     let refused = assembler.accept(&sent[2]);
     assert!(matches!(refused, Err(crate::ChunkError::Order { .. })));
+}
+
+#[test]
+fn common_first_tokens_are_not_sent() {
+    let shape = TileShape::new(2, 10, 32).unwrap();
+    let context = context();
+    assert_eq!(context.artefact.as_ref().unwrap().prefix_tokens(), 3);
+    let config: CodecConfig = "prefix+identity".parse().unwrap();
+    let chain = config.build_with(&context).unwrap();
+    let spec = TileSpec::alone(shape);
+    let plain = numbers(shape, 4);
+    let common = with_common_start(shape, plain.clone());
+    for (side, tokens) in [(&plain, 10), (&common, 7)] {
+        let mut bytes = Vec::new();
+        chain
+            .encode(&Tile::new(spec, side, side).unwrap(), &mut bytes)
+            .unwrap();
+        assert_eq!(bytes.len(), 1 + tokens * 2 * 32 * 4);
+        let (k, v) = decode(&chain, shape, &bytes).unwrap();
+        assert_eq!((&k, &v), (side, side));
+    }
+    // Nothing is left out elsewhere in a context.
+    let later = TileSpec {
+        first_token: 50,
+        end_token: 60,
+        ..spec
+    };
+    let mut bytes = Vec::new();
+    chain
+        .encode(&Tile::new(later, &common, &common).unwrap(), &mut bytes)
+        .unwrap();
+    assert_eq!(bytes.len(), shape.fp16_bytes());
 }

@@ -51,9 +51,9 @@ pub use quantise::{
 };
 pub use registry::{CodecEntry, names, registry};
 pub use scores::TokenScores;
-pub use select::{Exact, Knorm, Random, Scored, ScoredBy, Streaming};
+pub use select::{Exact, Knorm, Prefix, Random, Scored, ScoredBy, Streaming};
 pub use tile::{Beside, Held, MAX_TILE_ELEMENTS, Prior, Tile, TileMut, TileShape, TileSpec};
-pub use transform::{AnchorDelta, Hadamard, Pca};
+pub use transform::{AnchorDelta, Hadamard, Pca, Svd};
 
 use std::fmt::Debug;
 

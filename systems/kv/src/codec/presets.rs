@@ -82,15 +82,16 @@ pub const fn presets() -> &'static [Preset] {
         Preset {
             name: "celslm",
             source: "this project",
-            remark: "exact sinks, prediction from decoded layers, principal components of the rest, \
-                     one step everywhere, context-modelled arithmetic coding",
-            id: "exact-s4-w0+pca-predict+step-m700-d15+context",
+            remark: "common first tokens left out, other sinks exact, prediction from decoded layers, \
+                     principal components of the rest, one step everywhere, context-modelled \
+                     arithmetic coding",
+            id: "prefix+exact-s4-w0+pca-predict+step-m700-d15+context",
         },
         Preset {
             name: "celslm-progressive",
             source: "this project",
             remark: "as celslm without prediction, as an embedded stream",
-            id: "exact-s4-w0+pca+progressive-m350",
+            id: "prefix+exact-s4-w0+pca+progressive-m350",
         },
         Preset {
             name: "streaming-llm",

@@ -2,8 +2,8 @@
 
 use super::{
     Adaptive, Allocated, AnchorDelta, Bins, CodecConfig, Context, Exact, GroupQuant, Hadamard,
-    Identity, Knorm, LloydMax, Pca, Progressive, Random, ScoredBy, StageKind, Step, Streaming,
-    Tables, Vectorwise, Zstd,
+    Identity, Knorm, LloydMax, Pca, Prefix, Progressive, Random, ScoredBy, StageKind, Step,
+    Streaming, Svd, Tables, Vectorwise, Zstd,
 };
 
 /// One registered stage.
@@ -113,6 +113,18 @@ const STAGES: &[CodecEntry] = &[
         examples: || chains(&["exact-s4-w0+pca+progressive-m250", "progressive-m250"]),
     },
     CodecEntry {
+        name: Prefix::NAME,
+        kind: StageKind::Select,
+        summary: "leaves out first tokens that both ends have; needs an artefact",
+        source: "this project",
+        examples: || {
+            chains(&[
+                "prefix+exact-s4-w0+group_quant-4b-g32",
+                "prefix+knorm-k50+identity",
+            ])
+        },
+    },
+    CodecEntry {
         name: Exact::NAME,
         kind: StageKind::Select,
         summary: "first and last tokens of the context as fp16, the rest through the chain",
@@ -191,6 +203,13 @@ const STAGES: &[CodecEntry] = &[
                 "pca+group_quant-4b-g32",
             ])
         },
+    },
+    CodecEntry {
+        name: Svd::NAME,
+        kind: StageKind::Transform,
+        summary: "low rank, found on the fly, factors sent",
+        source: "Palu, arXiv 2407.21118; xKV, arXiv 2503.18893",
+        examples: || chains(&["svd-r32+group_quant-4b-g32", "svd-r8+identity"]),
     },
     CodecEntry {
         name: Tables::NAME,

@@ -27,10 +27,10 @@ impl Context {
 #[derive(Debug, Clone, Copy)]
 pub(in crate::codec) struct ContextCoder;
 
-/// Sizes of predictions, two for each doubling.
+/// Sizes of a channel's mean magnitude, two for each doubling.
 const SIZES: usize = 24;
 /// Kinds of neighbourhoods: how the token's energy so far compares with what was to be expected.
-const KINDS: usize = 3;
+const KINDS: usize = 6;
 
 /// The state that both directions keep alike. All of it is integer arithmetic.
 struct Contexts {
@@ -46,9 +46,11 @@ impl Contexts {
     fn new() -> Self {
         let mut models = Vec::with_capacity(SIZES * KINDS);
         for size in 0..SIZES {
-            // The middle of the size, in 1/16 of a magnitude.
-            let mean = centre(size);
-            models.extend(std::iter::repeat_n(IntegerModel::with_mean(mean, 2), KINDS));
+            for kind in 0..KINDS {
+                // A token with half of the energy expected so far tends to go on with less.
+                let mean = centre(size) * (5 + 2 * kind as u32) / 10;
+                models.push(IntegerModel::with_mean(mean.max(1), 2));
+            }
         }
         Self {
             means: Vec::new(),
@@ -69,41 +71,39 @@ impl Contexts {
     }
 
     const fn start_token(&mut self) {
-        self.found = 512;
-        self.expected = 512;
+        self.found = 2048;
+        self.expected = 2048;
     }
 
     #[inline]
     fn model(&mut self, channel: usize) -> &mut IntegerModel {
-        let mean = self.means[channel];
-        // Ratio of found to expected, in 1/16, from 1/4 to 8.
-        let ratio = ((u64::from(self.found) << 4) / u64::from(self.expected.max(1))).clamp(4, 128);
-        let prediction = (u64::from(mean) * ratio) >> 4;
-        let kind = match ratio {
-            0..=11 => 0,
-            12..=21 => 1,
-            _ => 2,
-        };
-        &mut self.models[size(prediction as u32) * KINDS + kind]
+        // Quarters of an octave around what was expected, by comparison instead of division.
+        let (found, expected) = (u64::from(self.found) << 4, u64::from(self.expected));
+        let kind = usize::from(found > expected * 9)
+            + usize::from(found > expected * 13)
+            + usize::from(found > expected * 16)
+            + usize::from(found > expected * 20)
+            + usize::from(found > expected * 28);
+        &mut self.models[size(self.means[channel]) * KINDS + kind]
     }
 
     #[inline]
     fn learn(&mut self, channel: usize, symbol: i32) {
         let magnitude = symbol.unsigned_abs() << 8;
         let mean = &mut self.means[channel];
-        self.found = self.found - (self.found >> 4) + (magnitude >> 4);
-        self.expected = self.expected - (self.expected >> 4) + (*mean >> 4);
-        // A sixteenth of the way.
-        *mean = *mean - (*mean >> 4) + (magnitude >> 4);
+        self.found = self.found - (self.found >> 5) + (magnitude >> 3);
+        self.expected = self.expected - (self.expected >> 5) + (*mean >> 3);
+        // A thirty-second of the way.
+        *mean = *mean - (*mean >> 5) + (magnitude >> 5);
     }
 }
 
-/// The size of a prediction in 1/256: half octaves from 1/32 up.
+/// The size of a mean in 1/256: half octaves from 1/32 up.
 #[inline]
-fn size(prediction: u32) -> usize {
-    let prediction = prediction.max(8);
-    let octave = prediction.ilog2();
-    let half = prediction >> (octave - 1) & 1;
+fn size(mean: u32) -> usize {
+    let mean = mean.max(8);
+    let octave = mean.ilog2();
+    let half = mean >> (octave - 1) & 1;
     (((octave - 3) * 2 + half) as usize).min(SIZES - 1)
 }
 

@@ -1,22 +1,25 @@
 //! Selections: which tokens the rest of the chain gets to see.
 //!
-//! [`Exact`] drops nothing: it sends some tokens as they are and the others through the rest of
-//! the chain. All other selections drop tokens; see [`Held`](super::Held) for what that means
+//! [`Exact`] and [`Prefix`] drop nothing: one sends some tokens as they are, the other leaves out what
+//! the receiver has; the rest of the chain codes the others. All other selections drop tokens; see [`Held`](super::Held) for what that means
 //! to whoever attends to the rest.
 
 mod exact;
 mod knorm;
+mod prefix;
 mod random;
 mod scored;
 mod streaming;
 
 pub use exact::Exact;
 pub use knorm::Knorm;
+pub use prefix::Prefix;
 pub use random::Random;
 pub use scored::{Scored, ScoredBy};
 pub use streaming::Streaming;
 
 pub(super) use exact::ExactCodec;
+pub(super) use prefix::PrefixCodec;
 pub(super) use random::mix;
 
 use std::fmt::Debug;
