@@ -6,12 +6,23 @@
 //! look like before RoPE: key channels have a fixed offset that is mostly larger than their
 //! spread over tokens and, in a few channels, tens of times larger; values have no offsets,
 //! their spread differs from token to token, and the first token is an outlier. Quantisers
-//! here take the same time for any finite numbers; entropy coders will not, so figures that
-//! matter for a claim are taken on real KV.
+//! here take the same time for any finite numbers; entropy coders do not, so figures that matter
+//! for a claim are taken on real KV: `CELSLM_BENCH_KV` names a context as a replayed cloud records
+//! it (a line of JSON with the block's `spec`, then per layer keys and values as little-endian
+//! fp16), of which the second 256 tokens are used. Stages that need an artefact get one fitted
+//! on the input itself: sizes would be flattered by that, times are not.
 
 use std::hint::black_box;
 
-use celslm_kv::codec::{Codec, Tile, TileMut, TileShape, TileSpec, registry};
+use std::sync::Arc;
+
+use celslm_kv::align::BridgeEnd;
+use celslm_kv::block::{BlockSpec, KeyRope, KvShape};
+use celslm_kv::codec::{
+    ArtefactFitter, ArtefactOptions, Beside, Codec, CodecConfig, CodecContext, Preset, Prior, Tile,
+    TileMut, TileShape, TileSpec, TokenScores, presets, registry,
+};
+use celslm_kv::{KvBlock, LayerKv, ModelFingerprint};
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use half::f16;
 
@@ -66,19 +77,104 @@ fn layer(normal: &mut Normal) -> (Vec<f16>, Vec<f16>) {
     (k, v)
 }
 
+/// The layers of a recorded context's second 256 tokens, if one is named.
+fn recorded() -> Option<Vec<(Vec<f16>, Vec<f16>)>> {
+    let path = std::env::var_os("CELSLM_BENCH_KV")?;
+    let bytes = std::fs::read(path).expect("CELSLM_BENCH_KV can be read");
+    let end = bytes.iter().position(|byte| *byte == b'\n');
+    let (head, body) = bytes.split_at(end.expect("the file has a first line"));
+    let head: serde_json::Value = serde_json::from_slice(head).expect("the first line is JSON");
+    let spec: BlockSpec = serde_json::from_value(head["spec"].clone()).expect("it has a spec");
+    let shape = (
+        spec.shape.num_layers,
+        spec.shape.num_kv_heads,
+        spec.shape.head_dim,
+    );
+    assert_eq!(
+        shape,
+        (NUM_LAYERS, NUM_KV_HEADS, HEAD_DIM),
+        "of the default edge model"
+    );
+    let numbers: Vec<f16> = body[1..]
+        .chunks_exact(2)
+        .map(|pair| f16::from_le_bytes([pair[0], pair[1]]))
+        .collect();
+    let layers = numbers
+        .chunks_exact(2 * spec.layer_elements())
+        .map(|layer| {
+            let (k, v) = layer.split_at(spec.layer_elements());
+            LayerKv {
+                k: k.to_vec(),
+                v: v.to_vec(),
+            }
+        })
+        .collect();
+    let block = KvBlock::from_spec(spec, layers).expect("the spec describes the file");
+    let part = block
+        .slice_tokens(TOKENS..2 * TOKENS)
+        .expect("512 tokens or more");
+    Some(
+        part.into_layers()
+            .into_iter()
+            .map(|kv| (kv.k, kv.v))
+            .collect(),
+    )
+}
+
+/// An artefact for the stages that need one.
+fn context(layers: &[(Vec<f16>, Vec<f16>)]) -> CodecContext {
+    let shape = KvShape::new(NUM_LAYERS, NUM_KV_HEADS, HEAD_DIM).expect("constants form a shape");
+    let fingerprint = ModelFingerprint::from_bytes([0; 32]);
+    let model = BridgeEnd { fingerprint, shape };
+    let mut fitter = ArtefactFitter::new(model, ArtefactOptions::new("benchmark", "benchmark"))
+        .expect("the options are possible");
+    let layers: Vec<LayerKv> = layers
+        .iter()
+        .map(|(k, v)| LayerKv {
+            k: k.clone(),
+            v: v.clone(),
+        })
+        .collect();
+    // Several times, since a basis takes more tokens than numbers in a row.
+    for start in [TOKENS, 2 * TOKENS, 3 * TOKENS] {
+        let positions = start..start + TOKENS;
+        let block = KvBlock::new(
+            fingerprint,
+            shape,
+            0,
+            positions,
+            KeyRope::Pre,
+            layers.clone(),
+        );
+        fitter
+            .add(&block.expect("the layers have the shape"))
+            .expect("the numbers are finite");
+    }
+    CodecContext::new(Arc::new(fitter.finish().expect("enough tokens")))
+}
+
 fn codecs(criterion: &mut Criterion) {
     let shape = TileShape::new(NUM_KV_HEADS, TOKENS, HEAD_DIM).expect("constants form a tile");
+    // In the middle of a context, so that no token is exact.
     let spec = |layer| TileSpec {
         shape,
         layer,
         num_layers: NUM_LAYERS,
-        first_token: 0,
-        end_token: TOKENS,
+        first_token: TOKENS,
+        end_token: 4 * TOKENS,
     };
-    let mut normal = Normal(SEED);
-    let layers: Vec<_> = (0..NUM_LAYERS).map(|_| layer(&mut normal)).collect();
+    let layers = recorded().unwrap_or_else(|| {
+        let mut normal = Normal(SEED);
+        (0..NUM_LAYERS).map(|_| layer(&mut normal)).collect()
+    });
     let fp16_bytes = (shape.fp16_bytes() * NUM_LAYERS) as u64;
     let mut out = layers.clone();
+    let context = context(&layers);
+    let by_token: Vec<f32> = (0..4 * TOKENS)
+        .map(|token| (token * 7919 % 1021) as f32)
+        .collect();
+    let scores =
+        TokenScores::new(0, 0, vec![by_token; NUM_LAYERS]).expect("layers are equally long");
 
     let mut group = criterion.benchmark_group("codec");
     group.throughput(Throughput::Bytes(fp16_bytes));
@@ -91,48 +187,56 @@ fn codecs(criterion: &mut Criterion) {
             black_box(&mut out);
         });
     });
-    for config in registry().iter().flat_map(|entry| (entry.examples)()) {
-        let codec = config.build();
-        let encode = |layer: usize, bytes: &mut Vec<u8>| {
-            let (k, v) = &layers[layer];
-            let tile = Tile::new(spec(layer), k, v).expect("the layers have the tile's shape");
-            codec.encode(&tile, bytes).expect("the numbers are finite");
+    let examples = registry().iter().flat_map(|entry| (entry.examples)());
+    let named = presets().iter().map(Preset::config);
+    let mut configs: Vec<CodecConfig> = Vec::new();
+    for config in examples.chain(named) {
+        if !configs.contains(&config) {
+            configs.push(config);
+        }
+    }
+    for config in configs {
+        let codec = config
+            .build_with(&context)
+            .expect("no example names an artefact");
+        // Decoded layers, which a codec may predict from; from the layers themselves to begin with.
+        let mut decoded = layers.clone();
+        let below = |decoded: &[(Vec<f16>, Vec<f16>)], layer: usize| -> Vec<(Vec<f16>, Vec<f16>)> {
+            let depth = codec.prior_layers().min(layer);
+            (1..=depth)
+                .map(|depth| decoded[layer - depth].clone())
+                .collect()
         };
-        group.bench_function(format!("{config}/encode"), |bencher| {
-            let empty = || -> Vec<Vec<u8>> {
-                (0..NUM_LAYERS)
-                    .map(|_| Vec::with_capacity(codec.encoded_len(shape)))
-                    .collect()
+        let mut encoded: Vec<Vec<u8>> = Vec::new();
+        let mut priors = Vec::new();
+        for layer in 0..NUM_LAYERS {
+            let below = below(&decoded, layer);
+            let prior: Vec<Prior<'_>> = below.iter().map(|(k, v)| Prior { k, v }).collect();
+            let beside = Beside {
+                positions: None,
+                prior: &prior,
             };
-            bencher.iter_batched_ref(
-                empty,
-                |buffers| {
-                    for (layer, bytes) in buffers.iter_mut().enumerate() {
-                        encode(layer, bytes);
-                    }
-                },
-                BatchSize::LargeInput,
-            );
-        });
-        let encoded: Vec<Vec<u8>> = (0..NUM_LAYERS)
-            .map(|layer| {
-                let mut bytes = Vec::new();
-                encode(layer, &mut bytes);
-                bytes
-            })
-            .collect();
-        // A codec that does not hold its declared error has no speed worth reporting.
-        for (layer, bytes) in encoded.iter().enumerate() {
-            let (k_out, v_out) = &mut out[layer];
-            let mut tile = TileMut::new(spec(layer), k_out, v_out).expect("same shape");
+            let (k, v) = &layers[layer];
+            let tile = Tile::new(spec(layer), k, v).and_then(|tile| tile.with_beside(beside));
+            let tile = tile.expect("the layers have the tile's shape");
+            let mut bytes = Vec::new();
             codec
-                .decode(bytes, &mut tile)
+                .encode(&tile.with_scores(Some(&scores)), &mut bytes)
+                .expect("the numbers are finite");
+            let (k_out, v_out) = &mut decoded[layer];
+            let mut tile = TileMut::new(spec(layer), k_out, v_out)
+                .and_then(|tile| tile.with_beside(beside))
+                .expect("same shape");
+            codec
+                .decode(&bytes, &mut tile)
                 .expect("bytes come from the encoder");
-            for (before, after) in [(&layers[layer].0, &*k_out), (&layers[layer].1, &*v_out)] {
+            let whole = tile.held().count(TOKENS) == TOKENS;
+            // A codec that does not hold its declared error has no speed worth reporting.
+            for (before, after) in [(k, &*k_out), (v, &*v_out)] {
                 let numbers = before.iter().map(|x| x.to_f32());
                 let min = numbers.clone().fold(f32::INFINITY, f32::min);
                 let max = numbers.fold(f32::NEG_INFINITY, f32::max);
-                let Some(bound) = codec.error_bound(min, max) else {
+                let Some(bound) = codec.error_bound(min, max).filter(|_| whole) else {
                     continue;
                 };
                 let error = before
@@ -144,11 +248,50 @@ fn codecs(criterion: &mut Criterion) {
                     "{config} exceeds its error bound"
                 );
             }
+            encoded.push(bytes);
+            priors.push(below);
         }
+        group.bench_function(format!("{config}/encode"), |bencher| {
+            let empty = || -> Vec<Vec<u8>> {
+                encoded
+                    .iter()
+                    .map(|bytes| Vec::with_capacity(bytes.len()))
+                    .collect()
+            };
+            bencher.iter_batched_ref(
+                empty,
+                |buffers| {
+                    for (layer, bytes) in buffers.iter_mut().enumerate() {
+                        let prior: Vec<Prior<'_>> =
+                            priors[layer].iter().map(|(k, v)| Prior { k, v }).collect();
+                        let beside = Beside {
+                            positions: None,
+                            prior: &prior,
+                        };
+                        let (k, v) = &layers[layer];
+                        let tile = Tile::new(spec(layer), k, v)
+                            .and_then(|tile| tile.with_beside(beside))
+                            .expect("the layers have the tile's shape");
+                        codec
+                            .encode(&tile.with_scores(Some(&scores)), bytes)
+                            .expect("the numbers are finite");
+                    }
+                },
+                BatchSize::LargeInput,
+            );
+        });
         group.bench_function(format!("{config}/decode"), |bencher| {
             bencher.iter(|| {
                 for (layer, (bytes, (k, v))) in encoded.iter().zip(&mut out).enumerate() {
-                    let mut tile = TileMut::new(spec(layer), k, v).expect("same shape");
+                    let prior: Vec<Prior<'_>> =
+                        priors[layer].iter().map(|(k, v)| Prior { k, v }).collect();
+                    let beside = Beside {
+                        positions: None,
+                        prior: &prior,
+                    };
+                    let mut tile = TileMut::new(spec(layer), k, v)
+                        .and_then(|tile| tile.with_beside(beside))
+                        .expect("same shape");
                     codec
                         .decode(black_box(bytes), &mut tile)
                         .expect("same bytes");

@@ -77,13 +77,20 @@ fn build(stages: &[StageConfig], context: &CodecContext) -> Box<dyn Codec> {
         .position(|stage| stage.kind() == StageKind::Quantise)
         .unwrap_or_default();
     let (before, rest) = stages.split_at(at);
-    let mut codec = quantise_and_code(rest, context);
+    // What a quantiser expects of components holds behind pca only, whose id names the artefact.
+    // Anywhere else two ends with the same id could differ in what they hold.
+    let has_pca = before
+        .iter()
+        .any(|stage| matches!(stage, StageConfig::Pca(_)));
+    let nothing = CodecContext::default();
+    let fitted = if has_pca { context } else { &nothing };
+    let mut codec = quantise_and_code(rest, fitted);
     for stage in before.iter().rev() {
         codec = match stage {
             StageConfig::AnchorDelta(stage) => {
                 let mut anchors = vec![StageConfig::GroupQuant(GroupQuant::BITS_8)];
                 anchors.extend_from_slice(&rest[1..]);
-                let anchors = quantise_and_code(&anchors, context);
+                let anchors = quantise_and_code(&anchors, fitted);
                 Box::new(AnchorDeltaCodec::new(*stage, anchors, codec))
             }
             StageConfig::Hadamard(stage) => Box::new(HadamardCodec::new(*stage, codec)),

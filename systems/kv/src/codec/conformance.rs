@@ -508,3 +508,26 @@ fn common_first_tokens_are_not_sent() {
         .unwrap();
     assert_eq!(bytes.len(), shape.fp16_bytes());
 }
+
+/// An id says everything that decoding depends on: where it names no artefact, none is used.
+#[test]
+fn chains_without_an_artefact_in_their_id_do_not_depend_on_one() {
+    let shape = TileShape::new(2, 30, 32).unwrap();
+    let (k, v) = (numbers(shape, 1), numbers(shape, 2));
+    for config in chains().iter().map(Chain::config) {
+        let bare = config.build();
+        let bound = config.build_with(&context()).unwrap();
+        if bare.id() != bound.id() || bare.check_shape(shape).is_err() {
+            continue;
+        }
+        let scores = scores();
+        let encode = |codec: &Chain| {
+            let mut bytes = Vec::new();
+            let tile = Tile::new(TileSpec::alone(shape), &k, &v).unwrap();
+            let tile = tile.with_scores(Some(&scores));
+            codec.encode(&tile, &mut bytes).unwrap();
+            bytes
+        };
+        assert_eq!(encode(&bare), encode(&bound), "{}", bare.id());
+    }
+}

@@ -85,7 +85,25 @@ pub const fn presets() -> &'static [Preset] {
             remark: "common first tokens left out, other sinks exact, prediction from decoded layers, \
                      principal components of the rest, one step everywhere, context-modelled \
                      arithmetic coding",
-            id: "prefix+exact-s4-w0+pca-predict+step-m700-d15+context",
+            id: "prefix+exact-s4-w0+pca-predict+step-m600-d15+context",
+        },
+        Preset {
+            name: "celslm-fine",
+            source: "this project",
+            remark: "as celslm with a finer step: about ten times smaller than fp16",
+            id: "prefix+exact-s4-w0+pca-predict+step-m350-d15+context",
+        },
+        Preset {
+            name: "celslm-coarse",
+            source: "this project",
+            remark: "as celslm with a coarser step",
+            id: "prefix+exact-s4-w0+pca-predict+step-m1000-d15+context",
+        },
+        Preset {
+            name: "celslm-fast",
+            source: "this project",
+            remark: "as celslm with static distributions, which decode faster and cost some 5% of size",
+            id: "prefix+exact-s4-w0+pca-predict+step-m600-d15+tables-c16",
         },
         Preset {
             name: "celslm-progressive",

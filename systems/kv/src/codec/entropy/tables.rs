@@ -174,6 +174,14 @@ impl Table {
         (sum == TOTAL as usize || len == 0).then(|| Self::with_starts(frequency))
     }
 
+    /// The entry of a slot, by search; `None` in an empty table.
+    fn entry_at(&self, slot: u32) -> Option<usize> {
+        // Entries that do not occur start where the next one does, so the last is taken.
+        self.start
+            .partition_point(|start| u32::from(*start) <= slot)
+            .checked_sub(1)
+    }
+
     /// The entry of each of the [`TOTAL`] slots.
     fn slots(&self) -> Vec<u8> {
         let mut slots = Vec::with_capacity(TOTAL as usize);
@@ -315,7 +323,12 @@ impl SymbolCoder for TablesCoder {
             .collect::<Option<Vec<_>>>()?;
         let escaped = reader.number()?.checked_mul(2)?;
         let mut escaped = reader.take(escaped)?.as_chunks::<2>().0.iter();
-        let slots: Vec<Vec<u8>> = tables.iter().map(Table::slots).collect();
+        // Slots find an entry at once, but take 4096 bytes a table: many tables are searched
+        // instead, so that memory follows from the shape and not from a hostile payload.
+        let slots: Vec<Vec<u8>> = match self.stage.classes {
+            0 => Vec::new(),
+            _ => tables.iter().map(Table::slots).collect(),
+        };
         let table_of = self.table_of(plane, &classes);
         let mut state = || {
             let bytes = reader.take(4)?.first_chunk::<4>()?;
@@ -330,7 +343,10 @@ impl SymbolCoder for TablesCoder {
             let state = &mut states[place % 2];
             place += 1;
             let slot = *state & (TOTAL - 1);
-            let found = usize::from(*slots[table].get(slot as usize)?);
+            let found = match slots.get(table) {
+                Some(slots) => usize::from(*slots.get(slot as usize)?),
+                None => tables[table].entry_at(slot)?,
+            };
             let (frequency, start) = (tables[table].frequency[found], tables[table].start[found]);
             *state = u32::from(frequency) * (*state >> BITS) + slot - u32::from(start);
             while *state < LOWEST {

@@ -76,8 +76,10 @@ impl From<Allocated> for Fields {
 /// Mean squared error of the best quantisers of a standard normal number, by bits.
 const ERRORS: [f32; LEVELS.len() + 1] =
     [1.0, 0.363_380, 0.117_482, 0.034_548, 0.009_501, 0.002_505];
-/// Bits that a scale weighs in a tile of 256 tokens, in 1/16 bit per number.
-const SCALE_COST: usize = 1;
+/// What a scale of 16 bits weighs in a tile of 128 to 256 tokens, in 1/16 bit per number.
+const SCALE_COST: usize = 2;
+/// Costs are counted in units of so many 1/16 bits, which divides all of them.
+const UNIT: usize = 2;
 
 impl Allocated {
     pub(in crate::codec) const NAME: &str = "allocated";
@@ -173,8 +175,6 @@ const fn cost(bits: u8) -> usize {
 
 /// The bits of each component with the least sum of squared errors at a cost of at most `budget`.
 fn least_error(variances: &[f32], budget: usize) -> Vec<u8> {
-    // Half-bit units keep the table small; costs are rounded up to them.
-    const UNIT: usize = 8;
     let budget = budget / UNIT;
     let mut best = vec![0.0_f32; budget + 1];
     let mut choices = vec![0_u8; variances.len() * (budget + 1)];
@@ -183,7 +183,7 @@ fn least_error(variances: &[f32], budget: usize) -> Vec<u8> {
         for spent in (0..=budget).rev() {
             let mut least = f32::INFINITY;
             for (bits, error) in ERRORS.iter().enumerate() {
-                let cost = cost(bits as u8).div_ceil(UNIT);
+                let cost = cost(bits as u8) / UNIT;
                 if cost > spent {
                     break;
                 }
@@ -200,7 +200,7 @@ fn least_error(variances: &[f32], budget: usize) -> Vec<u8> {
     let mut bits = vec![0; variances.len()];
     for (bits, choices) in bits.iter_mut().zip(choices.chunks_exact(budget + 1)).rev() {
         *bits = choices[left];
-        left -= cost(*bits).div_ceil(UNIT);
+        left -= cost(*bits) / UNIT;
     }
     bits
 }
@@ -363,12 +363,11 @@ mod tests {
         };
         for budget in [0, 20, 50, 100, 170, 300] {
             let found = least_error(&variances, budget);
-            let spend =
-                |bits: &[u8]| -> usize { bits.iter().map(|b| cost(*b).div_ceil(8) * 8).sum() };
+            let spend = |bits: &[u8]| -> usize { bits.iter().map(|b| cost(*b)).sum() };
             assert!(spend(&found) <= budget);
             for code in 0..6_usize.pow(4) {
                 let other = [0, 1, 2, 3].map(|i| (code / 6_usize.pow(i) % 6) as u8);
-                if spend(&other) <= budget / 8 * 8 {
+                if spend(&other) <= budget / UNIT * UNIT {
                     assert!(error(&found) <= error(&other) + 1e-6, "{found:?} {other:?}");
                 }
             }
