@@ -130,6 +130,8 @@ struct Sums {
 struct Score {
     payload: usize,
     fp16: usize,
+    /// Payload by layer.
+    by_layer: Vec<usize>,
     /// By layer, then by side.
     sums: Vec<[Sums; 2]>,
     account: Explanation,
@@ -140,12 +142,14 @@ fn score(chain: &Chain, blocks: &[KvBlock]) -> Result<Score, Box<dyn Error>> {
     for block in blocks {
         let spec = block.spec();
         score.sums.resize(spec.shape.num_layers, Default::default());
+        score.by_layer.resize(spec.shape.num_layers, 0);
         let mut assembler =
             Assembler::new(spec.clone(), vec![chain.clone()], u64::MAX)?.with_dropped(true);
         let mut encoder = ChunkEncoder::new(chain.clone());
         for (layer, tokens) in chunk::plan(spec, chunk::DEFAULT_CHUNK_TOKENS, chain)? {
             let chunk = encoder.encode(block, layer, tokens.clone())?;
             score.payload += chunk.payload.len();
+            score.by_layer[layer] += chunk.payload.len();
             if chain.prior_layers() == 0 {
                 let heads = spec.shape.num_kv_heads;
                 let shape = TileShape::new(heads, tokens.len(), spec.shape.head_dim)?;
@@ -242,7 +246,8 @@ impl Score {
         if std::env::var_os("LAYERS").is_some() {
             for (layer, sums) in self.sums.iter().enumerate() {
                 let [k, v] = [0, 1].map(|side| sums[side].finish(2).0);
-                eprintln!("    layer {layer:2}: K {k:.4} V {v:.4}");
+                let bits = 16.0 * layers * self.by_layer[layer] as f64 / self.fp16 as f64;
+                eprintln!("    layer {layer:2}: {bits:.3} bits, K {k:.4} V {v:.4}");
             }
         }
     }

@@ -257,14 +257,22 @@ impl Codec for PcaCodec {
             *pair = [even.to_f32(), odd.to_f32()];
         }
         let mut rows = self.predict(&spec, basis, tile.beside().prior)?;
-        matmul(
-            MatMut::from_row_major_slice_mut(&mut rows, tokens, row),
-            Accum::Add,
-            MatRef::from_row_major_slice(&components, tokens, row),
-            MatRef::from_row_major_slice(&basis.basis, row, row),
-            1.0,
-            Par::Seq,
-        );
+        // At low rates the components of high rank are zero in all tokens: half of the work.
+        let active = components
+            .chunks_exact(row)
+            .filter_map(|row| row.iter().rposition(|x| *x != 0.0))
+            .max()
+            .map_or(0, |last| last + 1);
+        if active > 0 {
+            matmul(
+                MatMut::from_row_major_slice_mut(&mut rows, tokens, row),
+                Accum::Add,
+                MatRef::from_row_major_slice(&components, tokens, row).subcols(0, active),
+                MatRef::from_row_major_slice(&basis.basis, row, row).subrows(0, active),
+                1.0,
+                Par::Seq,
+            );
+        }
         unweigh(&mut rows, basis, spec.shape, tile.sides());
         Ok(())
     }
