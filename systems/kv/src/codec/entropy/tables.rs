@@ -84,8 +84,8 @@ impl Tables {
 /// Probabilities are fractions of `1 << BITS`.
 const BITS: u32 = 12;
 const TOTAL: u32 = 1 << BITS;
-/// States are in `LOWEST..LOWEST << 8`.
-const LOWEST: u32 = 1 << 23;
+/// States are at least this, and are refilled by two bytes at a time.
+const LOWEST: u32 = 1 << 16;
 /// Symbols from `-DIRECT` to `DIRECT - 1` have entries; others are the entry `ESCAPE`, and their
 /// value stands in 15 bits behind the states' bytes.
 const DIRECT: i16 = 127;
@@ -182,13 +182,20 @@ impl Table {
             .checked_sub(1)
     }
 
-    /// The entry of each of the [`TOTAL`] slots.
-    fn slots(&self) -> Vec<u8> {
+    /// The words of all [`TOTAL`] slots; none for an empty table.
+    fn slots(&self) -> Vec<u32> {
         let mut slots = Vec::with_capacity(TOTAL as usize);
         for (entry, frequency) in self.frequency.iter().enumerate() {
-            slots.extend(std::iter::repeat_n(entry as u8, usize::from(*frequency)));
+            slots.extend((0..*frequency).map(|offset| slot_word(entry, *frequency, offset)));
         }
         slots
+    }
+
+    /// The word of one slot, by search.
+    fn search(&self, slot: u32) -> Option<u32> {
+        let entry = self.entry_at(slot)?;
+        let (frequency, start) = (self.frequency[entry], self.start[entry]);
+        (frequency > 0).then(|| slot_word(entry, frequency, slot as u16 - start))
     }
 }
 
@@ -239,16 +246,26 @@ impl TablesCoder {
     }
 }
 
-/// Calls `each` with channel and index of every coded symbol, in order.
-fn each_coded(plane: &Plane<'_>, mut each: impl FnMut(usize, usize) -> Option<()>) -> Option<()> {
-    let head_dim = plane.shape.head_dim();
-    for index in 0..plane.shape.elements() {
-        let channel = index / plane.head_run() * head_dim + index % head_dim;
-        if plane.widths[channel] > 0 {
-            each(channel, index)?;
-        }
-    }
-    Some(())
+/// A coded channel of a head: where it stands in a row, its table and its width.
+type Column = (usize, usize, u8);
+
+/// The coded channels of a head.
+fn columns(plane: &Plane<'_>, head: usize, table_of: &[usize]) -> Vec<Column> {
+    let tables = &table_of[head * plane.shape.head_dim()..];
+    plane
+        .head_widths(head)
+        .iter()
+        .zip(tables)
+        .enumerate()
+        .filter(|(_, (width, _))| **width > 0)
+        .map(|(channel, (width, table))| (channel, *table, *width))
+        .collect()
+}
+
+/// What a slot says, in one word: an entry, its frequency less one, and how far the slot is from
+/// its start.
+const fn slot_word(entry: usize, frequency: u16, offset: u16) -> u32 {
+    (entry as u32) << 24 | (frequency as u32 - 1) << 12 | offset as u32
 }
 
 impl SymbolCoder for TablesCoder {
@@ -268,15 +285,19 @@ impl SymbolCoder for TablesCoder {
         let mut counts = vec![[0_u32; ESCAPE + 1]; self.number_of_tables(plane)];
         let mut order = Vec::with_capacity(symbols.len());
         let mut escaped = Vec::new();
-        let _all = each_coded(plane, |channel, index| {
-            let (table, entry) = (table_of[channel], entry(symbols[index]));
-            counts[table][entry] += 1;
-            order.push((table, entry));
-            if entry == ESCAPE {
-                escaped.extend(symbols[index].to_le_bytes());
+        for (head, symbols) in symbols.chunks_exact(plane.head_run()).enumerate() {
+            let columns = columns(plane, head, &table_of);
+            for row in symbols.chunks_exact(plane.shape.head_dim()) {
+                for (channel, table, _) in &columns {
+                    let entry = entry(row[*channel]);
+                    counts[*table][entry] += 1;
+                    order.push((*table as u32, entry as u32));
+                    if entry == ESCAPE {
+                        escaped.extend(row[*channel].to_le_bytes());
+                    }
+                }
             }
-            Some(())
-        });
+        }
         let tables: Vec<Table> = counts
             .iter()
             .map(|counts| Table::from_counts(counts))
@@ -286,23 +307,23 @@ impl SymbolCoder for TablesCoder {
         out.extend(escaped);
         // The decoder reads forwards, so the encoder works backwards.
         let mut states = [LOWEST; 2];
-        let mut reversed = Vec::with_capacity(order.len() / 2 + 8);
+        let mut reversed: Vec<u16> = Vec::with_capacity(order.len() / 8);
         for (place, (table, entry)) in order.iter().enumerate().rev() {
             let state = &mut states[place % 2];
-            let frequency = u32::from(tables[*table].frequency[*entry]);
-            let bound = (LOWEST >> BITS << 8) * frequency;
-            while *state >= bound {
-                reversed.push(*state as u8);
-                *state >>= 8;
+            let table = &tables[*table as usize];
+            let frequency = u32::from(table.frequency[*entry as usize]);
+            if u64::from(*state) >= u64::from(frequency) << (32 - BITS) {
+                reversed.push(*state as u16);
+                *state >>= 16;
             }
             *state = ((*state / frequency) << BITS)
                 + *state % frequency
-                + u32::from(tables[*table].start[*entry]);
+                + u32::from(table.start[*entry as usize]);
         }
-        for state in states.iter().rev() {
-            reversed.extend(state.to_le_bytes());
+        for state in states {
+            out.extend(state.to_le_bytes());
         }
-        out.extend(reversed.iter().rev());
+        out.extend(reversed.iter().rev().flat_map(|word| word.to_le_bytes()));
     }
 
     fn decode(&self, plane: &Plane<'_>, bytes: &[u8], symbols: &mut [i16]) -> Option<()> {
@@ -323,49 +344,52 @@ impl SymbolCoder for TablesCoder {
             .collect::<Option<Vec<_>>>()?;
         let escaped = reader.number()?.checked_mul(2)?;
         let mut escaped = reader.take(escaped)?.as_chunks::<2>().0.iter();
-        // Slots find an entry at once, but take 4096 bytes a table: many tables are searched
+        // Slots find an entry at once, but take 16 KiB a table: many tables are searched
         // instead, so that memory follows from the shape and not from a hostile payload.
-        let slots: Vec<Vec<u8>> = match self.stage.classes {
+        let slots: Vec<Vec<u32>> = match self.stage.classes {
             0 => Vec::new(),
             _ => tables.iter().map(Table::slots).collect(),
         };
         let table_of = self.table_of(plane, &classes);
-        let mut state = || {
-            let bytes = reader.take(4)?.first_chunk::<4>()?;
-            let state = u32::from_be_bytes(*bytes);
-            (LOWEST..LOWEST << 8).contains(&state).then_some(state)
+        let mut state = || -> Option<u32> {
+            let state = u32::from_le_bytes(*reader.take(4)?.first_chunk()?);
+            (state >= LOWEST).then_some(state)
         };
-        let mut states = [state()?, state()?];
-        let mut rest = reader.rest().iter();
-        let mut place = 0;
-        each_coded(plane, |channel, index| {
-            let table = table_of[channel];
-            let state = &mut states[place % 2];
-            place += 1;
-            let slot = *state & (TOTAL - 1);
-            let found = match slots.get(table) {
-                Some(slots) => usize::from(*slots.get(slot as usize)?),
-                None => tables[table].entry_at(slot)?,
-            };
-            let (frequency, start) = (tables[table].frequency[found], tables[table].start[found]);
-            *state = u32::from(frequency) * (*state >> BITS) + slot - u32::from(start);
-            while *state < LOWEST {
-                *state = *state << 8 | u32::from(*rest.next()?);
+        // The state whose turn it is, and the other one.
+        let (mut turn, mut other) = (state()?, state()?);
+        let (words, odd) = reader.rest().as_chunks::<2>();
+        let mut words = words.iter();
+        for (head, symbols) in symbols.chunks_exact_mut(plane.head_run()).enumerate() {
+            let columns = columns(plane, head, &table_of);
+            for row in symbols.chunks_exact_mut(plane.shape.head_dim()) {
+                for (channel, table, width) in &columns {
+                    let slot = turn & (TOTAL - 1);
+                    let word = match slots.get(*table) {
+                        Some(slots) => *slots.get(slot as usize)?,
+                        None => tables[*table].search(slot)?,
+                    };
+                    let (found, offset) = ((word >> 24) as usize, word & (TOTAL - 1));
+                    let frequency = (word >> 12 & (TOTAL - 1)) + 1;
+                    turn = frequency * (turn >> BITS) + offset;
+                    if turn < LOWEST {
+                        turn = turn << 16 | u32::from(u16::from_le_bytes(*words.next()?));
+                    }
+                    std::mem::swap(&mut turn, &mut other);
+                    let number = match found {
+                        ESCAPE => i16::from_le_bytes(*escaped.next()?),
+                        _ => symbol(found),
+                    };
+                    let one_form = found != ESCAPE || entry(number) == ESCAPE;
+                    if !one_form || !fits(i32::from(number), *width) {
+                        return None;
+                    }
+                    row[*channel] = number;
+                }
             }
-            let number = match found {
-                ESCAPE => i16::from_le_bytes(*escaped.next()?),
-                _ => symbol(found),
-            };
-            let one_form = found == ESCAPE || entry(number) == found;
-            if !one_form || !fits(i32::from(number), plane.widths[channel]) {
-                return None;
-            }
-            symbols[index] = number;
-            Some(())
-        })?;
+        }
         // An encoder starts from the lowest states and leaves no byte over.
-        let done = states == [LOWEST; 2] && rest.next().is_none() && escaped.next().is_none();
-        done.then_some(())
+        let done = turn == LOWEST && other == LOWEST && words.next().is_none() && odd.is_empty();
+        (done && escaped.next().is_none()).then_some(())
     }
 }
 
