@@ -232,6 +232,7 @@ impl Codec for ProgressiveCodec {
                 })
                 .collect::<Vec<_>>()
         });
+        let start = out.len();
         out.push(planes as u8);
         let sizes = self.sizes(tile.spec());
         let mut encoder = Encoder::new(out);
@@ -263,6 +264,8 @@ impl Codec for ProgressiveCodec {
             }
         }
         encoder.finish();
+        // Numbers that no model fits could take more than fp16; a prefix says nearly as much.
+        out.truncate(start + self.encoded_len(shape));
         Ok(())
     }
 
@@ -350,13 +353,11 @@ impl Codec for ProgressiveCodec {
     }
 
     fn encoded_len(&self, shape: TileShape) -> usize {
-        // No decision costs more than 12 bits, and a magnitude has at most a decision a plane and a
-        // sign. Numbers that are that unlikely all the time teach their models otherwise.
-        1 + 5 + (2 * shape.elements() * (PLANES + 1) * 12).div_ceil(8)
+        1 + shape.fp16_bytes()
     }
 
     fn nominal_bits(&self) -> f64 {
-        ((PLANES + 1) * 12) as f64 + 0.01
+        16.0 + 1.0 / 8192.0
     }
 
     fn error_bound(&self, _min: f32, _max: f32) -> Option<f32> {
