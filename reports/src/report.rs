@@ -755,6 +755,7 @@ mod tests {
         // Run, and too short for anything to count.
         let warmup = Sample {
             warmup: true,
+            excluded: Some("warmup".into()),
             ..fixture::sample()
         };
         let report = one_cell(&[warmup]).unwrap();

@@ -981,6 +981,19 @@ impl Grid {
                 return Err(source.error_at(&format!("{path}.{key}{at}"), message));
             }
         }
+        for (index, codec) in self.codecs.iter().enumerate() {
+            let reason = if codec.leaves_tokens_out() {
+                "leaves tokens out, which the edge's attention cannot do yet"
+            } else if codec.needs_artefact() {
+                "needs a fitted artefact, which the nodes do not load yet"
+            } else {
+                continue;
+            };
+            return Err(source.error_at(
+                &format!("{path}.codecs.{index}"),
+                format!("{codec} {reason}"),
+            ));
+        }
         for (index, &tokens) in self.chunk_tokens.iter().enumerate() {
             if stated("chunk_tokens") && !(1..=65_536).contains(&tokens) {
                 return Err(source.error_at(

@@ -125,8 +125,8 @@ fn build(stages: &[StageConfig], context: &CodecContext) -> Box<dyn Codec> {
 fn quantise_and_code(stages: &[StageConfig], context: &CodecContext) -> Box<dyn Codec> {
     let coder: Option<Box<dyn SymbolCoder>> = match stages.get(1) {
         Some(StageConfig::Tables(stage)) => Some(Box::new(TablesCoder::new(*stage))),
-        Some(StageConfig::Adaptive(_)) => Some(Box::new(AdaptiveCoder)),
-        Some(StageConfig::Context(_)) => Some(Box::new(ContextCoder)),
+        Some(StageConfig::Adaptive) => Some(Box::new(AdaptiveCoder)),
+        Some(StageConfig::Context) => Some(Box::new(ContextCoder)),
         _ => None,
     };
     let bytes_from = if coder.is_some() { 2 } else { 1 };

@@ -9,7 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use super::{
     Adaptive, Allocated, AnchorDelta, Bins, Chain, Codec as _, CodecContext, CodecError, Context,
     Exact, GroupQuant, Hadamard, Identity, Knorm, LloydMax, Pca, Prefix, Progressive, Random,
-    Scored, ScoredBy, Step, Streaming, Svd, Tables, Vectorwise, Zstd, names, registry,
+    Scored, ScoredBy, Step, Streaming, Svd, Tables, Vectorwise, Zstd, names, presets, registry,
 };
 
 /// A chain holds at most this many stages; ids come from the wire.
@@ -76,9 +76,9 @@ pub enum StageConfig {
     /// See [`Tables`].
     Tables(Tables),
     /// See [`Adaptive`].
-    Adaptive(Adaptive),
+    Adaptive,
     /// See [`Context`].
-    Context(Context),
+    Context,
     /// See [`Zstd`].
     Zstd(Zstd),
 }
@@ -107,15 +107,31 @@ impl StageConfig {
             | Self::Allocated(_)
             | Self::Step(_)
             | Self::Progressive(_) => StageKind::Quantise,
-            Self::Tables(_) | Self::Adaptive(_) | Self::Context(_) | Self::Zstd(_) => {
-                StageKind::Entropy
-            }
+            Self::Tables(_) | Self::Adaptive | Self::Context | Self::Zstd(_) => StageKind::Entropy,
         }
+    }
+
+    /// Whether tokens may be missing from what the receiver decodes.
+    const fn leaves_tokens_out(&self) -> bool {
+        matches!(
+            self,
+            Self::Streaming(_)
+                | Self::Knorm(_)
+                | Self::Random(_)
+                | Self::Snapkv(_)
+                | Self::ExpectedAttention(_)
+                | Self::H2o(_)
+        )
+    }
+
+    /// Whether both ends must hold something that was fitted beforehand.
+    const fn needs_artefact(&self) -> bool {
+        matches!(self, Self::Prefix(_) | Self::Pca(_))
     }
 
     /// Whether the stage codes a quantiser's integers, and so has to stand right behind it.
     const fn codes_symbols(&self) -> bool {
-        matches!(self, Self::Tables(_) | Self::Adaptive(_) | Self::Context(_))
+        matches!(self, Self::Tables(_) | Self::Adaptive | Self::Context)
     }
 }
 
@@ -143,8 +159,8 @@ impl fmt::Display for StageConfig {
             Self::Step(stage) => stage.id(),
             Self::Progressive(stage) => stage.id(),
             Self::Tables(stage) => stage.id(),
-            Self::Adaptive(_) => Adaptive::NAME.to_owned(),
-            Self::Context(_) => Context::NAME.to_owned(),
+            Self::Adaptive => Adaptive::NAME.to_owned(),
+            Self::Context => Context::NAME.to_owned(),
             Self::Zstd(stage) => stage.id(),
         })
     }
@@ -183,8 +199,8 @@ impl FromStr for StageConfig {
             Step::NAME => Step::parse(parameters).map(Self::Step),
             Progressive::NAME => Progressive::parse(parameters).map(Self::Progressive),
             Tables::NAME => Tables::parse(parameters).map(Self::Tables),
-            Adaptive::NAME => none(Self::Adaptive(Adaptive)),
-            Context::NAME => none(Self::Context(Context)),
+            Adaptive::NAME => none(Self::Adaptive),
+            Context::NAME => none(Self::Context),
             Zstd::NAME => Zstd::parse(parameters).map(Self::Zstd),
             _ => {
                 return Err(CodecError::UnknownStage {
@@ -239,6 +255,20 @@ impl CodecConfig {
     #[must_use]
     pub fn id(&self) -> String {
         join(&self.stages)
+    }
+
+    /// Whether tokens may be missing from what the receiver decodes, which its attention then has
+    /// to leave out.
+    #[must_use]
+    pub fn leaves_tokens_out(&self) -> bool {
+        self.stages.iter().any(StageConfig::leaves_tokens_out)
+    }
+
+    /// Whether both ends must hold something that was fitted beforehand, see
+    /// [`Self::build_with`].
+    #[must_use]
+    pub fn needs_artefact(&self) -> bool {
+        self.stages.iter().any(StageConfig::needs_artefact)
     }
 
     /// Builds the codec. Stages that need a fitted artefact refuse every tile; see
@@ -322,10 +352,18 @@ impl<'de> Deserialize<'de> for CodecConfig {
             type Value = CodecConfig;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a codec stage or a list of codec stages")
+                f.write_str(
+                    "a codec stage, a list of codec stages, a preset's name or a codec's id",
+                )
             }
 
             fn visit_str<E: de::Error>(self, name: &str) -> Result<CodecConfig, E> {
+                if let Some(preset) = presets().iter().find(|preset| preset.name == name) {
+                    return Ok(preset.config());
+                }
+                if name.contains(['-', '+']) {
+                    return name.parse().map_err(de::Error::custom);
+                }
                 StageConfig::deserialize(StrDeserializer::new(name)).map(CodecConfig::from)
             }
 
@@ -403,6 +441,7 @@ fn check_symbols(stages: &[StageConfig]) -> Result<(), &'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::BTreeMap;
 
     fn json(text: &str) -> Result<CodecConfig, String> {
         serde_json::from_str(text).map_err(|error| error.to_string())
@@ -421,6 +460,23 @@ mod tests {
         let text = serde_json::to_string(&four).unwrap();
         assert_eq!(text, r#"{"group_quant":{"bits":4,"group":32}}"#);
         assert_eq!(json(&text), Ok(four));
+    }
+
+    #[test]
+    fn presets_and_ids_are_strings() {
+        for preset in presets() {
+            let config = preset.config();
+            assert_eq!(json(&format!("{:?}", preset.name)), Ok(config.clone()));
+            assert_eq!(json(&format!("{:?}", preset.id)), Ok(config.clone()));
+            let text = serde_json::to_string(&config).unwrap();
+            assert_eq!(json(&text), Ok(config.clone()));
+            // The resolved copy of an experiment is TOML.
+            let text = toml::to_string(&BTreeMap::from([("codec", &config)])).unwrap();
+            let read: BTreeMap<String, CodecConfig> = toml::from_str(&text).unwrap();
+            assert_eq!(read["codec"], config);
+        }
+        let error = json(r#""exact-s0-w32+grup_quant-4b""#).unwrap_err();
+        assert!(error.contains("grup_quant"), "{error}");
     }
 
     #[test]

@@ -4,8 +4,6 @@
 //! alike, and codes them with one distribution each, profiled beforehand; this coder learns them
 //! from the tile instead, so that nothing is sent and nothing has to be fitted.
 
-use serde::{Deserialize, Serialize};
-
 use super::model::IntegerModel;
 use super::range_coder::{Decoder, Encoder};
 use super::{Plane, SymbolCoder, fits};
@@ -14,7 +12,7 @@ use super::{Plane, SymbolCoder, fits};
 ///
 /// Loses on short tiles, whose channels do not live long enough to be learnt, and against
 /// [`Context`](super::Context) where neighbours say how large a symbol will be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy)]
 pub struct Adaptive;
 
 impl Adaptive {

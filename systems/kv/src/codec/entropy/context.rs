@@ -6,8 +6,6 @@
 //! theirs have been. Their product predicts the magnitude, and a symbol is coded with the models
 //! of its prediction's size.
 
-use serde::{Deserialize, Serialize};
-
 use super::model::IntegerModel;
 use super::range_coder::{Decoder, Encoder};
 use super::{Plane, SymbolCoder, fits};
@@ -17,7 +15,7 @@ use super::{Plane, SymbolCoder, fits};
 /// Models are few and shared by all channels, so that they are learnt within some tokens. Loses
 /// speed: every decision waits for the one before, about ten nanoseconds a coefficient that is
 /// not zero.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy)]
 pub struct Context;
 
 impl Context {
