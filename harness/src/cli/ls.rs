@@ -27,6 +27,7 @@ enum Registry {
     Alignments,
     Mappings,
     Codecs,
+    Presets,
     Schedules,
     Contracts,
     Backends,
@@ -88,6 +89,13 @@ fn rows(registry: Registry, catalogue: &Catalogue) -> anyhow::Result<Vec<[String
         Registry::Codecs => celslm_kv::codec::registry()
             .iter()
             .map(|entry| row(entry.name, &format!("{} ({})", entry.summary, entry.source)))
+            .collect(),
+        Registry::Presets => celslm_kv::codec::presets()
+            .iter()
+            .map(|preset| {
+                let about = format!("codec {} ({}): {}", preset.id, preset.source, preset.remark);
+                row(preset.name, &about)
+            })
             .collect(),
         Registry::Schedules => celslm_systems::schedule::registry()
             .iter()
