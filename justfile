@@ -15,7 +15,8 @@ load:
 
 # The emulated link by itself: against its own figures, and against the kernel's token bucket.
 link:
-    cargo run -- link calibrate --strict 10/20 100/1 100/20 100/200 300/20 1000/20
+    cargo run -- link calibrate --strict 1/20 10/20 100/1 100/20 100/100 100/200 300/20 1000/20
+    cargo run -- link calibrate --strict lte-driving-ie 5g-driving-ie leo lte-driving-synthetic
     cargo run -- link calibrate --hogs 2 100/20
     python3 benches/versus_tbf.py
 
