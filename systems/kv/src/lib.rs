@@ -15,6 +15,7 @@ pub mod align;
 pub mod block;
 pub mod chunk;
 pub mod codec;
+mod file;
 pub mod ident;
 pub mod store;
 

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::ridge::Affine;
 use super::{AlignError, check_layer_map, ridge};
 use crate::block::{BlockSpec, KeyRope, KvBlock, KvShape, LayerKv, read_f16_le, write_f16_le};
+use crate::file::{self, Unread};
 use crate::ident::ModelFingerprint;
 
 /// A bridge file larger than this is refused before it is read.
@@ -452,15 +453,10 @@ impl Bridge {
     /// # Errors
     /// [`BridgeError`], see its variants.
     pub fn save(&self, path: &Path) -> Result<(), BridgeError> {
-        let bytes = self.to_bytes()?;
-        let mut partial = path.as_os_str().to_owned();
-        partial.push(".partial");
-        std::fs::write(&partial, bytes)
-            .and_then(|()| std::fs::rename(&partial, path))
-            .map_err(|source| BridgeError::Io {
-                path: path.to_owned(),
-                source,
-            })
+        file::write_whole(path, &self.to_bytes()?).map_err(|source| BridgeError::Io {
+            path: path.to_owned(),
+            source,
+        })
     }
 
     /// Reads a file whatever models it is for, for example to list it.
@@ -468,18 +464,12 @@ impl Bridge {
     /// # Errors
     /// [`BridgeError`], see its variants.
     pub fn read(path: &Path) -> Result<Self, BridgeError> {
-        let failed = |source| BridgeError::Io {
-            path: path.to_owned(),
-            source,
-        };
-        let bytes = std::fs::metadata(path).map_err(failed)?.len();
-        if bytes > MAX_BRIDGE_BYTES {
-            return Err(BridgeError::TooLarge {
-                path: path.to_owned(),
-                bytes,
-            });
+        let path = path.to_owned();
+        match file::read_bounded(&path, MAX_BRIDGE_BYTES) {
+            Ok(bytes) => Self::from_bytes(&bytes),
+            Err(Unread::Io(source)) => Err(BridgeError::Io { path, source }),
+            Err(Unread::TooLarge(bytes)) => Err(BridgeError::TooLarge { path, bytes }),
         }
-        Self::from_bytes(&std::fs::read(path).map_err(failed)?)
     }
 
     /// Reads a file for use between two models.

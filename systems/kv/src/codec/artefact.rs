@@ -19,6 +19,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use super::CodecError;
 use crate::align::BridgeEnd;
 use crate::block::{KvError, read_f16_le, write_f16_le};
+use crate::file::{self, Unread};
 
 /// An artefact's file larger than this is refused before it is read.
 pub const MAX_ARTEFACT_BYTES: u64 = 1 << 30;
@@ -401,15 +402,10 @@ impl CodecArtefact {
     /// # Errors
     /// [`ArtefactError`], see its variants.
     pub fn save(&self, path: &Path) -> Result<(), ArtefactError> {
-        let bytes = self.to_bytes()?;
-        let mut partial = path.as_os_str().to_owned();
-        partial.push(".partial");
-        std::fs::write(&partial, bytes)
-            .and_then(|()| std::fs::rename(&partial, path))
-            .map_err(|source| ArtefactError::Io {
-                path: path.to_owned(),
-                source,
-            })
+        file::write_whole(path, &self.to_bytes()?).map_err(|source| ArtefactError::Io {
+            path: path.to_owned(),
+            source,
+        })
     }
 
     /// Reads a file.
@@ -417,18 +413,12 @@ impl CodecArtefact {
     /// # Errors
     /// [`ArtefactError`], see its variants.
     pub fn read(path: &Path) -> Result<Self, ArtefactError> {
-        let failed = |source| ArtefactError::Io {
-            path: path.to_owned(),
-            source,
-        };
-        let bytes = std::fs::metadata(path).map_err(failed)?.len();
-        if bytes > MAX_ARTEFACT_BYTES {
-            return Err(ArtefactError::TooLarge {
-                path: path.to_owned(),
-                bytes,
-            });
+        let path = path.to_owned();
+        match file::read_bounded(&path, MAX_ARTEFACT_BYTES) {
+            Ok(bytes) => Self::from_bytes(&bytes),
+            Err(Unread::Io(source)) => Err(ArtefactError::Io { path, source }),
+            Err(Unread::TooLarge(bytes)) => Err(ArtefactError::TooLarge { path, bytes }),
         }
-        Self::from_bytes(&std::fs::read(path).map_err(failed)?)
     }
 }
 
