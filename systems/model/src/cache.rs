@@ -102,7 +102,7 @@ impl LayerSegment {
     }
 }
 
-/// The KV of a context at positions `0..len`, shared by every sequence that continues it.
+/// The KV of a context at positions `0..len`, or of some of its tokens, shared by every sequence that continues it.
 ///
 /// Layers may arrive one by one, in any order; a layer is set once.
 pub struct KvPrefix {
@@ -132,6 +132,22 @@ impl KvPrefix {
         layer_kv: &LayerKv,
         rope: &RotaryEmbedding,
     ) -> Result<(), ModelError> {
+        self.set_layer_held(layer, layer_kv, &[], rope)
+    }
+
+    /// Imports one layer without some of its tokens: as [`KvPrefix::set_layer`], but nothing
+    /// attends to the positions `dropped` (ascending), whatever `layer_kv` has there, and no
+    /// memory is taken for them. The others stay at their own positions.
+    ///
+    /// # Errors
+    /// As [`KvPrefix::set_layer`], and for dropped positions out of order or range.
+    pub fn set_layer_held(
+        &self,
+        layer: usize,
+        layer_kv: &LayerKv,
+        dropped: &[usize],
+        rope: &RotaryEmbedding,
+    ) -> Result<(), ModelError> {
         let slot = self.layers.get(layer).ok_or_else(|| {
             ModelError::Kv(format!(
                 "layer {layer} of a model with {} layers",
@@ -150,8 +166,30 @@ impl KvPrefix {
         if self.len > 0 {
             rope.rotate_keys(&layer_kv.k, &mut k, self.len, 0);
         }
+        if !dropped.is_sorted_by(|a, b| a < b) || dropped.last().is_some_and(|t| *t >= self.len) {
+            return Err(ModelError::Kv(format!(
+                "the dropped tokens of layer {layer} are out of order or range"
+            )));
+        }
         let mut segment = LayerSegment::new(self.shape.num_kv_heads, self.shape.head_dim);
-        segment.append(&k, &layer_kv.v, self.len);
+        if dropped.is_empty() {
+            segment.append(&k, &layer_kv.v, self.len);
+        } else {
+            let held: Vec<usize> = (0..self.len)
+                .filter(|token| dropped.binary_search(token).is_err())
+                .collect();
+            let gather = |x: &[f16]| -> Vec<f16> {
+                let heads = x.chunks_exact(self.len * self.shape.head_dim);
+                heads
+                    .flat_map(|head| held.iter().map(move |token| (head, token)))
+                    .flat_map(|(head, token)| {
+                        &head[token * self.shape.head_dim..][..self.shape.head_dim]
+                    })
+                    .copied()
+                    .collect()
+            };
+            segment.append(&gather(&k), &gather(&layer_kv.v), held.len());
+        }
         slot.set(segment)
             .map_err(|_| ModelError::Kv(format!("layer {layer} arrived twice")))
     }
@@ -174,7 +212,7 @@ impl KvPrefix {
         Ok(prefix)
     }
 
-    /// Tokens in the prefix.
+    /// Tokens of the prefix, whether or not a layer holds all of them.
     pub fn len(&self) -> usize {
         self.len
     }
@@ -202,6 +240,28 @@ impl KvPrefix {
             .iter()
             .take_while(|layer| layer.get().is_some())
             .count()
+    }
+
+    /// What a layer holds, for a model of this shape.
+    pub(crate) fn segment(
+        &self,
+        layer: usize,
+        shape: KvShape,
+    ) -> Result<&LayerSegment, ModelError> {
+        if self.shape != shape {
+            return Err(ModelError::Kv(format!(
+                "the prefix has shape {:?}, the model {shape:?}",
+                self.shape
+            )));
+        }
+        let segment = self.layers.get(layer).and_then(OnceLock::get);
+        segment
+            .ok_or_else(|| ModelError::Kv(format!("layer {layer} of the prefix has not arrived")))
+    }
+
+    /// Tokens that a layer holds; `None` before it has arrived.
+    pub fn held(&self, layer: usize) -> Option<usize> {
+        Some(self.layers.get(layer)?.get()?.len)
     }
 
     /// Bytes held now.
@@ -365,6 +425,27 @@ impl KvCache {
             pre_rope[layer].extend(k.iter().map(|&k| f16::from_f32(k)));
         }
         Ok(())
+    }
+
+    /// Rotated keys of a layer's tail in f32, `[num_kv_heads, tokens, head_dim]`.
+    pub(crate) fn rotated_keys(&self, layer: usize) -> Vec<f32> {
+        let segment = &self.tail[layer];
+        let head_dim = self.shape.head_dim;
+        let mut keys = Vec::with_capacity(self.shape.num_kv_heads * segment.len * head_dim);
+        for kv_head in 0..self.shape.num_kv_heads {
+            for token in 0..segment.len {
+                let (page, _) = segment.page(token / PAGE, kv_head);
+                keys.extend((0..head_dim).map(|d| page[d * PAGE + token % PAGE].to_f32()));
+            }
+        }
+        keys
+    }
+
+    /// Values of a layer's tail in f32, `[num_kv_heads, tokens, head_dim]`.
+    pub(crate) fn values(&self, layer: usize) -> Vec<f32> {
+        let segment = &self.tail[layer];
+        let values = segment.values(0..segment.len);
+        values.iter().map(|value| value.to_f32()).collect()
     }
 
     /// What attention reads at a layer: the prefix's segment, if any, then the tail's.

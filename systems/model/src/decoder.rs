@@ -2,12 +2,12 @@
 
 use crate::families::read_config;
 use crate::kernel::activations::Activations;
-use crate::kernel::attention::{Heads, Sequence, attend};
+use crate::kernel::attention::{Heads, Sequence, attend, attend_to};
 use crate::kernel::matmul::{Product, multiply};
 use crate::kernel::packed::{Arena, PackedMatrix};
 use crate::kernel::pool::{Turn, pool};
 use crate::kernel::rows::{add, gated, rms_norm};
-use crate::{Config, GgufFile, KeyRetention, KvCache, ModelError, RotaryEmbedding};
+use crate::{Config, GgufFile, KeyRetention, KvCache, KvPrefix, ModelError, RotaryEmbedding};
 use candle_core::Device;
 use celslm_kv::{KvBlock, KvShape, ModelFingerprint};
 use std::ops::Deref;
@@ -175,6 +175,18 @@ impl Drop for Buffer {
 struct Span<'a> {
     tokens: usize,
     cache: &'a mut KvCache,
+    /// Where its rotated queries are appended, `[tokens, num_heads, head_dim]`.
+    queries: Option<&'a mut Vec<f32>>,
+}
+
+/// What a pass shows of one layer; see [`Decoder::observe`].
+pub struct Observed<'a> {
+    /// The layer.
+    pub layer: usize,
+    /// Rotated queries of the pass's tokens, `[tokens, num_heads, head_dim]`.
+    pub queries: &'a [f32],
+    /// The cache after the layer.
+    pub cache: &'a KvCache,
 }
 
 /// A loaded model. Immutable: any number of sequences, each with its own [`KvCache`], may run
@@ -330,6 +342,16 @@ impl Decoder {
         hidden: &Hidden,
         cache: &mut KvCache,
     ) -> Result<Hidden, ModelError> {
+        self.forward_pieces(layer, hidden, cache, None)
+    }
+
+    fn forward_pieces(
+        &self,
+        layer: usize,
+        hidden: &Hidden,
+        cache: &mut KvCache,
+        mut queries: Option<&mut Vec<f32>>,
+    ) -> Result<Hidden, ModelError> {
         let turn = pool().turn();
         let mut workspace = self.workspace();
         let mut values = Vec::with_capacity(hidden.values.len());
@@ -341,6 +363,7 @@ impl Decoder {
             let span = Span {
                 tokens: x.len() / self.config.hidden_size,
                 cache: &mut *cache,
+                queries: queries.as_deref_mut(),
             };
             self.layer(layer, &turn, &mut x, &mut [span], None, &mut workspace)?;
             values.extend(x);
@@ -417,6 +440,9 @@ impl Decoder {
             let position = span.cache.len(layer);
             let q = &mut q[start * q_width..end * q_width];
             self.rope.rotate(q, config.num_attention_heads, position);
+            if let Some(queries) = &mut span.queries {
+                queries.extend_from_slice(q);
+            }
             let kv = start * kv_width..end * kv_width;
             span.cache
                 .append(layer, &k[kv.clone()], &v[kv], &self.rope)?;
@@ -448,12 +474,7 @@ impl Decoder {
             start += tokens;
         }
         attended.resize(rows * q_width, 0.0);
-        let heads = Heads {
-            num_heads: config.num_attention_heads,
-            num_kv_heads: config.num_key_value_heads,
-            head_dim: config.head_dim,
-        };
-        attend(turn, q, heads, &sequences, attended)?;
+        attend(turn, q, self.heads(), &sequences, attended)?;
         activations.reset(rows, q_width);
         activations.fill(turn, |row, out| {
             out.copy_from_slice(&attended[row * q_width..(row + 1) * q_width]);
@@ -525,6 +546,70 @@ impl Decoder {
         Ok(hidden)
     }
 
+    /// Runs tokens through all layers and shows each layer's queries, with the cache behind it.
+    /// The results are those of [`Decoder::forward`].
+    ///
+    /// # Errors
+    /// As [`Decoder::forward_layer`].
+    pub fn observe(
+        &self,
+        tokens: &[u32],
+        cache: &mut KvCache,
+        mut observer: impl FnMut(&Observed<'_>),
+    ) -> Result<Hidden, ModelError> {
+        let mut hidden = self.embed(tokens)?;
+        let mut queries = Vec::new();
+        for layer in 0..self.layers.len() {
+            queries.clear();
+            hidden = self.forward_pieces(layer, &hidden, cache, Some(&mut queries))?;
+            observer(&Observed {
+                layer,
+                queries: &queries,
+                cache,
+            });
+        }
+        Ok(hidden)
+    }
+
+    /// What rotated queries `[rows, num_heads, head_dim]` read from a layer of a prefix alone,
+    /// in the same shape; zeros where the layer holds no token.
+    ///
+    /// # Errors
+    /// [`ModelError::Kv`] for a layer that has not arrived, or a prefix or queries of another
+    /// shape.
+    pub fn attention_output(
+        &self,
+        layer: usize,
+        queries: &[f32],
+        prefix: &KvPrefix,
+    ) -> Result<Vec<f32>, ModelError> {
+        let segment = prefix.segment(layer, self.kv_shape())?;
+        let heads = self.heads();
+        if !queries
+            .len()
+            .is_multiple_of(heads.num_heads * heads.head_dim)
+        {
+            return Err(ModelError::Kv(format!(
+                "{} numbers are no queries of {} heads",
+                queries.len(),
+                heads.num_heads
+            )));
+        }
+        let mut out = vec![0.0; queries.len()];
+        if segment.len > 0 {
+            attend_to(&pool().turn(), queries, heads, segment, &mut out);
+        }
+        Ok(out)
+    }
+
+    fn heads(&self) -> Heads {
+        Heads {
+            num_heads: self.config.num_attention_heads,
+            num_kv_heads: self.config.num_key_value_heads,
+            head_dim: self.config.head_dim,
+        }
+    }
+
     /// One pass over several sequences, each with as many tokens as it likes: the logits of the
     /// last token, `[vocab_size]`, for every item that wants them.
     ///
@@ -546,6 +631,7 @@ impl Decoder {
             .map(|item| Span {
                 tokens: item.tokens.len(),
                 cache: &mut *item.cache,
+                queries: None,
             })
             .collect();
         let mut workspace = self.workspace();

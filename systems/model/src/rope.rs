@@ -103,6 +103,39 @@ impl RotaryEmbedding {
         });
     }
 
+    /// Undoes [`RotaryEmbedding::rotate`].
+    pub fn rotate_back(&self, x: &mut [f32], num_heads: usize, first_position: usize) {
+        let width = num_heads * self.head_dim;
+        let mut back = vec![0f32; self.inverse_frequencies.len()];
+        self.each(first_position, x.len() / width, |token, cos, sin| {
+            for (back, sin) in back.iter_mut().zip(sin) {
+                *back = -sin;
+            }
+            let token = &mut x[token * width..(token + 1) * width];
+            for head in token.chunks_exact_mut(self.head_dim) {
+                self.rotate_head(head, cos, &back);
+            }
+        });
+    }
+
+    /// Applies the mean of the rotations at some positions (not itself a rotation) to vectors
+    /// `x: [count, head_dim]`: what a vector becomes that will stand at one of them.
+    pub fn rotate_mean(&self, x: &mut [f32], positions: std::ops::Range<usize>) {
+        let pairs = self.inverse_frequencies.len();
+        let (mut cos, mut sin) = (vec![0f32; pairs], vec![0f32; pairs]);
+        let share = 1.0 / positions.len().max(1) as f32;
+        self.each(positions.start, positions.len(), |_, c, s| {
+            for (sums, angles) in [(&mut cos, c), (&mut sin, s)] {
+                for (sum, angle) in sums.iter_mut().zip(angles) {
+                    *sum += angle * share;
+                }
+            }
+        });
+        for head in x.chunks_exact_mut(self.head_dim) {
+            self.rotate_head(head, &cos, &sin);
+        }
+    }
+
     /// Rotates fp16 keys: `keys, out: [num_kv_heads, seq_len, head_dim]`. The arithmetic is
     /// f32 and the result is rounded once, so the same fp16 key gives the same rotated key
     /// wherever it was computed.
@@ -176,6 +209,27 @@ mod tests {
             let mut alone = x;
             rope.rotate(&mut alone, 1, position);
             assert_eq!(alone, found);
+        }
+    }
+
+    #[test]
+    fn rotating_back_undoes_and_the_mean_is_the_mean() {
+        for style in [RopeStyle::Neox, RopeStyle::Interleaved] {
+            let rope = RotaryEmbedding::new(style, 4, 1e4);
+            let x = [0.3, -1.0, 0.5, 2.0];
+            let at = |position| {
+                let mut x = x;
+                rope.rotate(&mut x, 1, position);
+                x
+            };
+            let mut back = at(77);
+            rope.rotate_back(&mut back, 1, 77);
+            let mut mean = x;
+            rope.rotate_mean(&mut mean, 5..7);
+            for i in 0..4 {
+                assert!((back[i] - x[i]).abs() < 1e-6);
+                assert!((mean[i] - (at(5)[i] + at(6)[i]) / 2.0).abs() < 1e-6);
+            }
         }
     }
 

@@ -61,7 +61,7 @@ impl TokenScores {
 #[must_use]
 pub fn snapkv(attention: &[f32], tokens: usize, kernel: usize) -> Vec<f32> {
     let queries = attention.len() / tokens.max(1);
-    let mean = column_sums(attention, tokens, queries as f32);
+    let mean = column_means(attention, tokens);
     let half = kernel / 2;
     (0..tokens)
         .map(|token| {
@@ -77,14 +77,14 @@ pub fn snapkv(attention: &[f32], tokens: usize, kernel: usize) -> Vec<f32> {
 /// Scores of one layer by `H2O` (Zhang et al., arXiv 2306.14048): the attention that each token
 /// has received from all later tokens of the context; the last `recent` tokens are kept.
 ///
-/// `attention` is `[tokens, tokens]`, averaged over heads. Loses for long contexts, whose early
-/// tokens collect more attention merely by being seen more often.
+/// `received` is `[tokens]`: the attention that a token got from every query, itself included,
+/// averaged over heads. Loses for long contexts, whose early tokens collect more attention merely
+/// by being seen more often.
 #[must_use]
-pub fn h2o(attention: &[f32], tokens: usize, recent: usize) -> Vec<f32> {
-    let mut scores = column_sums(attention, tokens, 1.0);
-    let start = tokens.saturating_sub(recent);
-    scores[start..].fill(f32::INFINITY);
-    scores
+pub fn h2o(mut received: Vec<f32>, recent: usize) -> Vec<f32> {
+    let start = received.len().saturating_sub(recent);
+    received[start..].fill(f32::INFINITY);
+    received
 }
 
 /// Scores of one layer by expected attention (Devoto et al., arXiv 2510.00636): the attention
@@ -137,13 +137,17 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 
-fn column_sums(matrix: &[f32], columns: usize, divisor: f32) -> Vec<f32> {
-    let mut sums = vec![0.0; columns];
-    for row in matrix.chunks_exact(columns.max(1)) {
-        sums.iter_mut().zip(row).for_each(|(sum, x)| *sum += x);
+fn column_means(matrix: &[f32], columns: usize) -> Vec<f32> {
+    let rows = matrix.chunks_exact(columns.max(1));
+    let share = 1.0 / rows.len().max(1) as f32;
+    let mut means = vec![0.0; columns];
+    for row in rows {
+        means
+            .iter_mut()
+            .zip(row)
+            .for_each(|(mean, x)| *mean += x * share);
     }
-    sums.iter_mut().for_each(|sum| *sum /= divisor.max(1.0));
-    sums
+    means
 }
 
 #[cfg(test)]
@@ -161,11 +165,9 @@ mod tests {
     }
 
     #[test]
-    fn h2o_sums_what_a_token_received() {
-        let attention = [1.0, 0.0, 0.0, 0.5, 0.5, 0.0, 0.2, 0.3, 0.5];
-        let scores = h2o(&attention, 3, 1);
-        assert!((scores[0] - 1.7).abs() < 1e-6 && (scores[1] - 0.8).abs() < 1e-6);
-        assert!(scores[2].is_infinite());
+    fn h2o_keeps_the_recent_tokens() {
+        let scores = h2o(vec![1.7, 0.8, 0.5], 1);
+        assert_eq!(scores, [1.7, 0.8, f32::INFINITY]);
     }
 
     #[test]

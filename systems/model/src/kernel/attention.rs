@@ -75,6 +75,33 @@ pub(crate) fn attend(
     Ok(())
 }
 
+/// Attention output over all keys of one segment, for rotated queries, both
+/// `[rows, num_heads, head_dim]`.
+pub(crate) fn attend_to(
+    turn: &Turn<'_>,
+    queries: &[f32],
+    heads: Heads,
+    segment: &LayerSegment,
+    out: &mut [f32],
+) {
+    let rows = queries.len() / (heads.num_heads * heads.head_dim);
+    let all = [Sequence {
+        rows: 0..rows,
+        prefix: Some(segment),
+        tail: segment,
+    }];
+    let tasks = tasks(&all);
+    let out = Slices::new(out);
+    turn.each(tasks.len() * heads.num_kv_heads, &|index| {
+        let members = &tasks[index / heads.num_kv_heads];
+        let kv_head = index % heads.num_kv_heads;
+        let mut tile = Tile::new(queries, heads, &all, members, kv_head);
+        let rows = tile.max.len();
+        tile.visit(segment, kv_head, 0..rows, |_| segment.len);
+        tile.finish(heads, &all, members, kv_head, &out);
+    });
+}
+
 /// Cuts long sequences into tasks, and puts short ones that share a prefix together.
 fn tasks(sequences: &[Sequence<'_>]) -> Vec<Vec<Member>> {
     let mut tasks: Vec<Vec<Member>> = Vec::new();
