@@ -7,6 +7,7 @@
 pub mod bootstrap;
 mod cell;
 mod error;
+pub mod evaluation;
 mod figures;
 mod files;
 mod findings;

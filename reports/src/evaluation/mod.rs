@@ -1,0 +1,9 @@
+//! Evaluations in process: what arms did to the KV of stored contexts, and what the model answered
+//! from it. No link and no clock is in them.
+
+mod row;
+
+pub use row::{
+    ArmIdentity, ArmKind, BytePart, ContextRow, EVALUATION_FILE, EVALUATION_ROWS, EvaluationInput,
+    LayerRow, QuestionRow, RowFile, read_rows,
+};
