@@ -6,13 +6,13 @@ mod replay;
 mod serving;
 mod variants;
 
+use crate::LoadedModel;
 use crate::answer::SystemError;
 use crate::clock::now_ns;
 use crate::control::{
     CloudCommand, CloudReply, ControlListener, Flow, PublishedContext, RecordItem, Reply,
 };
 use crate::engine::{EngineLimits, Pace};
-use crate::loaded::LoadedModel;
 use crate::spec::{Contract, SystemSpec};
 use crate::system::{self, CloudNeed};
 use celslm_wire::{Limits, ServiceError};
