@@ -13,6 +13,7 @@ pub mod config;
 pub mod deployment;
 pub mod device;
 pub mod environment;
+pub mod evaluation;
 pub mod exit;
 pub mod fit;
 pub mod load;

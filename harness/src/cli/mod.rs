@@ -5,6 +5,7 @@ mod cloud;
 mod device;
 mod doctor;
 mod edge;
+mod evaluate;
 mod link;
 mod listing;
 mod ls;

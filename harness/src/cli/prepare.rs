@@ -72,8 +72,8 @@ pub(crate) struct Prepared {
     pub(crate) results_dir: PathBuf,
 }
 
-/// Reads and checks everything that the arguments name.
-pub(crate) fn prepare(args: &RunArgs) -> anyhow::Result<Prepared> {
+/// Reads the experiment file, whatever it describes.
+pub(crate) fn read(args: &RunArgs) -> anyhow::Result<(ConfigSource, Catalogue)> {
     let overrides = args
         .sets
         .iter()
@@ -81,9 +81,17 @@ pub(crate) fn prepare(args: &RunArgs) -> anyhow::Result<Prepared> {
         .collect::<Result<Vec<_>, _>>()?;
     let path = Catalogue::experiment(&args.config)?;
     let source = ConfigSource::read(&path, overrides)?;
+    Ok((source, Catalogue::of(&path)))
+}
+
+/// Reads and checks everything that the file names.
+pub(crate) fn prepare(
+    args: &RunArgs,
+    source: &ConfigSource,
+    catalogue: &Catalogue,
+) -> anyhow::Result<Prepared> {
     let config = source.parse()?;
-    let catalogue = Catalogue::of(&path);
-    let mut inputs = catalogue.gather(&config, &source)?;
+    let mut inputs = catalogue.gather(&config, source)?;
     match bridges::resolve(&config, catalogue.root()) {
         Ok(found) => inputs.bridges = found,
         // A plan can be shown without them.
