@@ -7,7 +7,8 @@
 use std::sync::Arc;
 
 use celslm_model::{
-    BatchItem, KeyRetention, KvCache, KvPrefix, LoadedModel, Logits, ModelError, Sampler, Sampling,
+    BatchItem, KeyRetention, KvCache, KvPrefix, LoadedModel, Logits, ModelError, PREFILL_CHUNK,
+    Sampler, Sampling,
 };
 
 use crate::Settings;
@@ -23,37 +24,36 @@ pub(crate) struct Reading<'a> {
     pub(crate) gold: &'a [&'a [f32]],
 }
 
-/// Asks all questions of a context and hands each reading on, in order.
+/// Asks questions, each of the KV of its own context, and hands each reading on, in order.
 ///
 /// # Errors
 /// Failures of the model.
 pub(crate) fn ask(
     model: &LoadedModel,
-    prefix: &Arc<KvPrefix>,
-    asked: &[Asked],
+    sequences: &[(&Arc<KvPrefix>, &Asked)],
     settings: Settings,
     mut each: impl FnMut(usize, Reading<'_>),
 ) -> Result<(), ModelError> {
     let batch = settings.batch.max(1);
-    for (index, asked) in asked.chunks(batch).enumerate() {
-        let mut caches = Vec::with_capacity(asked.len());
-        for question in asked {
+    for (index, sequences) in sequences.chunks(batch).enumerate() {
+        let mut caches = Vec::with_capacity(sequences.len());
+        for (prefix, question) in sequences {
             let room = question.prompt.len() + settings.max_tokens.max(question.gold.len());
             caches.push(KvCache::new(
                 model.decoder.kv_shape(),
-                Some(prefix.clone()),
+                Some(Arc::clone(prefix)),
                 room,
                 KeyRetention::RotatedOnly,
             )?);
         }
-        let prompts = asked.iter().map(|question| question.prompt.as_slice());
-        let first = pass(model, prompts, &mut caches)?;
+        let asked: Vec<&Asked> = sequences.iter().map(|(_, asked)| *asked).collect();
+        let first = prompts(model, &asked, &mut caches)?;
         let ends: Vec<usize> = caches.iter().map(|cache| cache.len(0)).collect();
         let answers = generate(model, &first, &mut caches, settings.max_tokens)?;
         for (cache, end) in caches.iter_mut().zip(&ends) {
             cache.truncate(*end)?;
         }
-        let gold = likelihood(model, asked, &mut caches)?;
+        let gold = likelihood(model, &asked, &mut caches)?;
         let mut gold = gold.iter();
         for (at, ((question, first), ids)) in asked.iter().zip(&first).zip(&answers).enumerate() {
             let rest = question.gold.len().saturating_sub(1);
@@ -71,22 +71,34 @@ pub(crate) fn ask(
     Ok(())
 }
 
-/// One pass over the next tokens of several sequences: the logits behind each.
-fn pass<'a>(
+/// Reads the prompts, in passes of a bounded number of tokens: the logits behind each.
+fn prompts(
     model: &LoadedModel,
-    tokens: impl Iterator<Item = &'a [u32]>,
+    asked: &[&Asked],
     caches: &mut [KvCache],
 ) -> Result<Vec<Logits>, ModelError> {
-    let mut items: Vec<BatchItem<'_>> = tokens
+    let mut items: Vec<BatchItem<'_>> = asked
+        .iter()
         .zip(caches)
-        .map(|(tokens, cache)| BatchItem {
-            tokens,
+        .map(|(question, cache)| BatchItem {
+            tokens: &question.prompt,
             cache,
             logits: true,
         })
         .collect();
-    let logits = model.decoder.forward_batch(&mut items)?;
-    Ok(logits.into_iter().flatten().collect())
+    let mut found = Vec::with_capacity(items.len());
+    let mut rest = &mut items[..];
+    while !rest.is_empty() {
+        let mut tokens = 0;
+        let fits = rest.iter().take_while(|item| {
+            tokens += item.tokens.len();
+            tokens <= PREFILL_CHUNK
+        });
+        let (now, later) = rest.split_at_mut(fits.count().max(1));
+        found.extend(model.decoder.forward_batch(now)?.into_iter().flatten());
+        rest = later;
+    }
+    Ok(found)
 }
 
 /// Greedy answers, without the token that ends them.
@@ -133,7 +145,7 @@ fn generate(
 /// Logits behind every token of the gold answers but the last, question by question.
 fn likelihood(
     model: &LoadedModel,
-    asked: &[Asked],
+    asked: &[&Asked],
     caches: &mut [KvCache],
 ) -> Result<Vec<Logits>, ModelError> {
     let mut items: Vec<BatchItem<'_>> = asked

@@ -94,18 +94,13 @@ impl<'a> Case<'a> {
         }
         let mut rows = Vec::with_capacity(asked.len());
         let mut reference = Vec::with_capacity(asked.len());
-        ask(
-            model,
-            &prefix,
-            &asked,
-            evaluator.settings,
-            |index, reading| {
-                rows.push(asked[index].row(&reading, None));
-                reference.push(Distributions {
-                    log_probs: reading.gold.iter().map(|l| log_softmax(l)).collect(),
-                });
-            },
-        )?;
+        let sequences: Vec<_> = asked.iter().map(|asked| (&prefix, asked)).collect();
+        ask(model, &sequences, evaluator.settings, |index, reading| {
+            rows.push(asked[index].row(&reading, None));
+            reference.push(Distributions {
+                log_probs: reading.gold.iter().map(|l| log_softmax(l)).collect(),
+            });
+        })?;
         let queries = queries(model, &prefix, &asked)?;
         let attended = queries
             .iter()

@@ -24,9 +24,9 @@ pub use sensitivity::Sensitivity;
 use celslm_kv::{BlockSpec, KvChunk};
 use celslm_model::LoadedModel;
 use celslm_reports::SCHEMA_VERSION;
-use celslm_reports::evaluation::{ContextRow, QuestionRow};
+use celslm_reports::evaluation::ContextRow;
 
-use answering::{Reading, ask};
+use answering::ask;
 
 /// What every arm of an evaluation has in common.
 #[derive(Debug, Clone, Copy)]
@@ -35,7 +35,8 @@ pub struct Settings {
     pub max_tokens: usize,
     /// Tokens of one chunk.
     pub chunk_tokens: usize,
-    /// Questions that are computed together; results do not depend on it.
+    /// Questions, of one arm or of several, that are computed together; results do not depend on
+    /// it.
     pub batch: usize,
     /// Monotonic time in ns, for the speed of encoding and decoding.
     pub now_ns: fn() -> u64,
@@ -63,21 +64,81 @@ impl Evaluator<'_> {
         case: &Case<'_>,
         arm: Option<&dyn Arm>,
     ) -> Result<ContextRow, EvaluationError> {
+        let mut rows = self.rows(case, &[(cell_id, arm)])?;
+        rows.pop()
+            .unwrap_or_else(|| Err(EvaluationError::Arm("no arm was given".to_owned())))
+    }
+
+    /// How many arms are best evaluated together on a context: their answers are computed in one
+    /// batch.
+    #[must_use]
+    pub fn arms_together(&self, case: &Case<'_>) -> usize {
+        (self.settings.batch / case.asked().len().max(1)).max(1)
+    }
+
+    /// What several arms, each with the id of its cell, do with one context. An arm that refuses
+    /// has its error in its place.
+    ///
+    /// # Errors
+    /// Failures of the model.
+    pub fn rows(
+        &self,
+        case: &Case<'_>,
+        arms: &[(&str, Option<&dyn Arm>)],
+    ) -> Result<Vec<Result<ContextRow, EvaluationError>>, EvaluationError> {
+        let mut rows = Vec::with_capacity(arms.len());
+        let mut prefixes = Vec::with_capacity(arms.len());
+        for (cell_id, arm) in arms {
+            let served = match arm {
+                None => Ok(Served::own(case)),
+                Some(arm) => arm.serve(self, case),
+            };
+            let row = served.and_then(|served| {
+                let row = self.unanswered(cell_id, case, &served)?;
+                Ok((row, served.prefix))
+            });
+            rows.push(row.map(|(row, prefix)| {
+                prefixes.push((rows.len(), prefix));
+                row
+            }));
+        }
+        let mut sequences = Vec::new();
+        let mut owners = Vec::new();
+        for (index, prefix) in &prefixes {
+            let Ok(row) = &mut rows[*index] else { continue };
+            if arms[*index].1.is_none() {
+                row.questions = case.reference_rows();
+                continue;
+            }
+            for (question, asked) in case.asked().iter().enumerate() {
+                sequences.push((prefix, asked));
+                owners.push((*index, question));
+            }
+        }
+        ask(self.model, &sequences, self.settings, |at, reading| {
+            let (index, question) = owners[at];
+            if let Ok(row) = &mut rows[index] {
+                let row_of = case.asked()[question].row(&reading, case.reference(question));
+                row.questions.push(row_of);
+            }
+        })?;
+        Ok(rows)
+    }
+
+    /// A row without its questions.
+    fn unanswered(
+        &self,
+        cell_id: &str,
+        case: &Case<'_>,
+        served: &Served,
+    ) -> Result<ContextRow, EvaluationError> {
         let shape = self.model.decoder.kv_shape();
         let tokens = case.tokens().len();
-        let served = match arm {
-            None => Served::own(case),
-            Some(arm) => arm.serve(self, case)?,
-        };
         let layers = match &served.decoded {
             Some(decoded) => distortion::by_layer(self.model, case, decoded, &served.prefix)?,
             None => Vec::new(),
         };
         let held = (0..shape.num_layers).filter_map(|layer| served.prefix.held(layer));
-        let questions = match arm {
-            None => case.reference_rows(),
-            Some(_) => self.questions(case, &served)?,
-        };
         Ok(ContextRow {
             schema_version: SCHEMA_VERSION,
             cell_id: cell_id.to_owned(),
@@ -88,30 +149,11 @@ impl Evaluator<'_> {
             fp16_bytes: shape.fp16_bytes(tokens),
             payload_bytes: served.payload_bytes,
             message_bytes: served.message_bytes,
-            parts: served.parts,
+            parts: served.parts.clone(),
             encode_ns: served.encode_ns,
             decode_ns: served.decode_ns,
             layers,
-            questions,
+            questions: Vec::new(),
         })
-    }
-
-    fn questions(
-        &self,
-        case: &Case<'_>,
-        served: &Served,
-    ) -> Result<Vec<QuestionRow>, EvaluationError> {
-        let mut rows = Vec::with_capacity(case.asked().len());
-        ask(
-            self.model,
-            &served.prefix,
-            case.asked(),
-            self.settings,
-            |index, reading: Reading<'_>| {
-                let asked = &case.asked()[index];
-                rows.push(asked.row(&reading, case.reference(index)));
-            },
-        )?;
-        Ok(rows)
     }
 }

@@ -80,17 +80,13 @@ impl Sensitivity {
                     let place = Place { layer, side, head };
                     let (prefix, relative) = disturbed(evaluator, case, place, share)?;
                     let (mut divergence, mut positions) = (0.0, 0);
-                    ask(
-                        evaluator.model,
-                        &prefix,
-                        case.asked(),
-                        settings,
-                        |index, reading| {
-                            let row = case.asked()[index].row(&reading, case.reference(index));
-                            divergence += row.kl.unwrap_or(0.0);
-                            positions += row.positions;
-                        },
-                    )?;
+                    let asked = case.asked().iter();
+                    let sequences: Vec<_> = asked.map(|asked| (&prefix, asked)).collect();
+                    ask(evaluator.model, &sequences, settings, |index, reading| {
+                        let row = case.asked()[index].row(&reading, case.reference(index));
+                        divergence += row.kl.unwrap_or(0.0);
+                        positions += row.positions;
+                    })?;
                     *sum += divergence / (positions.max(1) as f64 * relative);
                 }
             }

@@ -44,7 +44,8 @@ pub struct EvaluationConfig {
     pub chunk_tokens: usize,
     /// Most tokens of an answer.
     pub max_tokens: usize,
-    /// Questions of a context that are computed together; changes the speed, not the results.
+    /// Questions, of one arm or of several, that are computed together; changes the speed, not the
+    /// results.
     pub batch: usize,
     /// Compute threads; 0 means every CPU.
     pub threads: usize,
@@ -59,7 +60,7 @@ impl Default for EvaluationConfig {
             controls: vec![Control::NoContext, Control::WrongContext],
             chunk_tokens: 256,
             max_tokens: 32,
-            batch: 8,
+            batch: 32,
             threads: 0,
         }
     }
@@ -104,7 +105,7 @@ impl EvaluationFile {
         for (path, value, range) in [
             ("evaluation.chunk_tokens", own.chunk_tokens, 1..=65_536),
             ("evaluation.max_tokens", own.max_tokens, 1..=4096),
-            ("evaluation.batch", own.batch, 1..=64),
+            ("evaluation.batch", own.batch, 1..=256),
             ("evaluation.threads", own.threads, 0..=1024),
         ] {
             if !range.contains(&value) {

@@ -75,19 +75,26 @@ impl Evaluation<'_> {
                     return Ok(false);
                 };
                 let case = case.accounted(index % ACCOUNTED_EVERY == 0);
-                for arm in missing {
+                for arms in missing.chunks(evaluator.arms_together(&case)) {
                     if stopped() {
                         return Ok(false);
                     }
-                    let built = self.arm(&arm.spec);
-                    match evaluator.row(&arm.identity.cell_id, &case, built.as_deref()) {
-                        Ok(row) => {
-                            store.append(&row)?;
-                            progress.row(arm, &row);
-                        }
-                        Err(error) => {
-                            let reason = format!("{:#}", anyhow::Error::from(error));
-                            progress.refused(arm, &document.id, &reason);
+                    let built: Vec<_> = arms.iter().map(|arm| self.arm(&arm.spec)).collect();
+                    let together: Vec<_> = arms
+                        .iter()
+                        .zip(&built)
+                        .map(|(arm, built)| (arm.identity.cell_id.as_str(), built.as_deref()))
+                        .collect();
+                    for (arm, row) in arms.iter().zip(evaluator.rows(&case, &together)?) {
+                        match row {
+                            Ok(row) => {
+                                store.append(&row)?;
+                                progress.row(arm, &row);
+                            }
+                            Err(error) => {
+                                let reason = format!("{:#}", anyhow::Error::from(error));
+                                progress.refused(arm, &document.id, &reason);
+                            }
                         }
                     }
                 }

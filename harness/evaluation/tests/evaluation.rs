@@ -1,0 +1,223 @@
+//! Evaluations of a random-weight model: what must hold whatever a model says.
+
+use celslm_datasets::{Document, Question};
+use celslm_evaluation::arm::{Coded, NoContext, WrongContext};
+use celslm_evaluation::{Arm, Case, Evaluator, Sensitivity, Settings};
+use celslm_kv::{BlockSpec, CodecConfig, KvChunk};
+use celslm_model::LoadedModel;
+use celslm_model::synthetic::SyntheticModel;
+use celslm_reports::evaluation::ContextRow;
+
+fn model() -> LoadedModel {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m.gguf");
+    let model = SyntheticModel {
+        architecture: "qwen2",
+        num_layers: 3,
+        num_heads: 4,
+        num_kv_heads: 2,
+        head_dim: 32,
+        quantised: false,
+        seed: 8,
+    };
+    model.write(&path).unwrap();
+    LoadedModel::load(&path).unwrap()
+}
+
+fn document(id: &str, answers: [&str; 3]) -> Document {
+    let ask = |(index, answer): (usize, &&str)| Question {
+        id: format!("q{index}"),
+        text: format!("What is the word number {index} of the list?"),
+        answers: vec![(*answer).to_owned()],
+        answerable: true,
+    };
+    Document {
+        id: id.to_owned(),
+        title: id.to_owned(),
+        kind: "list".to_owned(),
+        text: format!("{id} ").repeat(40),
+        questions: answers.iter().enumerate().map(ask).collect(),
+    }
+}
+
+fn settings(batch: usize) -> Settings {
+    fn sizes(_: &BlockSpec, _: &str, chunks: &[KvChunk]) -> Result<u64, String> {
+        Ok(chunks
+            .iter()
+            .map(|chunk| chunk.payload.len() as u64 + 50)
+            .sum())
+    }
+    Settings {
+        max_tokens: 6,
+        chunk_tokens: 64,
+        batch,
+        now_ns: || 0,
+        message_bytes: sizes,
+    }
+}
+
+fn rows(
+    model: &LoadedModel,
+    batch: usize,
+    document: &Document,
+    arms: &[&dyn Arm],
+) -> Vec<ContextRow> {
+    let evaluator = Evaluator {
+        model,
+        settings: settings(batch),
+    };
+    let other = crate::document("pebble", ["a", "b", "c"]);
+    let case = Case::new(&evaluator, document, &other, || true)
+        .unwrap()
+        .unwrap();
+    std::iter::once(None)
+        .chain(arms.iter().map(|arm| Some(*arm)))
+        .map(|arm| evaluator.row("cell", &case, arm).unwrap())
+        .collect()
+}
+
+fn coded(id: &str) -> Coded {
+    Coded {
+        chain: id.parse::<CodecConfig>().unwrap().build(),
+    }
+}
+
+#[test]
+fn an_exact_codec_is_the_reference_and_a_coarse_one_is_not() {
+    let model = model();
+    let document = document("lantern", ["lantern", "a lantern", "the third lantern"]);
+    let (exact, coarse) = (coded("identity"), coded("group_quant-2b-g32"));
+    let rows = rows(&model, 2, &document, &[&exact, &coarse]);
+    let [reference, exact, coarse] = &rows[..] else {
+        panic!("three rows");
+    };
+    assert_eq!(reference.questions.len(), 3);
+    for (own, same) in reference.questions.iter().zip(&exact.questions) {
+        assert_eq!((&own.answer, own.nll), (&same.answer, same.nll));
+        assert_eq!(same.top1, Some(same.positions));
+        assert!(same.kl.unwrap() < 1e-5, "but for rounding to f32");
+        assert_eq!((own.kl, own.top1), (None, None));
+        assert!(own.nll > 0.0 && own.nll_tokens > 0);
+    }
+    assert!(
+        exact
+            .layers
+            .iter()
+            .all(|l| l.k_mse == 0.0 && l.v_mse == 0.0 && l.attention_error < 1e-9)
+    );
+    assert_eq!(exact.payload_bytes, exact.fp16_bytes);
+    assert!(exact.message_bytes > exact.payload_bytes);
+    assert_eq!(exact.held_token_layers, exact.token_layers);
+    let kl: f64 = coarse.questions.iter().filter_map(|q| q.kl).sum();
+    assert!(kl > 0.0);
+    for layer in &coarse.layers {
+        assert!(
+            layer.k_mse > 0.0 && layer.k_mse < layer.k_variance,
+            "{layer:?}"
+        );
+        assert!(layer.k_cosine > 0.5 && layer.k_cosine < 1.0, "{layer:?}");
+        assert!(layer.attention_error > 0.0, "{layer:?}");
+    }
+    let parts: u64 = coarse.parts.iter().map(|part| part.bytes).sum();
+    assert_eq!(parts, coarse.payload_bytes);
+}
+
+/// Would fail if the cache that an answer is generated from had seen the gold answer.
+#[test]
+fn an_answer_does_not_depend_on_the_gold_answer() {
+    let model = model();
+    let coarse = coded("group_quant-3b-g32");
+    let answers = |gold: [&str; 3]| -> Vec<Vec<Option<String>>> {
+        let document = document("lantern", gold);
+        let rows = rows(&model, 3, &document, &[&coarse, &NoContext]);
+        rows.iter()
+            .map(|row| row.questions.iter().map(|q| q.answer.clone()).collect())
+            .collect()
+    };
+    let short = answers(["x", "y", "z"]);
+    let long = answers([
+        "quite another answer",
+        "lantern lantern lantern",
+        "of many words and more",
+    ]);
+    assert_eq!(short, long);
+    assert!(
+        short[0].iter().flatten().any(|answer| !answer.is_empty()),
+        "{short:?}"
+    );
+}
+
+#[test]
+fn results_do_not_depend_on_what_is_computed_together() {
+    let model = model();
+    let document = document("lantern", ["lantern", "a lantern", "the third lantern"]);
+    let coarse = coded("group_quant-2b-g32");
+    let alone = rows(&model, 1, &document, &[&coarse]);
+    assert_eq!(alone, rows(&model, 3, &document, &[&coarse]));
+}
+
+#[test]
+fn a_selection_holds_less_and_controls_hold_something_else() {
+    let model = model();
+    let document = document("lantern", ["lantern", "a lantern", "the third lantern"]);
+    for id in [
+        "snapkv-k25",
+        "expected_attention-k25",
+        "h2o-k25",
+        "random-k25-s0",
+    ] {
+        let half = coded(&format!("{id}+identity"));
+        let rows = rows(&model, 3, &document, &[&half]);
+        let row = &rows[1];
+        let held = row.held_token_layers as f64 / row.token_layers as f64;
+        assert!((0.2..0.3).contains(&held), "{id}: {held}");
+        assert!(
+            row.layers.iter().all(|l| l.k_mse == 0.0),
+            "{id}: what is held is exact"
+        );
+        assert!(row.layers.iter().any(|l| l.attention_error > 0.0), "{id}");
+        assert!(row.payload_bytes < row.fp16_bytes / 3, "{id}");
+    }
+    let rows = rows(&model, 3, &document, &[&NoContext, &WrongContext]);
+    for control in &rows[1..] {
+        assert_eq!(control.message_bytes, 0);
+        let kl: f64 = control.questions.iter().filter_map(|q| q.kl).sum();
+        assert!(kl > 0.0);
+    }
+    assert_ne!(rows[1].held_token_layers, rows[2].held_token_layers);
+}
+
+#[test]
+fn sensitivities_are_measured_for_every_place() {
+    let model = model();
+    let document = document("lantern", ["lantern", "a lantern", "the third lantern"]);
+    let evaluator = Evaluator {
+        model: &model,
+        settings: settings(3),
+    };
+    let case = Case::new(&evaluator, &document, &document, || true)
+        .unwrap()
+        .unwrap();
+    let mut found = Sensitivity::new(model.decoder.kv_shape());
+    assert_eq!(found.measurements(), 12);
+    let mut asked = 0;
+    let mut two = || {
+        asked += 1;
+        asked <= 2
+    };
+    assert!(!found.add(&evaluator, &case, 0.1, &mut two).unwrap());
+    assert_eq!(found.contexts(), 0, "half a context does not count");
+    assert!(found.add(&evaluator, &case, 0.1, || true).unwrap());
+    assert!(
+        found
+            .by_layer()
+            .all(|places| places.len() == 4 && places.iter().all(|x| *x > 0.0))
+    );
+    let factors = found.factors(0.3);
+    assert_eq!((factors.len(), factors[0].len()), (3, 128));
+    let logs: f64 = factors.iter().flatten().map(|x| f64::from(x.ln())).sum();
+    assert!(logs.abs() < 0.1, "{logs}");
+    // Both channels of a rotated pair matter alike.
+    assert_eq!(factors[1][0], factors[1][16]);
+    assert_ne!(factors[1][0], factors[1][1]);
+}
