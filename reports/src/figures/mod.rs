@@ -12,7 +12,7 @@ use crate::views::Data;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Figure {
     /// File name without extension.
-    pub name: &'static str,
+    pub name: String,
     /// Heading.
     pub title: String,
     /// What is drawn, in a sentence.
