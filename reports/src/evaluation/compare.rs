@@ -1,6 +1,6 @@
 //! Which family needs how many bytes for the same loss.
 
-use super::family::{Family, ONE_POINT, Reach, factor};
+use super::family::{Family, Loss, ONE_POINT, Reach, factor};
 
 /// Losses of likelihood at which families are compared, nats per gold token.
 pub(super) const NLL_LEVELS: [f64; 5] = [0.005, 0.01, 0.02, 0.05, 0.1];
@@ -37,7 +37,7 @@ pub(super) fn leaders<'a, 'b>(families: &'b [Family<'a>]) -> Vec<&'b Family<'a>>
         return own;
     }
     let merit = |family: &Family<'_>| {
-        let reached = family.nll_front().at(0.02).ratio();
+        let reached = family.front(Loss::Nats).at(0.02).ratio();
         let kept = family
             .furthest(ONE_POINT)
             .and_then(|f| f.arm.summary.wire_ratio);
@@ -67,10 +67,10 @@ pub(super) fn others<'a, 'b>(
 /// Every leader against the others.
 pub(super) fn at_equal_nll<'a>(families: &[Family<'a>]) -> Vec<Comparison<'a>> {
     let of = |leader: &Family<'a>| {
-        let own = leader.nll_front();
+        let own = leader.front(Loss::Nats);
         let level = |&level: &f64| {
             let (against, base) = others(families, leader)
-                .map(|f| (f.name, f.nll_front().at(level)))
+                .map(|f| (f.name, f.front(Loss::Nats).at(level)))
                 .filter(|(_, reach)| *reach != Reach::Never)
                 .max_by(|a, b| {
                     a.1.ratio()
@@ -98,4 +98,94 @@ pub(super) fn at_equal_nll<'a>(families: &[Family<'a>]) -> Vec<Comparison<'a>> {
         .map(of)
         .filter(|c| c.levels.iter().any(Option::is_some))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::evaluation::arm::{Arm, Board, read};
+    use crate::evaluation::family::families;
+    use crate::evaluation::fixture;
+    use crate::quality::Paired;
+
+    /// Gives the arms of the fixture these wire ratios and losses of likelihood.
+    fn board(dir: &std::path::Path, figures: &[(&str, f64, f64)]) -> Board {
+        let mut board = read(&fixture::run(dir)).unwrap().remove(0);
+        board.arms.retain(|arm: &Arm| {
+            figures.iter().any(|f| f.0 == arm.identity.name) || arm.identity.family == "exact"
+        });
+        board.reference = Some(0);
+        for &(name, ratio, difference) in figures {
+            let arm = board.arms.iter_mut().find(|a| a.identity.name == name);
+            let summary = &mut arm.unwrap().summary;
+            summary.wire_ratio = Some(ratio);
+            summary.nll_difference = Some(Paired {
+                questions: 9,
+                difference,
+                interval: None,
+            });
+        }
+        board
+    }
+
+    #[test]
+    fn factors_are_against_the_best_of_the_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let board = board(
+            dir.path(),
+            &[
+                ("groups-8bit", 2.0, 0.001),
+                ("groups-3bit", 6.0, 0.05),
+                ("kvtc-4x", 4.0, 0.01),
+                ("kvtc-16x", 8.0, 0.06),
+                ("celslm-4x", 5.0, 0.01),
+                ("celslm-16x", 20.0, 0.03),
+            ],
+        );
+        let families = families(&board);
+        let found = at_equal_nll(&families);
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].name, "celslm");
+        let at = |index: usize| {
+            let level = found[0].levels[index].as_ref();
+            level.map(|a| (a.against, a.bound, a.factor, a.own, a.base))
+        };
+        // Its first arm loses 0.01 already.
+        assert_eq!(at(0), None);
+        let (against, bound, factor, own, base) = at(1).unwrap();
+        assert_eq!((against, bound), ("kvtc", ""));
+        assert!((factor - 1.25).abs() < 1e-9 && (own - 5.0).abs() < 1e-9);
+        assert!((base - 4.0).abs() < 1e-9);
+        // Halfway to 20x is 10x; kvtc is a fifth of an octave beyond 4x.
+        let (against, bound, factor, own, base) = at(2).unwrap();
+        assert_eq!((against, bound), ("kvtc", ""));
+        assert!((own - 10.0).abs() < 1e-9 && (base - 4.0 * 2f64.powf(0.2)).abs() < 1e-9);
+        assert!((factor - own / base).abs() < 1e-12);
+        // Taken no further than 20x, and there still below 0.05.
+        let (_, bound, factor, own, base) = at(3).unwrap();
+        assert_eq!((bound, own), ("more than ", 20.0));
+        assert!((factor - 20.0 / base).abs() < 1e-12);
+        // Neither was taken to 0.1.
+        assert_eq!(at(4), None);
+    }
+
+    #[test]
+    fn without_an_own_family_the_best_leads() {
+        let dir = tempfile::tempdir().unwrap();
+        let board = board(
+            dir.path(),
+            &[
+                ("groups-8bit", 2.0, 0.001),
+                ("groups-3bit", 6.0, 0.02),
+                ("kvtc-4x", 4.0, 0.01),
+                ("kvtc-16x", 9.0, 0.02),
+            ],
+        );
+        let families = families(&board);
+        let names: Vec<_> = leaders(&families).iter().map(|f| f.name).collect();
+        assert_eq!(names, ["kvtc"]);
+        let found = at_equal_nll(&families);
+        let level = found[0].levels[2].as_ref().unwrap();
+        assert_eq!((level.against, level.factor), ("groups", 1.5));
+    }
 }

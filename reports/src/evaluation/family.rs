@@ -2,7 +2,6 @@
 
 use super::arm::{Arm, Board};
 use super::row::ArmKind;
-use super::summary::ArmSummary;
 
 /// Families of this project's own chains begin with this; all others are what they are held
 /// against.
@@ -19,34 +18,64 @@ pub(super) struct Family<'a> {
     pub(super) arms: Vec<&'a Arm>,
 }
 
+/// How a loss against the reference is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Loss {
+    /// Points of F1.
+    Points,
+    /// Nats per gold token.
+    Nats,
+}
+
 /// A bound on what an arm may lose against the reference.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limit {
     /// Heading of its column.
     pub(super) title: &'static str,
-    /// "F1 within 1 point".
+    /// The same in a sentence.
     pub(super) words: &'static str,
-    /// Whether the arm is within it; `None` where it was not measured.
-    pub(super) holds: fn(&ArmSummary) -> Option<bool>,
+    pub(super) loss: Loss,
+    /// The greatest loss that is within it.
+    most: f64,
 }
 
 pub(super) const ONE_POINT: Limit = Limit {
     title: "F1 within 1 point",
     words: "F1 within 1 point",
-    holds: |s| Some(s.f1_difference?.difference >= -0.01 - ROUNDING),
+    loss: Loss::Points,
+    most: 1.0,
 };
 
 pub(super) const THREE_POINTS: Limit = Limit {
     title: "F1 within 3 points",
     words: "F1 within 3 points",
-    holds: |s| Some(s.f1_difference?.difference >= -0.03 - ROUNDING),
+    loss: Loss::Points,
+    most: 3.0,
 };
 
 pub(super) const NLL_LIMIT: Limit = Limit {
     title: "ΔNLL ≤ 0.02",
     words: "NLL within 0.02 nats a token",
-    holds: |s| Some(s.nll_difference?.difference <= 0.02 + ROUNDING),
+    loss: Loss::Nats,
+    most: 0.02,
 };
+
+impl Loss {
+    /// What an arm loses, by the point estimate; below 0 it gains.
+    fn of(self, arm: &Arm) -> Option<f64> {
+        match self {
+            Self::Points => Some(-100.0 * arm.summary.f1_difference?.difference),
+            Self::Nats => Some(arm.summary.nll_difference?.difference),
+        }
+    }
+}
+
+impl Limit {
+    /// Whether the arm is within it; `None` where it was not measured.
+    pub(super) fn holds(self, arm: &Arm) -> Option<bool> {
+        Some(self.loss.of(arm)? <= self.most + ROUNDING)
+    }
+}
 
 /// The arm with which a family goes furthest within a limit.
 #[derive(Debug, Clone, Copy)]
@@ -111,7 +140,7 @@ impl<'a> Family<'a> {
     fn within(&self, limit: Limit) -> (Vec<&'a Arm>, bool) {
         let mut arms = Vec::new();
         for &arm in &self.arms {
-            match (limit.holds)(&arm.summary) {
+            match limit.holds(arm) {
                 Some(true) => arms.push(arm),
                 Some(false) => return (arms, false),
                 None => {}
@@ -120,21 +149,13 @@ impl<'a> Family<'a> {
         (arms, true)
     }
 
-    /// What the family loses by wire ratio: nats per gold token.
-    pub(super) fn nll_front(&self) -> Front {
-        self.front(|s| s.nll_difference.map(|d| d.difference))
-    }
-
-    /// The same in points of F1.
-    pub(super) fn f1_front(&self) -> Front {
-        self.front(|s| s.f1_difference.map(|d| -100.0 * d.difference))
-    }
-
-    fn front(&self, loss: fn(&ArmSummary) -> Option<f64>) -> Front {
-        Front::new(self.arms.iter().filter_map(|arm| {
-            let s = &arm.summary;
-            Some((s.wire_ratio?, loss(s)?))
-        }))
+    /// What the family loses by wire ratio.
+    pub(super) fn front(&self, loss: Loss) -> Front {
+        Front::new(
+            self.arms
+                .iter()
+                .filter_map(|arm| Some((arm.summary.wire_ratio?, loss.of(arm)?))),
+        )
     }
 }
 
@@ -289,6 +310,8 @@ pub(super) fn factor(own: Reach, base: Reach) -> Option<(&'static str, f64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::evaluation::fixture;
+    use crate::quality::Paired;
 
     fn front(points: &[(f64, f64)]) -> Front {
         Front::new(points.iter().copied())
@@ -360,6 +383,54 @@ mod tests {
         assert_eq!(better(&own, &own, 0.0), []);
         // Sending less is no gain where it loses more.
         assert_eq!(better(&front(&[(64.0, 0.5)]), &own, 0.0), []);
+    }
+
+    #[test]
+    fn families_go_as_far_as_all_of_their_arms_do() {
+        let dir = tempfile::tempdir().unwrap();
+        let boards = crate::evaluation::arm::read(&fixture::run(dir.path())).unwrap();
+        let families = families(&boards[0]);
+        let names: Vec<_> = families.iter().map(|f| f.name).collect();
+        assert_eq!(names, ["groups", "kvtc", "celslm"]);
+        let far = |family: &str, limit: Limit| {
+            let family = families.iter().find(|f| f.name == family).unwrap();
+            family.furthest(limit).map(|f| (f.arm.name(), f.open))
+        };
+        // Made so: 0.7 points at 8x and 6 at 16x, 0.012 and 0.025 nats at 4x and 8x.
+        assert_eq!(far("kvtc", ONE_POINT), Some(("kvtc-8x", false)));
+        assert_eq!(far("kvtc", NLL_LIMIT), Some(("kvtc-4x", false)));
+        assert_eq!(far("celslm", ONE_POINT), Some(("celslm-8x", false)));
+        assert_eq!(far("celslm", THREE_POINTS), Some(("celslm-16x", false)));
+        assert_eq!(far("celslm", NLL_LIMIT), Some(("celslm-16x", false)));
+        // The arm that would lose most did not run.
+        assert_eq!(far("groups", ONE_POINT), Some(("groups-3bit", true)));
+    }
+
+    #[test]
+    fn an_arm_beyond_the_bound_ends_the_way() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut boards = crate::evaluation::arm::read(&fixture::run(dir.path())).unwrap();
+        let board = &mut boards[0];
+        let mut set = |name: &str, difference: f64, interval: Option<(f64, f64)>| {
+            let arm = board.arms.iter_mut().find(|a| a.identity.name == name);
+            arm.unwrap().summary.f1_difference = Some(Paired {
+                questions: 9,
+                difference,
+                interval,
+            });
+        };
+        set("celslm-4x", -0.01, Some((-0.009, 0.01)));
+        set("celslm-8x", -0.005, Some((-0.015, 0.01)));
+        set("celslm-16x", -0.011, Some((-0.02, 0.0)));
+        set("celslm-32x", 0.02, Some((0.01, 0.03)));
+        let families = families(board);
+        let family = families.iter().find(|f| f.own()).unwrap();
+        let far = |limit: Limit| family.furthest(limit).map(|f| (f.arm.name(), f.open));
+        // Exactly one point is within it, and what comes after 16x does not count.
+        assert_eq!(far(ONE_POINT), Some(("celslm-8x", false)));
+        assert_eq!(far(THREE_POINTS), Some(("celslm-32x", true)));
+        let sure = family.surely().map(|f| (f.arm.name(), f.open));
+        assert_eq!(sure, Some(("celslm-4x", false)));
     }
 
     #[test]

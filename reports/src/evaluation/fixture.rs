@@ -36,23 +36,8 @@ pub(super) fn run(dir: &Path) -> EvaluationInput {
         arms: Vec::new(),
         contexts: vec![("squad".into(), CONTEXTS as u64)],
     };
-    let mut add = |kind, family: &str, name: &str, (ratio, f1, nll): (f64, f64, f64), contexts| {
-        input.arms.push(ArmIdentity {
-            cell_id: name.into(),
-            dataset: "squad".into(),
-            kind,
-            family: family.into(),
-            name: name.into(),
-            codec: (ratio > 0.0).then(|| format!("codec of {name}")),
-            artefact_bytes: if family == "kvtc" { 1_500_000 } else { 0 },
-        });
-        let effect = Effect {
-            ratio,
-            f1,
-            nll,
-            contexts,
-        };
-        write(dir, name, kind, effect);
+    let mut add = |kind, family: &str, name: &str, effect: (f64, f64, f64), contexts| {
+        arm(dir, &mut input, kind, (family, name), effect, contexts);
     };
     let (reference, control, method) = (ArmKind::Reference, ArmKind::Control, ArmKind::Method);
     add(reference, "exact", "exact", (0.0, 0.0, 0.0), CONTEXTS);
@@ -89,6 +74,107 @@ pub(super) fn run(dir: &Path) -> EvaluationInput {
         add(method, "celslm", name, effect, CONTEXTS);
     }
     input
+}
+
+/// Sixteen families of six arms each, from lossless to useless, with the same reference.
+pub(super) fn crowd(dir: &Path) -> EvaluationInput {
+    let mut input = EvaluationInput {
+        schema_version: SCHEMA_VERSION,
+        dir: dir.to_owned(),
+        title: "Fixture of many families".into(),
+        description: String::new(),
+        notes: Vec::new(),
+        environment: Vec::new(),
+        arms: Vec::new(),
+        contexts: vec![("squad".into(), CONTEXTS as u64)],
+    };
+    let exact = (0.0, 0.0, 0.0);
+    arm(
+        dir,
+        &mut input,
+        ArmKind::Reference,
+        ("exact", "exact"),
+        exact,
+        CONTEXTS,
+    );
+    for (name, effect) in [
+        ("no_context", (0.0, 0.5, 2.8)),
+        ("wrong_context", (0.0, 0.1, 0.35)),
+    ] {
+        arm(
+            dir,
+            &mut input,
+            ArmKind::Control,
+            (name, name),
+            effect,
+            CONTEXTS,
+        );
+    }
+    let families = [
+        "group_quant",
+        "kivi",
+        "cachegen",
+        "cachegen_code",
+        "kvtc",
+        "turboquant",
+        "svd",
+        "merge",
+        "streaming",
+        "knorm",
+        "snapkv",
+        "expected_attention",
+        "h2o",
+        "random",
+        "celslm",
+        "celslm_progressive",
+    ];
+    for (index, family) in families.iter().enumerate() {
+        // Later families lose as much at higher ratios.
+        let strength = 2.0 + 1.3 * index as f64;
+        for step in 0..6 {
+            let ratio = 2f64.powf(1.0 + f64::from(step));
+            let strain = ratio / strength;
+            let loss = 0.002 * strain.powf(2.2);
+            let effect = (ratio, loss.min(0.5), loss);
+            let name = format!("{family}-{ratio}x");
+            arm(
+                dir,
+                &mut input,
+                ArmKind::Method,
+                (family, &name),
+                effect,
+                CONTEXTS,
+            );
+        }
+    }
+    input
+}
+
+/// Plans an arm over `squad` and writes its rows.
+fn arm(
+    dir: &Path,
+    input: &mut EvaluationInput,
+    kind: ArmKind,
+    (family, name): (&str, &str),
+    (ratio, f1, nll): (f64, f64, f64),
+    contexts: usize,
+) {
+    input.arms.push(ArmIdentity {
+        cell_id: name.into(),
+        dataset: "squad".into(),
+        kind,
+        family: family.into(),
+        name: name.into(),
+        codec: (ratio > 0.0).then(|| format!("codec of {name}")),
+        artefact_bytes: if family == "kvtc" { 1_500_000 } else { 0 },
+    });
+    let effect = Effect {
+        ratio,
+        f1,
+        nll,
+        contexts,
+    };
+    write(dir, name, kind, effect);
 }
 
 fn write(dir: &Path, cell: &str, kind: ArmKind, effect: Effect) {

@@ -204,3 +204,80 @@ fn low(interval: Option<(f64, f64)>) -> Option<f64> {
 fn high(interval: Option<(f64, f64)>) -> Option<f64> {
     interval.map(|i| i.1)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::evaluation::arm::read;
+    use crate::evaluation::fixture;
+
+    fn boards() -> (tempfile::TempDir, Vec<Board>) {
+        let dir = tempfile::tempdir().unwrap();
+        let boards = read(&fixture::run(dir.path())).unwrap();
+        (dir, boards)
+    }
+
+    fn text(frame: &DataFrame, column: &str, row: usize) -> String {
+        let column = frame.column(column).unwrap();
+        column.str().unwrap().get(row).unwrap().to_owned()
+    }
+
+    fn real(frame: &DataFrame, column: &str, row: usize) -> Option<f64> {
+        frame.column(column).unwrap().f64().unwrap().get(row)
+    }
+
+    #[test]
+    fn the_summary_has_every_planned_arm() {
+        let (_dir, boards) = boards();
+        let frame = summary(&boards).unwrap();
+        assert_eq!(frame.height(), 15);
+        let row = |name: &str| {
+            let found = (0..frame.height()).find(|&i| text(&frame, "name", i) == name);
+            found.unwrap()
+        };
+        assert_eq!(text(&frame, "state", row("kvtc-32x")), "partial");
+        assert_eq!(text(&frame, "state", row("groups-2bit")), "not_run");
+        assert_eq!(text(&frame, "kind", row("no_context")), "control");
+        let exact = row("exact");
+        assert_eq!(real(&frame, "wire_ratio", exact), None);
+        assert_eq!(real(&frame, "f1_difference", exact), None);
+        assert!(real(&frame, "f1", exact).is_some());
+        let arm = row("celslm-8x");
+        let s = &boards[0].arms[arm].summary;
+        assert_eq!(real(&frame, "nll", arm), s.nll.map(|n| n.mean));
+        let (low, high) = s.f1_difference.unwrap().interval.unwrap();
+        assert_eq!(real(&frame, "f1_difference_low", arm), Some(low));
+        assert_eq!(real(&frame, "f1_difference_high", arm), Some(high));
+        assert_eq!(
+            real(&frame, "k_error", arm),
+            s.distortion.map(|d| d.k_error)
+        );
+    }
+
+    #[test]
+    fn questions_and_layers_have_a_row_each() {
+        let (_dir, boards) = boards();
+        let arms = &boards[0].arms;
+        let frame = questions(&boards).unwrap();
+        // 13 whole arms of 8 contexts and one of 3, with five questions each.
+        assert_eq!(frame.height(), (13 * 8 + 3) * 5);
+        assert_eq!(text(&frame, "cell_id", 0), "exact");
+        assert_eq!(real(&frame, "kl", 0), None);
+        let raw = &arms[0].rows[0].questions[1];
+        assert_eq!(text(&frame, "question_id", 1), raw.question_id);
+        assert_eq!(real(&frame, "nll", 1), Some(raw.nll));
+
+        let frame = layers(&boards).unwrap();
+        // Ten whole arms encode, and the partial one.
+        assert_eq!(frame.height(), (10 * 8 + 3) * 4);
+        assert_eq!(text(&frame, "name", 0), "groups-3bit");
+        let raw = &arms
+            .iter()
+            .find(|a| a.name() == "groups-3bit")
+            .unwrap()
+            .rows[0];
+        assert_eq!(real(&frame, "v_mse", 1), Some(raw.layers[1].v_mse));
+        let none = (questions(&[]).unwrap(), layers(&[]).unwrap());
+        assert_eq!((none.0.height(), none.1.height()), (0, 0));
+    }
+}

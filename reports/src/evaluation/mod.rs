@@ -4,6 +4,8 @@
 mod arm;
 mod compare;
 mod family;
+mod figures;
+mod findings;
 #[cfg(test)]
 mod fixture;
 mod frame;

@@ -233,3 +233,207 @@ fn parts(rows: &[ContextRow], context_tokens: u64) -> Vec<(String, f64)> {
         .filter_map(|(name, bytes)| Some((name.to_owned(), ratio(bytes, context_tokens)?)))
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::evaluation::row::{ArmIdentity, ArmKind, BytePart};
+    use crate::sample::SCHEMA_VERSION;
+
+    fn arm(cell: &str, rows: Vec<ContextRow>) -> Arm {
+        Arm {
+            identity: ArmIdentity {
+                cell_id: cell.into(),
+                dataset: "squad".into(),
+                kind: ArmKind::Method,
+                family: cell.into(),
+                name: cell.into(),
+                codec: None,
+                artefact_bytes: 0,
+            },
+            rows,
+            planned: Some(2),
+            summary: ArmSummary::default(),
+            comparable: true,
+        }
+    }
+
+    fn part(part: &str, bytes: u64) -> BytePart {
+        BytePart {
+            part: part.into(),
+            bytes,
+        }
+    }
+
+    fn row(context: &str, tokens: u64, questions: Vec<QuestionRow>) -> ContextRow {
+        ContextRow {
+            schema_version: SCHEMA_VERSION,
+            cell_id: "a".into(),
+            context_id: context.into(),
+            context_tokens: tokens,
+            held_token_layers: tokens,
+            token_layers: 2 * tokens,
+            fp16_bytes: 100 * tokens,
+            payload_bytes: 20 * tokens,
+            message_bytes: 20 * tokens + 50,
+            parts: vec![part("scales", 5 * tokens), part("symbols", 15 * tokens)],
+            encode_ns: 1_000,
+            decode_ns: 500,
+            layers: Vec::new(),
+            questions,
+        }
+    }
+
+    fn question(id: &str, f1: f64, nll: f64, tokens: u64) -> QuestionRow {
+        QuestionRow {
+            question_id: id.into(),
+            answer: None,
+            output_tokens: 0,
+            em: None,
+            f1: Some(f1),
+            nll,
+            nll_tokens: tokens,
+            kl: Some(0.1 * tokens as f64),
+            top1: Some(tokens - 1),
+            positions: tokens,
+        }
+    }
+
+    fn near(found: Option<f64>, expected: f64) {
+        let found = found.unwrap();
+        assert!((found - expected).abs() < 1e-12, "{found} for {expected}");
+    }
+
+    #[test]
+    fn bytes_by_hand() {
+        let rows = vec![row("c1", 10, Vec::new()), row("c2", 30, Vec::new())];
+        let s = summarise(&arm("a", rows), None);
+        assert_eq!((s.contexts, s.context_tokens), (2, 40));
+        near(s.fp16_bytes_per_token, 100.0);
+        // 4000 fp16 bytes; 800 of payload, 900 of messages.
+        near(s.wire_ratio, 4000.0 / 900.0);
+        near(s.nominal_ratio, 5.0);
+        near(s.bits_per_number, 16.0 / 5.0);
+        near(s.bytes_per_token, 22.5);
+        near(s.framing_per_token, 2.5);
+        near(s.held_share, 0.5);
+        // 4000 bytes in 2 µs and in 1 µs.
+        near(s.encode_bytes_per_s, 2e9);
+        near(s.decode_bytes_per_s, 4e9);
+        assert_eq!(
+            s.parts,
+            [("scales".to_owned(), 5.0), ("symbols".to_owned(), 15.0)]
+        );
+        assert_eq!((s.f1, s.nll, s.kl, s.distortion), (None, None, None, None));
+    }
+
+    #[test]
+    fn what_sends_nothing_has_no_ratio() {
+        let mut none = row("c1", 10, Vec::new());
+        (none.payload_bytes, none.message_bytes) = (0, 0);
+        (none.encode_ns, none.decode_ns) = (0, 0);
+        none.parts.clear();
+        let s = summarise(&arm("a", vec![none]), None);
+        for figure in [
+            s.wire_ratio,
+            s.nominal_ratio,
+            s.bits_per_number,
+            s.bytes_per_token,
+            s.framing_per_token,
+            s.encode_bytes_per_s,
+            s.decode_bytes_per_s,
+        ] {
+            assert_eq!(figure, None);
+        }
+        assert_eq!(
+            summarise(&arm("a", Vec::new()), None),
+            ArmSummary::default()
+        );
+    }
+
+    #[test]
+    fn scores_and_differences_by_hand() {
+        let own = arm(
+            "a",
+            vec![
+                row(
+                    "c1",
+                    10,
+                    vec![question("1", 1.0, 6.0, 3), question("2", 0.0, 1.0, 1)],
+                ),
+                row("c2", 10, vec![question("1", 0.5, 10.0, 4)]),
+            ],
+        );
+        let reference = arm(
+            "r",
+            vec![
+                row(
+                    "c1",
+                    10,
+                    vec![question("1", 1.0, 3.0, 3), question("2", 0.5, 1.0, 1)],
+                ),
+                row("c2", 10, vec![question("1", 0.75, 6.0, 4)]),
+            ],
+        );
+        let s = summarise(&own, Some(&reference));
+        assert_eq!(s.questions, 3);
+        let f1 = s.f1.unwrap();
+        assert_eq!((f1.mean, f1.interval), (0.5, Some((0.5, 0.5))));
+        // 17 nats over 8 tokens; contexts alone have 7/4 and 10/4.
+        let nll = s.nll.unwrap();
+        assert_eq!((nll.mean, nll.interval), (17.0 / 8.0, Some((1.75, 2.5))));
+        let d = s.f1_difference.unwrap();
+        // 0 and −0.5 in one context, −0.25 in the other.
+        assert_eq!((d.questions, d.difference), (3, -0.25));
+        assert_eq!(d.interval, Some((-0.25, -0.25)));
+        let d = s.nll_difference.unwrap();
+        // 3 + 0 nats over 4 tokens, 4 over 4.
+        assert_eq!((d.questions, d.difference), (3, 7.0 / 8.0));
+        assert_eq!(d.interval, Some((0.75, 1.0)));
+        assert_eq!((s.em, s.em_difference), (None, None));
+        near(s.kl, 0.1);
+        // One of 3, 1 and 4 positions differs each time.
+        near(s.top1, 5.0 / 8.0);
+        // The reference has no difference to itself.
+        assert_eq!(summarise(&own, Some(&own)).f1_difference, None);
+    }
+
+    #[test]
+    fn other_gold_answers_are_counted_and_left_out() {
+        let own = arm("a", vec![row("c1", 10, vec![question("1", 1.0, 6.0, 3)])]);
+        let rows = vec![row("c1", 10, vec![question("1", 1.0, 6.0, 4)])];
+        let s = summarise(&own, Some(&arm("r", rows)));
+        assert_eq!((s.unlike_gold, s.nll_difference), (1, None));
+        assert!(s.f1_difference.is_some());
+    }
+
+    #[test]
+    fn distortion_by_hand() {
+        let layer = |layer, k_mse, attention_error| LayerRow {
+            layer,
+            k_mse,
+            k_variance: 2.0,
+            k_cosine: 0.5 + 0.1 * k_mse,
+            v_mse: 0.0,
+            v_variance: 0.0,
+            v_cosine: 1.0,
+            attention_error,
+        };
+        let mut rows = vec![row("c1", 10, Vec::new()), row("c2", 30, Vec::new())];
+        rows[0].layers = vec![layer(1, 4.0, 0.5), layer(0, 1.0, 0.2)];
+        rows[1].layers = vec![layer(0, 2.0, 0.4), layer(1, 0.0, 0.1)];
+        let s = summarise(&arm("a", rows), None);
+        assert_eq!(s.layers.len(), 2);
+        let first = s.layers[0];
+        assert_eq!(first.layer, 0);
+        // (1 + 2) / (2 + 2), and (4 + 0) / (2 + 2).
+        near(Some(first.distortion.k_error), 0.75);
+        near(Some(s.layers[1].distortion.k_error), 1.0);
+        let d = s.distortion.unwrap();
+        near(Some(d.k_error), 0.875);
+        near(Some(d.attention_error), 0.3);
+        near(Some(d.k_cosine), (0.65 + 0.7) / 2.0);
+        // Values that neither vary nor are off.
+        assert_eq!((d.v_error, d.v_cosine), (0.0, 1.0));
+    }
+}

@@ -1,6 +1,7 @@
 //! The figures of a report, as SVG.
 
 mod by_rate;
+pub(crate) mod chart;
 mod f1_by_bytes;
 mod svg;
 mod ttft_by_link;

@@ -39,7 +39,7 @@ pub(super) fn table(board: &Board) -> Option<Table> {
             Column::figure("KV", "B/token"),
             Column::figure("ΔF1", "points"),
             Column::figure("ΔNLL", "nats/token"),
-            Column::figure("interval within 1 point", "×"),
+            Column::figure("ΔF1 interval above −1", "×"),
             heading(THREE_POINTS),
             heading(NLL_LIMIT),
         ],
