@@ -77,7 +77,7 @@ pub(crate) fn findings(data: &Data) -> Vec<Finding> {
 }
 
 /// "1 cell", "2 cells".
-fn count(n: usize, noun: &str) -> String {
+pub(crate) fn count(n: usize, noun: &str) -> String {
     format!(
         "{} {noun}{}",
         number(n as f64, 0),

@@ -60,7 +60,7 @@ pub(crate) fn page(report: &Report) -> String {
     for (index, table) in report.tables.iter().enumerate() {
         out.push_str(&table.html());
         // Figures follow the summary, where a reader looks first.
-        if index == 0 {
+        if index + 1 == report.leading_tables {
             for figure in &report.figures {
                 let _ = write!(
                     out,
@@ -80,11 +80,7 @@ pub(crate) fn page(report: &Report) -> String {
         }
         out.push_str("</dl>\n</section>\n");
     }
-    list(
-        &mut out,
-        "Definitions",
-        crate::report::DEFINITIONS.iter().copied(),
-    );
+    list(&mut out, "Definitions", report.definitions.iter().copied());
     out.push_str("</main>\n</body>\n</html>\n");
     out
 }

@@ -20,27 +20,57 @@ pub struct Score {
     pub interval: Option<(f64, f64)>,
 }
 
+/// What one answer contributes to a mean.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Scored<'a> {
+    /// Data set and document: the cluster of every interval.
+    pub(crate) document: (&'a str, &'a str),
+    /// Question about the document.
+    pub(crate) question: &'a str,
+    /// Its score.
+    pub(crate) value: f64,
+    /// What it counts for: 1, or the tokens that `value` is a mean over.
+    pub(crate) weight: usize,
+}
+
+impl<'a> Scored<'a> {
+    fn of(sample: &'a Sample, value: f64) -> Self {
+        Self {
+            document: (&sample.dataset, &sample.document_id),
+            question: &sample.question_id,
+            value,
+            weight: 1,
+        }
+    }
+}
+
+const NOTHING: Cluster = Cluster { sum: 0.0, count: 0 };
+
 /// Mean of `value` over the samples that have one, with its interval over
 /// documents; `None` when no sample has one.
 pub fn score<'a>(
     samples: impl Iterator<Item = &'a Sample>,
     value: impl Fn(&Sample) -> Option<f64>,
 ) -> Option<Score> {
+    weighted_score(samples.filter_map(|s| value(s).map(|v| Scored::of(s, v))))
+}
+
+/// Weighted mean with its interval over documents; `None` when nothing has a
+/// weight.
+pub(crate) fn weighted_score<'a>(scored: impl Iterator<Item = Scored<'a>>) -> Option<Score> {
     let mut clusters: BTreeMap<(&str, &str), Cluster> = BTreeMap::new();
     let mut questions = std::collections::BTreeSet::new();
-    for sample in samples {
-        let Some(value) = value(sample) else { continue };
-        let document = (sample.dataset.as_str(), sample.document_id.as_str());
-        let cluster = clusters
-            .entry(document)
-            .or_insert(Cluster { sum: 0.0, count: 0 });
-        cluster.sum += value;
-        cluster.count += 1;
-        questions.insert((document, sample.question_id.as_str()));
+    let mut n = 0;
+    for one in scored.filter(|s| s.weight > 0) {
+        let cluster = clusters.entry(one.document).or_insert(NOTHING);
+        cluster.sum += one.value * one.weight as f64;
+        cluster.count += one.weight;
+        questions.insert((one.document, one.question));
+        n += 1;
     }
     let clusters: Vec<Cluster> = clusters.into_values().collect();
     Some(Score {
-        n: clusters.iter().map(|c| c.count).sum(),
+        n,
         questions: questions.len(),
         documents: clusters.len(),
         mean: mean(&clusters)?,
@@ -66,36 +96,53 @@ pub fn paired<'a>(
     second: impl Iterator<Item = &'a Sample>,
     value: impl Fn(&Sample) -> Option<f64>,
 ) -> Option<Paired> {
-    type Key<'a> = (&'a str, &'a str, &'a str);
-    fn by_question<'a>(
+    fn scored<'a>(
         samples: impl Iterator<Item = &'a Sample>,
         value: &impl Fn(&Sample) -> Option<f64>,
-    ) -> BTreeMap<Key<'a>, Cluster> {
-        let mut means: BTreeMap<Key<'a>, Cluster> = BTreeMap::new();
-        for sample in samples {
-            let Some(value) = value(sample) else { continue };
-            let cluster = means
-                .entry((&sample.dataset, &sample.document_id, &sample.question_id))
-                .or_insert(Cluster { sum: 0.0, count: 0 });
-            cluster.sum += value;
+    ) -> impl Iterator<Item = Scored<'a>> {
+        samples.filter_map(move |s| value(s).map(|v| Scored::of(s, v)))
+    }
+    weighted_paired(scored(first, &value), scored(second, &value))
+}
+
+/// The same for what has weights. A question whose weight is not the same on both
+/// sides was not the same question, and is left out.
+pub(crate) fn weighted_paired<'a>(
+    first: impl Iterator<Item = Scored<'a>>,
+    second: impl Iterator<Item = Scored<'a>>,
+) -> Option<Paired> {
+    type Key<'a> = ((&'a str, &'a str), &'a str);
+    /// Values of one question's answers, and its weight.
+    fn by_question<'a>(
+        scored: impl Iterator<Item = Scored<'a>>,
+    ) -> BTreeMap<Key<'a>, (Cluster, usize)> {
+        let mut means: BTreeMap<Key<'a>, (Cluster, usize)> = BTreeMap::new();
+        for one in scored.filter(|s| s.weight > 0) {
+            let (cluster, _) = means
+                .entry((one.document, one.question))
+                .or_insert((NOTHING, one.weight));
+            cluster.sum += one.value;
             cluster.count += 1;
         }
         means
     }
-    let first = by_question(first, &value);
-    let second = by_question(second, &value);
+    let first = by_question(first);
+    let second = by_question(second);
     let mut clusters: BTreeMap<(&str, &str), Cluster> = BTreeMap::new();
-    for (key, a) in &first {
-        let Some(b) = second.get(key) else { continue };
-        let cluster = clusters
-            .entry((key.0, key.1))
-            .or_insert(Cluster { sum: 0.0, count: 0 });
-        cluster.sum += a.sum / a.count as f64 - b.sum / b.count as f64;
-        cluster.count += 1;
+    let mut questions = 0;
+    for (key, (a, weight)) in &first {
+        let Some((b, _)) = second.get(key).filter(|other| other.1 == *weight) else {
+            continue;
+        };
+        let cluster = clusters.entry(key.0).or_insert(NOTHING);
+        let difference = a.sum / a.count as f64 - b.sum / b.count as f64;
+        cluster.sum += difference * *weight as f64;
+        cluster.count += weight;
+        questions += 1;
     }
     let clusters: Vec<Cluster> = clusters.into_values().collect();
     Some(Paired {
-        questions: clusters.iter().map(|c| c.count).sum(),
+        questions,
         difference: mean(&clusters)?,
         interval: interval(&clusters),
     })
@@ -147,6 +194,41 @@ mod tests {
         // (0.5 − 0.25 + 0.25 − 0.75) / 2.
         assert_eq!(paired.difference, -0.125);
         assert_eq!(paired.interval, Some((-0.5, 0.25)));
+    }
+
+    fn weighing<'a>(document: &'a str, question: &'a str, value: f64, weight: usize) -> Scored<'a> {
+        Scored {
+            document: ("squad", document),
+            question,
+            value,
+            weight,
+        }
+    }
+
+    #[test]
+    fn weights_by_hand() {
+        let first = [
+            weighing("a", "1", 2.0, 3),
+            weighing("a", "2", 1.0, 1),
+            weighing("b", "1", 5.0, 2),
+            weighing("b", "2", 9.0, 0),
+        ];
+        let score = weighted_score(first.iter().copied()).unwrap();
+        // (2·3 + 1·1 + 5·2) / 6; documents alone have 7/4 and 5.
+        assert_eq!((score.n, score.questions, score.documents), (3, 3, 2));
+        assert_eq!(score.mean, 17.0 / 6.0);
+        assert_eq!(score.interval, Some((1.75, 5.0)));
+
+        let second = [
+            weighing("a", "1", 1.0, 3),
+            weighing("a", "2", 0.0, 2),
+            weighing("b", "1", 3.0, 2),
+        ];
+        let paired = weighted_paired(first.iter().copied(), second.iter().copied()).unwrap();
+        // "a 2" has another weight, "b 2" has none: (1·3 + 2·2) / 5.
+        assert_eq!(paired.questions, 2);
+        assert_eq!(paired.difference, 1.4);
+        assert_eq!(paired.interval, Some((1.0, 2.0)));
     }
 
     #[test]

@@ -23,8 +23,8 @@ pub const INPUT_FILE: &str = "report-input.json";
 /// Width that [`Report::terminal`] keeps to.
 const TERMINAL_WIDTH: usize = 120;
 
-/// How the figures are defined, at the end of every report.
-pub(crate) const DEFINITIONS: &[&str] = &[
+/// How the figures are defined, at the end of the report of a run.
+const DEFINITIONS: &[&str] = &[
     "TTFT: first token at the edge − scheduled arrival, so that a late start counts.",
     "TPOT: (last token − first token) / (output tokens − 1); not defined for one token. End to end: last token − scheduled arrival.",
     "Wire ratio: fp16 bytes of the KV served / downlink bytes at the link, headers, scales and retransmissions included. Nominal ratio: the same fp16 bytes / encoded bytes.",
@@ -183,8 +183,12 @@ pub struct Report {
     pub environment: Vec<(String, String)>,
     /// Every file that was written, relative to the results folder.
     pub files: Vec<PathBuf>,
-    compact: Table,
-    compact_load: Option<Table>,
+    /// Tables of [`Report::terminal`].
+    pub(crate) compact: Vec<Table>,
+    /// How many of `tables` stand before the figures.
+    pub(crate) leading_tables: usize,
+    /// How the figures are defined, at the end.
+    pub(crate) definitions: &'static [&'static str],
 }
 
 /// Builds the report of a results folder and writes it there:
@@ -216,8 +220,9 @@ pub fn build(input: &ReportInput) -> Result<Report, ReportError> {
         notes,
         environment: input.environment.clone(),
         files: vec![PathBuf::from(INPUT_FILE)],
-        compact: compact(&data),
-        compact_load: data.loaded().then(|| compact_load(&data)),
+        compact: compact_tables(&data),
+        leading_tables: 1,
+        definitions: DEFINITIONS,
     };
     report.files.extend(
         data.cells
@@ -256,39 +261,61 @@ pub fn build(input: &ReportInput) -> Result<Report, ReportError> {
         report.files.push("levels.parquet".into());
         report.files.push("levels.csv".into());
     }
-    for figure in &report.figures {
-        let file = Path::new("figures").join(format!("{}.svg", figure.name));
-        files::write(&input.dir.join(&file), figure.svg.as_bytes())?;
-        report.files.push(file);
-    }
-    files::write(&input.dir.join("report.md"), report.markdown().as_bytes())?;
-    files::write(
-        &input.dir.join("report.html"),
-        html::page(&report).as_bytes(),
-    )?;
-    report.files.push("report.md".into());
-    report.files.push("report.html".into());
+    report.write(&input.dir)?;
     Ok(report)
+}
+
+/// Ids become paths, and the file that states them may have been edited.
+pub(crate) fn check_cell_id(results: &Path, cell_id: &str) -> Result<(), ReportError> {
+    let mut components = Path::new(cell_id).components();
+    if matches!(
+        (components.next(), components.next()),
+        (Some(Component::Normal(_)), None)
+    ) {
+        return Ok(());
+    }
+    Err(ReportError::Read {
+        path: results.join("cells").join(cell_id),
+        source: std::io::Error::new(
+            std::io::ErrorKind::InvalidInput,
+            "a cell id must be one folder name",
+        ),
+    })
+}
+
+/// Names of the folders of cells in `results` for which `planned` does not hold, sorted.
+pub(crate) fn unplanned_cells(
+    results: &Path,
+    planned: impl Fn(&str) -> bool,
+) -> Result<Vec<String>, ReportError> {
+    let folder = results.join("cells");
+    let read_error = |source| ReportError::Read {
+        path: folder.clone(),
+        source,
+    };
+    let mut unplanned = Vec::new();
+    match std::fs::read_dir(&folder) {
+        Ok(entries) => {
+            for entry in entries {
+                let entry = entry.map_err(read_error)?;
+                let name = entry.file_name().to_string_lossy().into_owned();
+                if entry.path().is_dir() && !planned(&name) {
+                    unplanned.push(name);
+                }
+            }
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(read_error(error)),
+    }
+    unplanned.sort_unstable();
+    Ok(unplanned)
 }
 
 /// The planned cells in plan order, then cells on disk that no plan names.
 fn read_cells(input: &ReportInput, notes: &mut Vec<String>) -> Result<Data, ReportError> {
     let mut cells = Vec::with_capacity(input.cells.len());
     for identity in &input.cells {
-        // Ids become paths, and this file may have been edited.
-        let mut components = Path::new(&identity.cell_id).components();
-        if !matches!(
-            (components.next(), components.next()),
-            (Some(Component::Normal(_)), None)
-        ) {
-            return Err(ReportError::Read {
-                path: input.dir.join("cells").join(&identity.cell_id),
-                source: std::io::Error::new(
-                    std::io::ErrorKind::InvalidInput,
-                    "a cell id must be one folder name",
-                ),
-            });
-        }
+        check_cell_id(&input.dir, &identity.cell_id)?;
         let degraded = input.degraded_cells.contains(&identity.cell_id);
         cells.push(Cell::read(
             &input.dir,
@@ -298,26 +325,9 @@ fn read_cells(input: &ReportInput, notes: &mut Vec<String>) -> Result<Data, Repo
             input.slo,
         )?);
     }
-    let mut unplanned = Vec::new();
-    let folder = input.dir.join("cells");
-    let read_error = |source| ReportError::Read {
-        path: folder.clone(),
-        source,
-    };
-    match std::fs::read_dir(&folder) {
-        Ok(entries) => {
-            for entry in entries {
-                let entry = entry.map_err(read_error)?;
-                let name = entry.file_name().to_string_lossy().into_owned();
-                if entry.path().is_dir() && input.cells.iter().all(|c| c.cell_id != name) {
-                    unplanned.push(name);
-                }
-            }
-        }
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-        Err(error) => return Err(read_error(error)),
-    }
-    unplanned.sort_unstable();
+    let unplanned = unplanned_cells(&input.dir, |name| {
+        input.cells.iter().any(|c| c.cell_id == name)
+    })?;
     for cell_id in &unplanned {
         cells.push(Cell::read(&input.dir, cell_id, None, false, input.slo)?);
     }
@@ -333,6 +343,14 @@ fn read_cells(input: &ReportInput, notes: &mut Vec<String>) -> Result<Data, Repo
         cells,
         labels,
     })
+}
+
+/// What fits a terminal; a run that was only loaded has no summary of requests.
+fn compact_tables(data: &Data) -> Vec<Table> {
+    let summary = compact(data);
+    let load = data.loaded().then(|| compact_load(data));
+    let stated = !summary.rows.is_empty() || load.is_none();
+    stated.then_some(summary).into_iter().chain(load).collect()
 }
 
 /// The summary that fits a terminal. Headings are short and F1 is rounded, so
@@ -433,12 +451,8 @@ impl Report {
     #[must_use]
     pub fn terminal(&self) -> String {
         let mut out = String::new();
-        if !self.compact.rows.is_empty() || self.compact_load.is_none() {
-            out.push_str(&self.compact.terminal(TERMINAL_WIDTH));
-            out.push('\n');
-        }
-        if let Some(load) = &self.compact_load {
-            out.push_str(&load.terminal(TERMINAL_WIDTH));
+        for table in &self.compact {
+            out.push_str(&table.terminal(TERMINAL_WIDTH));
             out.push('\n');
         }
         for finding in &self.findings {
@@ -466,7 +480,7 @@ impl Report {
         for (index, table) in self.tables.iter().enumerate() {
             out.push('\n');
             out.push_str(&table.markdown());
-            if index == 0 {
+            if index + 1 == self.leading_tables {
                 for figure in &self.figures {
                     let _ = write!(
                         out,
@@ -484,8 +498,22 @@ impl Report {
                 let _ = writeln!(out, "| {} | {} |", cell(name), cell(value));
             }
         }
-        bullets(&mut out, "Definitions", DEFINITIONS.iter().copied());
+        bullets(&mut out, "Definitions", self.definitions.iter().copied());
         out
+    }
+
+    /// Writes the figures and both forms of the report to `dir`, and adds them to `files`.
+    pub(crate) fn write(&mut self, dir: &Path) -> Result<(), ReportError> {
+        for figure in &self.figures {
+            let file = Path::new("figures").join(format!("{}.svg", figure.name));
+            files::write(&dir.join(&file), figure.svg.as_bytes())?;
+            self.files.push(file);
+        }
+        files::write(&dir.join("report.md"), self.markdown().as_bytes())?;
+        files::write(&dir.join("report.html"), html::page(self).as_bytes())?;
+        self.files.push("report.md".into());
+        self.files.push("report.html".into());
+        Ok(())
     }
 
     /// The findings on one topic.

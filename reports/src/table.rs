@@ -5,6 +5,9 @@ use std::fmt::Write as _;
 /// Texts above this length may be broken into lines on a page.
 const LONG_CHARS: usize = 48;
 
+/// More decimals than these are read by nobody.
+const MAX_DECIMALS: usize = 6;
+
 /// A table as a view makes it, before it is rendered.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Table {
@@ -38,8 +41,8 @@ pub enum Value {
     Count(u64),
     /// A figure with so many decimals.
     Number(f64, usize),
-    /// A mean with its 95% interval, where there is one.
-    Interval(f64, Option<(f64, f64)>),
+    /// A mean with its 95% interval, where there is one, and so many decimals.
+    Interval(f64, Option<(f64, f64)>, usize),
     /// Not defined, or nothing measured.
     Missing,
     /// Defined, but not supported by so few requests.
@@ -83,6 +86,22 @@ impl Value {
         value.map_or(Self::Missing, |v| Self::Number(v, decimals))
     }
 
+    /// A figure with so many significant digits, or missing: for what spans orders of
+    /// magnitude. What is above 1 keeps its integer digits, and nothing has more than
+    /// [`MAX_DECIMALS`].
+    #[must_use]
+    pub fn significant(value: Option<f64>, digits: usize) -> Self {
+        value.map_or(Self::Missing, |v| {
+            let magnitude = v.abs().log10().floor();
+            let decimals = if v == 0.0 || !magnitude.is_finite() {
+                0.0
+            } else {
+                digits as f64 - 1.0 - magnitude
+            };
+            Self::Number(v, decimals.clamp(0.0, MAX_DECIMALS as f64) as usize)
+        })
+    }
+
     /// The value in words and digits.
     #[must_use]
     pub fn render(&self) -> String {
@@ -90,13 +109,13 @@ impl Value {
             Self::Text(text) => text.clone(),
             Self::Count(count) => number(*count as f64, 0),
             Self::Number(value, decimals) => number(*value, *decimals),
-            Self::Interval(mean, None) => number(*mean, 1),
-            Self::Interval(mean, Some((low, high))) => {
+            Self::Interval(mean, None, decimals) => number(*mean, *decimals),
+            Self::Interval(mean, Some((low, high)), decimals) => {
                 format!(
                     "{} [{}, {}]",
-                    number(*mean, 1),
-                    number(*low, 1),
-                    number(*high, 1)
+                    number(*mean, *decimals),
+                    number(*low, *decimals),
+                    number(*high, *decimals)
                 )
             }
             Self::Missing => "–".to_owned(),
@@ -330,6 +349,29 @@ mod tests {
         ] {
             assert_eq!(number(value, decimals), expected);
         }
+    }
+
+    #[test]
+    fn significant_digits_by_hand() {
+        for (value, expected) in [
+            (Some(0.001_234), "0.00123"),
+            (Some(0.000_000_12), "0.000000"),
+            (Some(0.999_6), "1.000"),
+            (Some(12.34), "12.3"),
+            (Some(-4321.0), "-4,321"),
+            (Some(0.0), "0"),
+            (Some(f64::NAN), "NaN"),
+            (None, "–"),
+        ] {
+            assert_eq!(Value::significant(value, 3).render(), expected);
+        }
+    }
+
+    #[test]
+    fn intervals_have_their_decimals() {
+        let value = |interval| Value::Interval(-0.012_34, interval, 3).render();
+        assert_eq!(value(Some((-0.02, 0.0049))), "-0.012 [-0.020, 0.005]");
+        assert_eq!(value(None), "-0.012");
     }
 
     #[test]

@@ -1,8 +1,20 @@
 //! Evaluations in process: what arms did to the KV of stored contexts, and what the model answered
 //! from it. No link and no clock is in them.
 
+mod arm;
+mod compare;
+mod family;
+mod figures;
+mod findings;
+#[cfg(test)]
+mod fixture;
+mod frame;
+mod report;
 mod row;
+mod summary;
+mod views;
 
+pub use report::build;
 pub use row::{
     ArmIdentity, ArmKind, BytePart, ContextRow, EVALUATION_FILE, EVALUATION_ROWS, EvaluationInput,
     LayerRow, QuestionRow, RowFile, read_rows,

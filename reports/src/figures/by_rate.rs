@@ -208,7 +208,7 @@ fn draw(data: &Data, subject: &Subject) -> Option<Figure> {
         svg.text(at, Anchor::Start, 12.0, INK, &fit(name, 12.0, 360.0));
     }
     Some(Figure {
-        name: subject.name,
+        name: subject.name.to_owned(),
         title: subject.title.to_owned(),
         caption: subject.caption.to_owned(),
         svg: svg.finish(&format!("{} of each system", subject.title)),

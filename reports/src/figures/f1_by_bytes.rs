@@ -142,7 +142,7 @@ pub(super) fn draw(data: &Data) -> Option<Figure> {
         );
     }
     Some(Figure {
-        name: "f1_by_bytes",
+        name: "f1_by_bytes".to_owned(),
         title: "Answer quality against downlink bytes".to_owned(),
         caption: "F1 with its 95% bootstrap interval over documents, pooled over links, against the mean downlink bytes of a request. Points at the same size are set side by side."
             .to_owned(),

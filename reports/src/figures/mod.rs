@@ -1,6 +1,7 @@
 //! The figures of a report, as SVG.
 
 mod by_rate;
+pub(crate) mod chart;
 mod f1_by_bytes;
 mod svg;
 mod ttft_by_link;
@@ -12,7 +13,7 @@ use crate::views::Data;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Figure {
     /// File name without extension.
-    pub name: &'static str,
+    pub name: String,
     /// Heading.
     pub title: String,
     /// What is drawn, in a sentence.

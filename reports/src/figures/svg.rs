@@ -54,6 +54,50 @@ impl Svg {
         );
     }
 
+    /// A line that stands back behind what it belongs to.
+    pub(super) fn faint(&mut self, from: (f64, f64), to: (f64, f64), stroke: &str) {
+        let more = " stroke-width=\"1.2\" stroke-opacity=\"0.45\"";
+        self.stroke(from, to, stroke, more);
+    }
+
+    /// A line of this width, broken as `dashes` says unless that is empty.
+    pub(super) fn dashed(
+        &mut self,
+        from: (f64, f64),
+        to: (f64, f64),
+        stroke: &str,
+        width: f64,
+        dashes: &str,
+    ) {
+        let mut more = format!(" stroke-width=\"{width}\" stroke-linecap=\"round\"");
+        if !dashes.is_empty() {
+            let _ = write!(more, " stroke-dasharray=\"{dashes}\"");
+        }
+        self.stroke(from, to, stroke, &more);
+    }
+
+    fn stroke(&mut self, from: (f64, f64), to: (f64, f64), stroke: &str, more: &str) {
+        let _ = writeln!(
+            self.body,
+            "<line x1=\"{:.1}\" y1=\"{:.1}\" x2=\"{:.1}\" y2=\"{:.1}\" stroke=\"{stroke}\"{more}/>",
+            from.0, from.1, to.0, to.1
+        );
+    }
+
+    /// A small arrowhead at the edge of a drawing, for what lies beyond it.
+    pub(super) fn arrow(&mut self, at: (f64, f64), up: bool, fill: &str, hint: &str) {
+        let (x, y) = at;
+        let tip = if up { -7.0 } else { 7.0 };
+        let _ = write!(
+            self.body,
+            "<polygon points=\"{:.1},{y:.1} {:.1},{y:.1} {x:.1},{:.1}\" fill=\"{fill}\" stroke=\"#fff\" stroke-width=\"0.8\"",
+            x - 4.5,
+            x + 4.5,
+            y + tip
+        );
+        self.close("polygon", hint);
+    }
+
     pub(super) fn polyline(&mut self, points: &[(f64, f64)], stroke: &str) {
         let points: Vec<_> = points
             .iter()
@@ -128,6 +172,19 @@ impl Svg {
 
     pub(super) fn bold(&mut self, at: (f64, f64), anchor: Anchor, size: f64, text: &str) {
         self.styled(at, anchor, size, INK, text, " font-weight=\"600\"");
+    }
+
+    /// Text that stays legible where lines run under it.
+    pub(super) fn over(
+        &mut self,
+        at: (f64, f64),
+        anchor: Anchor,
+        size: f64,
+        fill: &str,
+        text: &str,
+    ) {
+        let halo = " stroke=\"#ffffff\" stroke-width=\"3.5\" stroke-linejoin=\"round\" paint-order=\"stroke\"";
+        self.styled(at, anchor, size, fill, text, halo);
     }
 
     /// Text that runs upwards, centred on `at`.

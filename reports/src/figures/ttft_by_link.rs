@@ -123,7 +123,7 @@ pub(super) fn draw(data: &Data) -> Option<Figure> {
         );
     }
     Some(Figure {
-        name: "ttft_by_link",
+        name: "ttft_by_link".to_owned(),
         title: "Time to first token by link".to_owned(),
         caption: "Median TTFT of each system. The lines join cells of one system; links between them were not measured. Points on one link are set side by side."
             .to_owned(),

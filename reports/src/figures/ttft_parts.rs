@@ -141,7 +141,7 @@ pub(super) fn draw(data: &Data) -> Option<Figure> {
         }
     }
     Some(Figure {
-        name: "ttft_parts",
+        name: "ttft_parts".to_owned(),
         title: "Where the time to the first token goes".to_owned(),
         caption: "Exposed parts of TTFT, mean over the answered requests of each cell; all bars share one scale."
             .to_owned(),

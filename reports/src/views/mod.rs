@@ -209,6 +209,7 @@ pub(crate) fn percent(score: Option<Score>) -> Value {
         Value::Interval(
             100.0 * s.mean,
             s.interval.map(|(low, high)| (100.0 * low, 100.0 * high)),
+            1,
         )
     })
 }
