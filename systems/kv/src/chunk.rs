@@ -358,9 +358,14 @@ impl ChunkEncoder {
             positions: None,
             prior: &prior,
         };
+        let above = match self.codec.looks_above() && layer + 1 < spec.num_layers {
+            true => Some(block.tile(layer + 1, &tokens)?),
+            false => None,
+        };
         let mut payload = Vec::new();
         Tile::new(spec, &tile.k, &tile.v)
             .and_then(|tile| tile.with_beside(beside))
+            .and_then(|tile| tile.with_above(above.as_ref().map(as_prior)))
             .and_then(|tile| {
                 let tile = tile.with_scores(self.scores.as_deref());
                 self.codec.encode(&tile, &mut payload)

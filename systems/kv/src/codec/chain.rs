@@ -5,7 +5,9 @@ use std::sync::Arc;
 use super::entropy::{AdaptiveCoder, ContextCoder, Packed, SymbolCoder, TablesCoder, ZstdCodec};
 use super::quantise::{AllocatedQuantiser, Coded, ProgressiveCodec, Quantise, StepQuantiser};
 use super::select::{ExactCodec, PrefixCodec, ScoredBy, Selected};
-use super::transform::{AnchorDeltaCodec, HadamardCodec, PcaCodec, SvdCodec};
+use super::transform::{
+    AnchorDeltaCodec, HadamardCodec, MergeCodec, OutliersCodec, PcaCodec, SvdCodec,
+};
 use super::{
     Beside, Codec, CodecConfig, CodecContext, CodecError, Explanation, GroupQuant, Identity,
     StageConfig, StageKind, Tile, TileMut, TileShape, TileSpec,
@@ -85,14 +87,26 @@ fn build(stages: &[StageConfig], context: &CodecContext) -> Box<dyn Codec> {
     let nothing = CodecContext::default();
     let fitted = if has_pca { context } else { &nothing };
     let mut codec = quantise_and_code(rest, fitted);
-    for stage in before.iter().rev() {
+    for (index, stage) in before.iter().enumerate().rev() {
         codec = match stage {
+            StageConfig::Outliers(stage) => {
+                let widened = |inner: &StageConfig| match inner {
+                    StageConfig::LloydMax(inner) => inner
+                        .widened(stage.extra())
+                        .map_or(StageConfig::LloydMax(*inner), StageConfig::LloydMax),
+                    inner => *inner,
+                };
+                let outliers: Vec<_> = stages[index + 1..].iter().map(widened).collect();
+                let outliers = build(&outliers, context);
+                Box::new(OutliersCodec::new(*stage, outliers, codec))
+            }
             StageConfig::AnchorDelta(stage) => {
                 let mut anchors = vec![StageConfig::GroupQuant(GroupQuant::BITS_8)];
                 anchors.extend_from_slice(&rest[1..]);
                 let anchors = quantise_and_code(&anchors, fitted);
                 Box::new(AnchorDeltaCodec::new(*stage, anchors, codec))
             }
+            StageConfig::Merge(stage) => Box::new(MergeCodec::new(*stage, codec)),
             StageConfig::Hadamard(stage) => Box::new(HadamardCodec::new(*stage, codec)),
             StageConfig::Svd(stage) => Box::new(SvdCodec::new(*stage, codec)),
             StageConfig::Pca(stage) => {
@@ -203,6 +217,10 @@ impl Codec for Chain {
 
     fn prior_layers(&self) -> usize {
         self.codec.prior_layers()
+    }
+
+    fn looks_above(&self) -> bool {
+        self.codec.looks_above()
     }
 
     fn decodes_prefixes(&self) -> bool {

@@ -8,8 +8,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::{
     Adaptive, Allocated, AnchorDelta, Bins, Chain, Codec as _, CodecContext, CodecError, Context,
-    Exact, GroupQuant, Hadamard, Identity, Knorm, LloydMax, Pca, Prefix, Progressive, Random,
-    Scored, ScoredBy, Step, Streaming, Svd, Tables, Vectorwise, Zstd, names, presets, registry,
+    Exact, GroupQuant, Hadamard, Identity, Knorm, LloydMax, Merge, Outliers, Pca, Prefix,
+    Progressive, Random, Scored, ScoredBy, Step, Streaming, Svd, Tables, Vectorwise, Zstd, names,
+    presets, registry,
 };
 
 /// A chain holds at most this many stages; ids come from the wire.
@@ -51,6 +52,10 @@ pub enum StageConfig {
     H2o(Scored),
     /// See [`AnchorDelta`].
     AnchorDelta(AnchorDelta),
+    /// See [`Outliers`].
+    Outliers(Outliers),
+    /// See [`Merge`].
+    Merge(Merge),
     /// See [`Hadamard`].
     Hadamard(Hadamard),
     /// See [`Pca`].
@@ -96,9 +101,12 @@ impl StageConfig {
             | Self::Snapkv(_)
             | Self::ExpectedAttention(_)
             | Self::H2o(_) => StageKind::Select,
-            Self::AnchorDelta(_) | Self::Hadamard(_) | Self::Pca(_) | Self::Svd(_) => {
-                StageKind::Transform
-            }
+            Self::AnchorDelta(_)
+            | Self::Outliers(_)
+            | Self::Merge(_)
+            | Self::Hadamard(_)
+            | Self::Pca(_)
+            | Self::Svd(_) => StageKind::Transform,
             Self::Identity
             | Self::GroupQuant(_)
             | Self::Bins(_)
@@ -129,6 +137,14 @@ impl StageConfig {
         matches!(self, Self::Prefix(_) | Self::Pca(_))
     }
 
+    /// Bits that the stage adds to the quantiser's for a part of the channels.
+    const fn extra_bits(&self) -> usize {
+        match self {
+            Self::Outliers(stage) => stage.extra(),
+            _ => 0,
+        }
+    }
+
     /// Whether the stage codes a quantiser's integers, and so has to stand right behind it.
     const fn codes_symbols(&self) -> bool {
         matches!(self, Self::Tables(_) | Self::Adaptive | Self::Context)
@@ -147,6 +163,8 @@ impl fmt::Display for StageConfig {
             Self::ExpectedAttention(stage) => stage.id(ScoredBy::ExpectedAttention),
             Self::H2o(stage) => stage.id(ScoredBy::H2o),
             Self::AnchorDelta(stage) => stage.id(),
+            Self::Outliers(stage) => stage.id(),
+            Self::Merge(stage) => stage.id(),
             Self::Hadamard(stage) => stage.id(),
             Self::Pca(stage) => stage.id(),
             Self::Svd(stage) => stage.id(),
@@ -183,6 +201,8 @@ impl FromStr for StageConfig {
             "expected_attention" => scored().map(Self::ExpectedAttention),
             "h2o" => scored().map(Self::H2o),
             AnchorDelta::NAME => AnchorDelta::parse(parameters).map(Self::AnchorDelta),
+            Outliers::NAME => Outliers::parse(parameters).map(Self::Outliers),
+            Merge::NAME => Merge::parse(parameters).map(Self::Merge),
             Hadamard::NAME => Hadamard::parse(parameters).map(Self::Hadamard),
             Pca::NAME => Pca::parse(parameters).map(Self::Pca),
             Svd::NAME => Svd::parse(parameters).map(Self::Svd),
@@ -236,7 +256,10 @@ impl CodecConfig {
     /// [`CodecError::Order`] unless the stages are in order and exactly one quantises.
     pub fn new(stages: Vec<StageConfig>) -> Result<Self, CodecError> {
         let kinds: Vec<_> = stages.iter().map(StageConfig::kind).collect();
-        match check_order(&kinds).and_then(|()| check_symbols(&stages)) {
+        let checked = check_order(&kinds)
+            .and_then(|()| check_symbols(&stages))
+            .and_then(|()| check_outliers(&stages));
+        match checked {
             Ok(()) => Ok(Self { stages }),
             Err(reason) => Err(CodecError::Order {
                 id: join(&stages),
@@ -438,6 +461,20 @@ fn check_symbols(stages: &[StageConfig]) -> Result<(), &'static str> {
     Ok(())
 }
 
+/// Outliers need a quantiser that can be given more bits.
+fn check_outliers(stages: &[StageConfig]) -> Result<(), &'static str> {
+    let extra: usize = stages.iter().map(StageConfig::extra_bits).sum();
+    let widened = stages.iter().all(|stage| match stage {
+        StageConfig::LloydMax(stage) => stage.widened(extra).is_ok(),
+        stage => extra == 0 || stage.kind() != StageKind::Quantise,
+    });
+    if widened {
+        Ok(())
+    } else {
+        Err("outliers need lloyd_max, with room for their additional bits: 5 in all")
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -539,6 +576,8 @@ mod tests {
             "snapkv-k25+hadamard-s7+lloyd_max-3b",
             "anchor_delta-g10+bins-w100+adaptive",
             "group_quant-3b-g32+tables-c8+zstd-l3",
+            "outliers-c25-b2+hadamard-s0+lloyd_max-3b",
+            "merge-s50-a30+group_quant-4b-g32",
             "pca+allocated-t20-dp+zstd-l3",
             "exact-s4-w0+pca-predict-0123456789abcdef+step-m500-d15+context",
             "pca-0123456789abcdef+progressive-m250",
@@ -569,6 +608,10 @@ mod tests {
             "pca-0123456789ABCDEF+step-m500-d15",
             "pca-predict-+step-m500-d15",
             "pca+progressive-m250+context",
+            "outliers-c25-b2+hadamard-s0+lloyd_max-4b",
+            "outliers-c25-b1+group_quant-4b-g32",
+            "outliers-c0-b1+lloyd_max-2b",
+            "outliers-c25-b0+lloyd_max-2b",
             "group_quant-4b-g32-x",
             "group_quant-04b-g32",
             "group_quant-4b-g+32",

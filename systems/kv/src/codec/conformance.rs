@@ -11,8 +11,8 @@ use crate::ident::ModelFingerprint;
 
 use super::{
     ArtefactFitter, ArtefactOptions, Beside, Chain, Codec, CodecArtefact, CodecConfig,
-    CodecContext, CodecError, Held, StageKind, Tile, TileMut, TileShape, TileSpec, TokenScores,
-    families, presets, registry, sweep,
+    CodecContext, CodecError, Held, Prior, StageKind, Tile, TileMut, TileShape, TileSpec,
+    TokenScores, families, presets, registry, sweep,
 };
 
 fn chains() -> Vec<Chain> {
@@ -575,5 +575,225 @@ fn chains_without_an_artefact_in_their_id_do_not_depend_on_one() {
             bytes
         };
         assert_eq!(encode(&bare), encode(&bound), "{}", bare.id());
+    }
+}
+
+/// A sequence of draws that is the same in every run.
+struct Draws(u64);
+
+impl Draws {
+    fn below(&mut self, bound: usize) -> usize {
+        let step = self.0.wrapping_mul(6_364_136_223_846_793_005);
+        self.0 = step.wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) as usize % bound.max(1)
+    }
+
+    /// Bytes made of a payload and another one as a faulty link or a peer might make them.
+    fn mutate(&mut self, payload: &[u8], other: &[u8]) -> Vec<u8> {
+        let mut bytes = payload.to_vec();
+        for _ in 0..=self.below(3) {
+            let at = self.below(bytes.len());
+            match self.below(8) {
+                0 => bytes.truncate(at),
+                1 => bytes.rotate_left(at),
+                2 => bytes.extend((0..=at % 9).map(|_| self.below(256) as u8)),
+                3 => {
+                    bytes.truncate(at);
+                    bytes.extend_from_slice(&other[at.min(other.len())..]);
+                }
+                4 => {
+                    let len = 1 + self.below(16);
+                    bytes
+                        .iter_mut()
+                        .skip(at)
+                        .take(len)
+                        .for_each(|byte| *byte = 0xff);
+                }
+                5 => bytes.iter_mut().skip(at).take(4).for_each(|byte| *byte = 0),
+                _ => bytes
+                    .iter_mut()
+                    .skip(at)
+                    .take(1)
+                    .for_each(|byte| *byte ^= 1 << (self.0 % 8)),
+            }
+        }
+        bytes
+    }
+}
+
+/// Chains with an artefact, each once.
+fn bound_chains() -> Vec<Chain> {
+    let mut bound: Vec<Chain> = Vec::new();
+    for chain in chains() {
+        let chain = chain.config().build_with(&context()).unwrap();
+        if bound.iter().all(|other| other.id() != chain.id()) {
+            bound.push(chain);
+        }
+    }
+    bound
+}
+
+/// The numbers of `spec`, encoded with the layers below that a chain asks for.
+fn encode_above(codec: &Chain, spec: TileSpec, below: &[Prior<'_>]) -> Vec<u8> {
+    let (k, v) = (numbers(spec.shape, 3), numbers(spec.shape, 4));
+    let scores = scores();
+    let beside = Beside {
+        positions: None,
+        prior: below,
+    };
+    let tile = Tile::new(spec, &k, &v).unwrap().with_beside(beside);
+    let mut bytes = Vec::new();
+    let tile = tile.unwrap().with_scores(Some(&scores));
+    codec.encode(&tile, &mut bytes).unwrap();
+    bytes
+}
+
+/// What `systems/kv/fuzz` does for much longer: payloads that were right once, cut anywhere,
+/// altered, put together from two, or decoded as another shape or at another place.
+#[test]
+fn mutated_payloads_are_refused_with_a_reason_or_decode_to_what_is_promised() {
+    let spec = |tokens, layer, first_token, more| TileSpec {
+        shape: TileShape::new(2, tokens, 32).unwrap(),
+        layer,
+        num_layers: 2,
+        first_token,
+        end_token: first_token + tokens + more,
+    };
+    let specs = [spec(3, 0, 0, 40), spec(8, 1, 90, 300), spec(5, 0, 30, 0)];
+    let mut draws = Draws(1);
+    for codec in bound_chains() {
+        let passes_fp16 = codec.id().split('+').any(|stage| {
+            // fp16 numbers that travel as they are may be anything.
+            stage == "identity" || stage.starts_with("exact")
+        });
+        let below: Vec<_> = specs
+            .iter()
+            .map(|spec| (numbers(spec.shape, 7), numbers(spec.shape, 8)))
+            .collect();
+        let prior = |index: usize| -> Vec<Prior<'_>> {
+            let (k, v): &(Vec<f16>, Vec<f16>) = &below[index];
+            let wanted = codec.prior_layers().min(specs[index].layer);
+            vec![Prior { k, v }; wanted]
+        };
+        let payloads: Vec<_> = (0..specs.len())
+            .map(|index| encode_above(&codec, specs[index], &prior(index)))
+            .collect();
+        let try_at = |index: usize, bytes: &[u8]| -> bool {
+            let (spec, prior) = (specs[index], prior(index));
+            let (mut k, mut v) = (numbers(spec.shape, 1), numbers(spec.shape, 2));
+            let beside = Beside {
+                positions: None,
+                prior: &prior,
+            };
+            let mut tile = TileMut::new(spec, &mut k, &mut v).unwrap();
+            tile = tile.with_beside(beside).unwrap();
+            if let Err(error) = codec.decode(bytes, &mut tile) {
+                assert!(!error.to_string().is_empty());
+                return false;
+            }
+            let held = tile.held().clone();
+            assert!(
+                bytes.len() <= codec.encoded_len(spec.shape),
+                "{}",
+                codec.id()
+            );
+            let finite = k.iter().chain(&v).all(|x| x.is_finite());
+            assert!(finite || passes_fp16, "{}", codec.id());
+            if let Held::Some(offsets) = held {
+                assert!(offsets.is_sorted_by(|a, b| a < b), "{}", codec.id());
+                assert!(
+                    offsets
+                        .last()
+                        .is_none_or(|last| *last < spec.shape.tokens())
+                );
+            }
+            true
+        };
+        for (index, payload) in payloads.iter().enumerate() {
+            assert!(try_at(index, payload), "{}", codec.id());
+            for len in 0..payload.len() {
+                let decodes = try_at(index, &payload[..len]);
+                assert!(
+                    !decodes || codec.decodes_prefixes(),
+                    "{}: {len}",
+                    codec.id()
+                );
+            }
+            for _ in 0..800 {
+                let other = draws.below(payloads.len());
+                let bytes = draws.mutate(payload, &payloads[other]);
+                try_at(index, &bytes);
+                try_at(other, &bytes);
+            }
+        }
+    }
+}
+
+/// Chunks in any order, more than once, cut and altered: what is refused changes nothing, and
+/// what is complete is what an orderly transfer gives.
+#[test]
+fn disorderly_chunks_are_refused_and_change_nothing() {
+    let block = context_block(32, 70, 2);
+    let mut draws = Draws(2);
+    for codec in bound_chains() {
+        let mut encoder =
+            crate::ChunkEncoder::new(codec.clone()).with_scores(Some(Arc::new(scores())));
+        let places = crate::chunk::plan(block.spec(), 32, &codec).unwrap();
+        let sent: Vec<_> = places
+            .map(|(layer, tokens)| encoder.encode(&block, layer, tokens).unwrap())
+            .collect();
+        let assembler = || {
+            let codecs = vec![codec.clone()];
+            let assembler = crate::Assembler::new(block.spec().clone(), codecs, u64::MAX);
+            assembler.unwrap().with_dropped(true)
+        };
+        let mut orderly = assembler();
+        let layers = sent
+            .iter()
+            .filter_map(|chunk| orderly.accept(chunk).unwrap());
+        let layers: Vec<_> = layers.collect();
+        assert_eq!(layers.len(), 2);
+        for _ in 0..10 {
+            let mut assembler = assembler();
+            let mut tries = 0;
+            while !assembler.is_complete() {
+                tries += 1;
+                assert!(tries < 2000, "{}: no honest chunk is taken", codec.id());
+                let mut chunk = sent[draws.below(sent.len())].clone();
+                let altered = draws.below(2) == 0 && !codec.decodes_prefixes();
+                if altered {
+                    let keep = draws.below(chunk.payload.len());
+                    chunk.payload.truncate(keep);
+                    if draws.below(2) == 0 {
+                        let crate::KvChunk {
+                            layer,
+                            tokens,
+                            codec,
+                            level,
+                            payload,
+                            ..
+                        } = chunk;
+                        chunk = crate::KvChunk::seal(layer, tokens, codec, level, payload);
+                    }
+                }
+                let before = assembler.missing();
+                match assembler.accept(&chunk) {
+                    // Where nothing is kept of some tokens, nothing may be all there is to send.
+                    Ok(_) if altered && drops_tokens(&codec) => break,
+                    Ok(Some(layer)) => {
+                        assert!(!altered, "{}", codec.id());
+                        assert!(layers.contains(&layer), "{}", codec.id());
+                    }
+                    Ok(None) => {
+                        assert!(!altered, "{}", codec.id());
+                        assert_ne!(assembler.missing(), before);
+                    }
+                    Err(error) => {
+                        assert!(!error.to_string().is_empty());
+                        assert_eq!(assembler.missing(), before, "{error}");
+                    }
+                }
+            }
+        }
     }
 }

@@ -53,7 +53,7 @@ pub use registry::{CodecEntry, names, registry};
 pub use scores::TokenScores;
 pub use select::{Exact, Knorm, Prefix, Random, Scored, ScoredBy, Streaming};
 pub use tile::{Beside, Held, MAX_TILE_ELEMENTS, Prior, Tile, TileMut, TileShape, TileSpec};
-pub use transform::{AnchorDelta, Hadamard, Pca, Svd};
+pub use transform::{AnchorDelta, Hadamard, Merge, Outliers, Pca, Svd};
 
 use std::fmt::Debug;
 
@@ -242,6 +242,12 @@ pub trait Codec: Debug + Send + Sync {
     /// can be decoded only after those of the same tokens. Fewer are given to the first layers.
     fn prior_layers(&self) -> usize {
         0
+    }
+
+    /// Whether the encoder has use for the layer above, which only the sender has
+    /// ([`Tile::above`]).
+    fn looks_above(&self) -> bool {
+        false
     }
 
     /// Whether every prefix of a payload decodes, the longer the better.

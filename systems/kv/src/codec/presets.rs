@@ -80,8 +80,7 @@ pub const fn presets() -> &'static [Preset] {
         Preset {
             name: "turbo",
             source: "TurboQuant, arXiv 2504.19874",
-            remark: "the variant for mean squared error at 4 bits, without the mixture of widths \
-                     for outlier channels; keys before RoPE",
+            remark: "the variant for mean squared error at 4 bits; keys before RoPE",
             id: "hadamard-s0+lloyd_max-4b",
             family: "turbo",
         },
@@ -91,6 +90,31 @@ pub const fn presets() -> &'static [Preset] {
             remark: "as turbo, with 3 bits",
             id: "hadamard-s0+lloyd_max-3b",
             family: "turbo",
+        },
+        Preset {
+            name: "turbo-3.5bit",
+            source: "TurboQuant, arXiv 2504.19874",
+            remark: "3 bits, and 5 for the quarter of the channels with the most energy in the tile, \
+                     whose map and second norm are sent",
+            id: "outliers-c25-b2+hadamard-s0+lloyd_max-3b",
+            family: "turbo",
+        },
+        Preset {
+            name: "turbo-2.5bit",
+            source: "TurboQuant, arXiv 2504.19874",
+            remark: "as turbo-3.5bit, with 2 and 4 bits",
+            id: "outliers-c25-b2+hadamard-s0+lloyd_max-2b",
+            family: "turbo",
+        },
+        Preset {
+            name: "minicache",
+            source: "MiniCache, arXiv 2405.14366",
+            remark: "pairs of layers from the middle on, 4 bits; tokens are spared by the angle \
+                     between their layers instead of relative to the largest: of the default edge \
+                     model's, whose layers are as good as unrelated, a fifteenth; keys before RoPE, \
+                     which turns both layers alike",
+            id: "merge-s50-a95+group_quant-4b-g32",
+            family: "minicache",
         },
         Preset {
             name: "celslm",
@@ -282,8 +306,25 @@ const FAMILIES: &[Family] = &[
     },
     Family {
         name: "turbo",
-        varies: "bits; up to 14 times smaller",
-        ids: || ids("hadamard-s0+lloyd_max-", &[5, 4, 3, 2, 1], "b"),
+        varies: "bits, by halves with outlier channels; up to 12 times smaller",
+        ids: || {
+            let bits = [
+                "hadamard-s0+lloyd_max-5b",
+                "hadamard-s0+lloyd_max-4b",
+                "outliers-c25-b2+hadamard-s0+lloyd_max-3b",
+                "hadamard-s0+lloyd_max-3b",
+                "outliers-c25-b2+hadamard-s0+lloyd_max-2b",
+                "hadamard-s0+lloyd_max-2b",
+                "outliers-c25-b2+hadamard-s0+lloyd_max-1b",
+                "hadamard-s0+lloyd_max-1b",
+            ];
+            between("", &bits, "")
+        },
+    },
+    Family {
+        name: "minicache",
+        varies: "bits and group size; a quarter fewer numbers at the most, beside their bits",
+        ids: || between("merge-s50-a95+group_quant-", &GROUPS, ""),
     },
     Family {
         name: "celslm",

@@ -2,8 +2,8 @@
 
 use super::{
     Adaptive, Allocated, AnchorDelta, Bins, CodecConfig, Context, Exact, GroupQuant, Hadamard,
-    Identity, Knorm, LloydMax, Pca, Prefix, Progressive, Random, ScoredBy, StageKind, Step,
-    Streaming, Svd, Tables, Vectorwise, Zstd,
+    Identity, Knorm, LloydMax, Merge, Outliers, Pca, Prefix, Progressive, Random, ScoredBy,
+    StageKind, Step, Streaming, Svd, Tables, Vectorwise, Zstd,
 };
 
 /// One registered stage.
@@ -182,6 +182,30 @@ const STAGES: &[CodecEntry] = &[
             chains(&[
                 "anchor_delta-g10+bins-w100+adaptive",
                 "anchor_delta-g10+group_quant-4b-g32",
+            ])
+        },
+    },
+    CodecEntry {
+        name: Outliers::NAME,
+        kind: StageKind::Transform,
+        summary: "more bits for the channels with the most energy",
+        source: "TurboQuant, arXiv 2504.19874",
+        examples: || {
+            chains(&[
+                "outliers-c25-b2+hadamard-s0+lloyd_max-2b",
+                "outliers-c50-b1+lloyd_max-3b+context",
+            ])
+        },
+    },
+    CodecEntry {
+        name: Merge::NAME,
+        kind: StageKind::Transform,
+        summary: "directions shared by pairs of neighbouring layers",
+        source: "MiniCache, arXiv 2405.14366",
+        examples: || {
+            chains(&[
+                "merge-s50-a30+group_quant-4b-g32",
+                "exact-s4-w0+merge-s0-a60+identity",
             ])
         },
     },

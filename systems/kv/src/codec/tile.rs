@@ -119,12 +119,13 @@ impl TileSpec {
     }
 }
 
-/// A decoded layer of the same tokens below the layer at hand, for stages that predict from it.
+/// Another layer of the same tokens: one below that was decoded, for stages that predict from it, or
+/// the sender's one above.
 #[derive(Debug, Clone, Copy)]
 pub struct Prior<'a> {
-    /// Keys as the receiver has them, `[num_kv_heads, tokens, head_dim]`.
+    /// Keys, `[num_kv_heads, tokens, head_dim]`: of a layer below, as the receiver has them.
     pub k: &'a [f16],
-    /// Values as the receiver has them, same shape.
+    /// Values, same shape.
     pub v: &'a [f16],
 }
 
@@ -173,6 +174,7 @@ pub struct Tile<'a> {
     k: &'a [f16],
     v: &'a [f16],
     beside: Beside<'a>,
+    above: Option<Prior<'a>>,
     scores: Option<&'a TokenScores>,
 }
 
@@ -183,12 +185,13 @@ impl<'a> Tile<'a> {
     /// [`CodecError::TileLength`].
     pub fn new(spec: TileSpec, k: &'a [f16], v: &'a [f16]) -> Result<Self, CodecError> {
         check_lengths(spec.shape, k.len(), v.len())?;
-        let (beside, scores) = (Beside::default(), None);
+        let (beside, above, scores) = (Beside::default(), None, None);
         Ok(Self {
             spec,
             k,
             v,
             beside,
+            above,
             scores,
         })
     }
@@ -200,6 +203,24 @@ impl<'a> Tile<'a> {
     pub fn with_beside(self, beside: Beside<'a>) -> Result<Self, CodecError> {
         check_beside(self.spec.shape, &beside)?;
         Ok(Self { beside, ..self })
+    }
+
+    /// The tile with the layer above it, of the same tokens, as the sender has it: for stages that
+    /// choose with a view to it what they send of this one. The receiver has no such layer.
+    ///
+    /// # Errors
+    /// [`CodecError::TileLength`] when it is not of the tile's shape.
+    pub fn with_above(self, above: Option<Prior<'a>>) -> Result<Self, CodecError> {
+        if let Some(layer) = above {
+            check_lengths(self.spec.shape, layer.k.len(), layer.v.len())?;
+        }
+        Ok(Self { above, ..self })
+    }
+
+    /// The layer above as the sender has it, where it was given.
+    #[must_use]
+    pub const fn above(&self) -> Option<Prior<'a>> {
+        self.above
     }
 
     /// The tile with scores of the context's tokens, for selections that need them.
@@ -433,6 +454,7 @@ pub(super) struct Part<'a> {
     pub(super) v: Vec<f16>,
     positions: Vec<usize>,
     prior: Vec<(Vec<f16>, Vec<f16>)>,
+    above: Option<(Vec<f16>, Vec<f16>)>,
     scores: Option<&'a TokenScores>,
 }
 
@@ -441,8 +463,9 @@ impl<'a> Part<'a> {
     pub(super) fn of(tile: &Tile<'a>, offsets: &[usize]) -> Result<Self, CodecError> {
         let mut part = Self::beside(tile.spec(), &tile.beside, offsets)?;
         part.scores = tile.scores;
-        part.k = gather(tile.k, tile.shape(), offsets);
-        part.v = gather(tile.v, tile.shape(), offsets);
+        let rows = |side| gather(side, tile.shape(), offsets);
+        (part.k, part.v) = (rows(tile.k), rows(tile.v));
+        part.above = tile.above.map(|layer| (rows(layer.k), rows(layer.v)));
         Ok(part)
     }
 
@@ -471,6 +494,7 @@ impl<'a> Part<'a> {
                 .map(|offset| position(spec, beside, *offset))
                 .collect(),
             prior: prior.collect(),
+            above: None,
             scores: None,
         })
     }
@@ -485,8 +509,9 @@ impl<'a> Part<'a> {
             positions: Some(&self.positions),
             prior: &prior,
         };
+        let above = self.above.as_ref().map(|(k, v)| Prior { k, v });
         let tile = Tile::new(self.spec, &self.k, &self.v)?.with_beside(beside)?;
-        encode(&tile.with_scores(self.scores))
+        encode(&tile.with_above(above)?.with_scores(self.scores))
     }
 
     /// Fills the part with what `decode` decodes and writes its rows into `tile` at `offsets`;

@@ -15,8 +15,8 @@ use crate::codec::{CodecError, Tile, TileMut, TileShape, TileSpec};
 /// levels that are best for the standard normal distribution; the root mean square is sent as
 /// fp16.
 ///
-/// The paper's unbiased variant for inner products and its mixture of widths for outlier
-/// channels (3.5 bits) are not here. Loses without a rotation before it, and on keys with
+/// The paper's unbiased variant for inner products is not here; `outliers` before it mixes widths.
+/// Loses without a rotation before it, and on keys with
 /// offsets: the rotation spreads them over all channels, where they eat the range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "Fields", into = "Fields")]
@@ -76,6 +76,11 @@ impl LloydMax {
             value: bits,
             allowed: "1 to 5",
         })
+    }
+
+    /// The same with more bits.
+    pub(in crate::codec) fn widened(&self, extra: usize) -> Result<Self, CodecError> {
+        Self::new(self.bits.saturating_add(extra))
     }
 
     /// Reads the parameters of an id, `4b`.

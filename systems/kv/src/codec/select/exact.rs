@@ -172,6 +172,10 @@ impl Codec for ExactCodec {
         self.inner.prior_layers()
     }
 
+    fn looks_above(&self) -> bool {
+        self.inner.looks_above()
+    }
+
     /// A prefix that holds the exact tokens decodes if the rest does.
     fn decodes_prefixes(&self) -> bool {
         self.inner.decodes_prefixes()

@@ -190,6 +190,10 @@ impl Codec for Selected {
         self.inner.prior_layers()
     }
 
+    fn looks_above(&self) -> bool {
+        self.inner.looks_above()
+    }
+
     fn decodes_prefixes(&self) -> bool {
         false
     }

@@ -235,6 +235,10 @@ impl Codec for PrefixCodec {
         self.inner.prior_layers()
     }
 
+    fn looks_above(&self) -> bool {
+        self.inner.looks_above()
+    }
+
     fn decodes_prefixes(&self) -> bool {
         self.inner.decodes_prefixes()
     }
