@@ -198,7 +198,7 @@ impl Catalogue {
         })
     }
 
-    /// Reads everything that a plan of `config` needs. Sizes of the KV and fitted bridges are the
+    /// Reads everything that a plan of `config` needs. Sizes of the KV and what was fitted are the
     /// caller's to add, where it knows them.
     ///
     /// # Errors
@@ -271,6 +271,7 @@ impl Catalogue {
             workloads,
             kv: None,
             bridges: Vec::new(),
+            artefact: None,
         })
     }
 

@@ -1,12 +1,14 @@
 //! From the arguments of `celslm run` to a plan, and the dry run that shows it.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use celslm::bridges;
 use celslm::catalogue::Catalogue;
 use celslm::config::{Config, ConfigSource, Override};
+use celslm::exit::Verdict;
 use celslm::plan::{Inputs, KvEstimator, Plan, Shard, describe};
 use celslm::store::resolved_config;
+use celslm::{artefacts, bridges};
 use celslm_model::store::ModelStore;
 use celslm_model::{GgufFile, Tokenizer};
 use clap::Args;
@@ -68,6 +70,8 @@ pub(crate) struct Prepared {
     pub(crate) inputs: Inputs,
     /// The plan.
     pub(crate) plan: Plan,
+    /// The folder of configurations that the experiment belongs to.
+    pub(crate) configs: PathBuf,
     /// The folder that the results go to.
     pub(crate) results_dir: PathBuf,
 }
@@ -84,15 +88,26 @@ pub(crate) fn prepare(args: &RunArgs) -> anyhow::Result<Prepared> {
     let config = source.parse()?;
     let catalogue = Catalogue::of(&path);
     let mut inputs = catalogue.gather(&config, &source)?;
+    let missing = |missing: Verdict| match args.dry_run {
+        // A plan can be shown without what was fitted.
+        true => {
+            eprintln!("note: {missing}");
+            Ok(())
+        }
+        false => Err(missing),
+    };
     match bridges::resolve(&config, catalogue.root()) {
         Ok(found) => inputs.bridges = found,
-        // A plan can be shown without them.
-        Err(missing) if args.dry_run => eprintln!("note: {missing}"),
-        Err(missing) => return Err(missing.into()),
+        Err(fault) => missing(fault)?,
+    }
+    match artefacts::resolve(&config, catalogue.root()) {
+        Ok(found) => inputs.artefact = found,
+        Err(fault) => missing(fault)?,
     }
     let plan = Plan::new(&config, &inputs)?;
     Ok(Prepared {
         resolved: resolved_config(&config, &inputs),
+        configs: catalogue.root().to_owned(),
         results_dir: Path::new(&args.out).join(&config.experiment.name),
         config,
         inputs,
@@ -103,7 +118,7 @@ pub(crate) fn prepare(args: &RunArgs) -> anyhow::Result<Prepared> {
 /// Prints the plan.
 pub(crate) fn dry_run(args: &RunArgs, prepared: &Prepared) {
     let inputs = Inputs {
-        kv: kv_estimator(&prepared.inputs),
+        kv: kv_estimator(&prepared.inputs, &prepared.configs),
         ..prepared.inputs.clone()
     };
     listing::show(&describe(
@@ -120,7 +135,7 @@ pub(crate) fn dry_run(args: &RunArgs, prepared: &Prepared) {
 
 /// Sizes of the documents' KV, if the edge's model is in the store. A file that does not load is
 /// for the run to complain about: here it only means that bytes are not estimated.
-fn kv_estimator(inputs: &Inputs) -> Option<KvEstimator> {
+fn kv_estimator(inputs: &Inputs, configs: &Path) -> Option<KvEstimator> {
     let path = ModelStore::open_default().ok()?.path(&inputs.edge_model)?;
     let file = GgufFile::open(&path).ok()?;
     let tokenizer = Tokenizer::load(&file).ok()?;
@@ -133,5 +148,10 @@ fn kv_estimator(inputs: &Inputs) -> Option<KvEstimator> {
         }
         context_tokens.push(tokens / draw.documents.len().max(1) as u64);
     }
-    Some(KvEstimator::new(shape, context_tokens))
+    let artefact = match &inputs.artefact {
+        Some(file) => Some(Arc::clone(&file.artefact)),
+        // One that no codec needs still says what the KV is like.
+        None => artefacts::read(&artefacts::default_path(configs, &inputs.edge_model.name)).ok(),
+    };
+    Some(KvEstimator::new(shape, context_tokens).with_artefact(artefact))
 }

@@ -26,8 +26,8 @@ mod shard;
 
 pub use cell::Cell;
 pub use describe::describe;
-pub use estimate::{Estimate, KvEstimator};
-pub use inputs::{BridgeFile, DatasetDraw, Devices, Inputs};
+pub use estimate::{Basis, Estimate, KvEstimator};
+pub use inputs::{ArtefactFile, BridgeFile, DatasetDraw, Devices, Inputs};
 pub use order::{Block, Group, Plan, PlanError, PlannedRequest, Round};
 pub use seeds::Seeds;
 pub use shard::{Shard, ShardError};
