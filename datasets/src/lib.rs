@@ -12,6 +12,7 @@ mod embedded;
 mod error;
 mod prompt;
 mod rank;
+mod recall;
 mod registry;
 mod scorer;
 mod source;
@@ -22,6 +23,7 @@ pub use document::{Document, Question};
 pub use embedded::{Embedded, EmbeddedConfig};
 pub use error::DatasetError;
 pub use prompt::{ANSWER_INSTRUCTION, Prompt, SYSTEM_INSTRUCTION};
+pub use recall::{Recall, RecallConfig};
 pub use registry::{DATA_DIR_SETTING, DATASETS, Dataset, DatasetConfig, DatasetEntry, entry, load};
 pub use scorer::{
     ACCEPTED_REFUSALS, ExactMatch, F1, SCORERS, Scorer, UNANSWERABLE, is_refusal, normalise, scorer,

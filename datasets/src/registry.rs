@@ -6,6 +6,7 @@ use crate::config::method_config;
 use crate::document::Document;
 use crate::embedded::{self, Embedded, EmbeddedConfig};
 use crate::error::DatasetError;
+use crate::recall::{Recall, RecallConfig};
 use crate::squad::{Squad, SquadConfig};
 
 /// The setting that names the folder which relative data paths start from. The
@@ -55,6 +56,12 @@ pub const DATASETS: &[DatasetEntry] = &[
         licence: "as stated by the file's publisher",
         source: "the file named by `path`",
     },
+    DatasetEntry {
+        name: "recall",
+        about: "passages of any text, with questions that quote some words and ask for the next",
+        licence: "as stated by the text's publisher",
+        source: "the file or folder named by `path`",
+    },
 ];
 
 /// The registry line of `name`.
@@ -84,11 +91,14 @@ pub enum DatasetConfig {
     Embedded(EmbeddedConfig),
     /// A file in SQuAD format.
     Squad(SquadConfig),
+    /// Passages of plain text.
+    Recall(RecallConfig),
 }
 
 method_config!(DatasetConfig, "dataset", {
     "embedded" => Embedded(EmbeddedConfig),
     "squad" => Squad(SquadConfig),
+    "recall" => Recall(RecallConfig),
 });
 
 impl DatasetConfig {
@@ -98,6 +108,7 @@ impl DatasetConfig {
         match self {
             Self::Embedded(_) => "embedded",
             Self::Squad(_) => "squad",
+            Self::Recall(_) => "recall",
         }
     }
 }
@@ -125,6 +136,7 @@ pub fn load(
     Ok(match config {
         DatasetConfig::Embedded(settings) => Box::new(Embedded::load(settings, seed)?),
         DatasetConfig::Squad(settings) => Box::new(Squad::load(settings, data_dir, seed)?),
+        DatasetConfig::Recall(settings) => Box::new(Recall::load(settings, data_dir, seed)?),
     })
 }
 
@@ -182,7 +194,7 @@ mod tests {
     fn bad_configs_name_the_fault_and_the_place() {
         let unknown = parse(r#"dataset = "squid""#).unwrap_err();
         assert!(
-            unknown.contains("unknown dataset `squid`; known: embedded, squad"),
+            unknown.contains("unknown dataset `squid`; known: embedded, squad, recall"),
             "{unknown}"
         );
         assert!(unknown.contains("line 1"), "{unknown}");
@@ -206,10 +218,10 @@ mod tests {
 
     #[test]
     fn every_config_is_registered() {
-        for name in ["embedded", "squad"] {
+        for name in ["embedded", "squad", "recall"] {
             assert_eq!(entry(name).unwrap().name, name);
         }
         let error = entry("nope").unwrap_err().to_string();
-        assert!(error.contains("known: embedded, squad"), "{error}");
+        assert!(error.contains("known: embedded, squad, recall"), "{error}");
     }
 }

@@ -25,6 +25,32 @@ pub(crate) fn resolve(
     }
 }
 
+/// The file itself, or a folder's `.txt` files in the order of their names.
+pub(crate) fn text_files(path: &Path, home: &str) -> Result<Vec<PathBuf>, DatasetError> {
+    if !path.is_dir() {
+        return Ok(vec![path.to_owned()]);
+    }
+    let failed = |source| DatasetError::Read {
+        path: path.to_owned(),
+        source,
+    };
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(path).map_err(failed)? {
+        let file = entry.map_err(failed)?.path();
+        if file.extension().is_some_and(|extension| extension == "txt") {
+            files.push(file);
+        }
+    }
+    files.sort_unstable();
+    if files.is_empty() {
+        return Err(DatasetError::FileMissing {
+            path: path.join("*.txt"),
+            home: home.to_owned(),
+        });
+    }
+    Ok(files)
+}
+
 /// The file's bytes, if there are not too many.
 pub(crate) fn read(path: &Path, home: &str) -> Result<Vec<u8>, DatasetError> {
     let failed = |source: std::io::Error| match source.kind() {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use celslm_kv::CodecConfig;
 use celslm_kv::codec::{ArtefactError, CodecArtefact, CodecContext};
 
-use crate::config::Config;
+use crate::config::{Config, ModelsConfig};
 use crate::exit::Verdict;
 use crate::plan::ArtefactFile;
 
@@ -23,6 +23,13 @@ pub fn default_path(configs: &Path, model: &str) -> PathBuf {
     folder(configs).join(format!("{model}.safetensors"))
 }
 
+/// The artefact's file that the models of a configuration state or imply.
+#[must_use]
+pub fn path(models: &ModelsConfig, configs: &Path) -> PathBuf {
+    let stated = models.codec_artefact.clone();
+    stated.unwrap_or_else(|| default_path(configs, &models.edge))
+}
+
 /// The artefact that the configuration's codecs need: the stated one, or else the default of the
 /// edge's model; `None` if no codec needs any.
 ///
@@ -35,8 +42,7 @@ pub fn resolve(config: &Config, configs: &Path) -> Result<Option<ArtefactFile>, 
         return Ok(None);
     };
     let edge = &config.models.edge;
-    let stated = config.models.codec_artefact.clone();
-    let path = stated.unwrap_or_else(|| default_path(configs, edge));
+    let path = path(&config.models, configs);
     let artefact = read(&path).map_err(|error| {
         Verdict::Config(format!(
             "codec {} needs the artefact {}: {error}; fit it with \

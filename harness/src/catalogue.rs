@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use celslm_datasets::{DatasetError, Workload, WorkloadConfig};
+use celslm_datasets::{DatasetConfig, DatasetError, Workload, WorkloadConfig};
 use celslm_link::{LinkProfile, ProfileError};
 use celslm_model::store::{ModelSpec, StoreError, find_spec, load_specs};
 
-use crate::config::{CloudCompute, Config, ConfigError, ConfigSource};
+use crate::artefacts;
+use crate::config::{CloudCompute, Config, ConfigError, ConfigSource, EvaluationFile};
 use crate::device::{DeviceProfile, HOST};
+use crate::evaluation::EvaluationInputs;
 use crate::plan::{DatasetDraw, Devices, Inputs, Seeds};
 
 /// Environment variable that names the folder of data files when `data_dir` is absent.
@@ -205,18 +207,8 @@ impl Catalogue {
     /// Unknown links and models point into the file through `source`; data that is missing or
     /// broken is the machine's fault, not the file's.
     pub fn gather(&self, config: &Config, source: &ConfigSource) -> Result<Inputs, CatalogueError> {
-        let specs = self.models()?;
-        let model = |role: &str, name: &str| {
-            find_spec(&specs, name).cloned().map_err(|_| {
-                let known: Vec<&str> = specs.iter().map(|spec| spec.name.as_str()).collect();
-                source.error_at(
-                    &format!("models.{role}"),
-                    format!("unknown model `{name}`; known: {}", known.join(", ")),
-                )
-            })
-        };
-        let cloud_model = model("cloud", &config.models.cloud)?;
-        let edge_model = model("edge", &config.models.edge)?;
+        let cloud_model = self.model("cloud", &config.models.cloud, source)?;
+        let edge_model = self.model("edge", &config.models.edge, source)?;
         let links = self.links_of(config, source)?;
         let devices = self.devices_of(config, source)?;
         for (role, device, model, cache) in [
@@ -237,8 +229,7 @@ impl Catalogue {
                 return Err(source.error_at(&format!("{role}.device"), message).into());
             }
         }
-        let data_dir = data_dir(config);
-        let seed = Seeds::new(config.experiment.seed).derive("dataset");
+        let data_dir = data_dir(config.data_dir.as_ref());
         let mut draws: Vec<DatasetDraw> = Vec::new();
         let mut workloads: Vec<(WorkloadConfig, Arc<dyn Workload>)> = Vec::new();
         for (_, grid) in config.grids() {
@@ -252,15 +243,12 @@ impl Catalogue {
                     .map_err(|source| CatalogueError::Workload { name, source })?;
                 workloads.push((load, loaded));
             }
-            for dataset in grid.datasets {
-                if draws.iter().any(|draw| draw.config == dataset) {
-                    continue;
-                }
-                let name = dataset.name();
-                let loaded = celslm_datasets::load(&dataset, data_dir.as_deref(), seed)
-                    .map_err(|source| CatalogueError::Dataset { name, source })?;
-                draws.push(DatasetDraw::new(dataset, loaded.as_ref()));
-            }
+            draw(
+                &mut draws,
+                grid.datasets,
+                data_dir.as_deref(),
+                config.experiment.seed,
+            )?;
         }
         Ok(Inputs {
             cloud_model,
@@ -272,6 +260,44 @@ impl Catalogue {
             kv: None,
             bridges: Vec::new(),
             artefact: None,
+        })
+    }
+
+    /// Reads everything that an evaluation needs.
+    ///
+    /// # Errors
+    /// As [`Catalogue::gather`].
+    pub fn gather_evaluation(
+        &self,
+        file: &EvaluationFile,
+        source: &ConfigSource,
+    ) -> Result<EvaluationInputs, CatalogueError> {
+        let data_dir = data_dir(file.data_dir.as_ref());
+        let mut draws = Vec::new();
+        draw(
+            &mut draws,
+            file.evaluation.datasets.clone(),
+            data_dir.as_deref(),
+            file.experiment.seed,
+        )?;
+        Ok(EvaluationInputs {
+            edge_model: self.model("edge", &file.models.edge, source)?,
+            draws,
+            artefact: artefacts::read(&artefacts::path(&file.models, &self.root)).ok(),
+        })
+    }
+
+    fn model(
+        &self,
+        role: &str,
+        name: &str,
+        source: &ConfigSource,
+    ) -> Result<ModelSpec, CatalogueError> {
+        let specs = self.models()?;
+        find_spec(&specs, name).cloned().map_err(|_| {
+            let known: Vec<&str> = specs.iter().map(|spec| spec.name.as_str()).collect();
+            let message = format!("unknown model `{name}`; known: {}", known.join(", "));
+            source.error_at(&format!("models.{role}"), message).into()
         })
     }
 
@@ -372,11 +398,31 @@ impl Catalogue {
     }
 }
 
+/// Draws the data sets that are not among `draws` yet.
+fn draw(
+    draws: &mut Vec<DatasetDraw>,
+    datasets: Vec<DatasetConfig>,
+    data_dir: Option<&Path>,
+    seed: u64,
+) -> Result<(), CatalogueError> {
+    let seed = Seeds::new(seed).derive("dataset");
+    for dataset in datasets {
+        if draws.iter().any(|draw| draw.config == dataset) {
+            continue;
+        }
+        let name = dataset.name();
+        let loaded = celslm_datasets::load(&dataset, data_dir, seed)
+            .map_err(|source| CatalogueError::Dataset { name, source })?;
+        draws.push(DatasetDraw::new(dataset, loaded.as_ref()));
+    }
+    Ok(())
+}
+
 /// The folder of data files: the configuration's, or else the one that [`DATA_DIR_VARIABLE`]
 /// names, or else none.
 #[must_use]
-pub fn data_dir(config: &Config) -> Option<PathBuf> {
-    config.data_dir.clone().or_else(|| {
+pub fn data_dir(stated: Option<&PathBuf>) -> Option<PathBuf> {
+    stated.cloned().or_else(|| {
         std::env::var_os(DATA_DIR_VARIABLE)
             .filter(|value| !value.is_empty())
             .map(PathBuf::from)

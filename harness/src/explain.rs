@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use celslm_kv::codec::{Explanation, TokenScores};
-use celslm_kv::{Chain, ChunkEncoder, ChunkError, Codec as _, KvBlock, chunk};
+use celslm_kv::{Chain, ChunkEncoder, Codec as _, KvBlock, chunk};
 
 /// The account of one context, encoded as a cloud encodes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -12,8 +12,8 @@ pub struct Account {
     pub codec: String,
     /// Chunks that it took.
     pub chunks: usize,
-    /// Bytes of the chunks' hashes and of the codec ids in them.
-    pub envelope_bytes: usize,
+    /// Bytes of the messages that carry them, frames and the other messages of a fetch included.
+    pub message_bytes: u64,
     /// By layer.
     pub layers: Vec<Explanation>,
     /// All layers together.
@@ -24,28 +24,31 @@ impl Account {
     /// Encodes `block` chunk by chunk and counts.
     ///
     /// # Errors
-    /// As for [`ChunkEncoder::explain`].
+    /// As for [`ChunkEncoder::explain`], and what cannot be a message.
     pub fn of(
         block: &KvBlock,
         chain: &Chain,
         chunk_tokens: usize,
         scores: Option<Arc<TokenScores>>,
-    ) -> Result<Self, ChunkError> {
+    ) -> anyhow::Result<Self> {
         let mut encoder = ChunkEncoder::new(chain.clone()).with_scores(scores);
         let mut account = Self {
             codec: chain.id(),
             chunks: 0,
-            envelope_bytes: 0,
+            message_bytes: 0,
             layers: vec![Explanation::default(); block.shape().num_layers],
             total: Explanation::default(),
         };
+        let mut chunks = Vec::new();
         for (layer, tokens) in chunk::plan(block.spec(), chunk_tokens, chain)? {
             let (chunk, explanation) = encoder.explain(block, layer, tokens)?;
-            account.chunks += 1;
-            account.envelope_bytes += chunk.hash.len() + chunk.codec.len();
+            chunks.push(chunk);
             account.layers[layer - block.first_layer()].add(&explanation);
             account.total.add(&explanation);
         }
+        account.chunks = chunks.len();
+        account.message_bytes =
+            celslm_systems::transfer_bytes(block.spec(), &account.codec, &chunks)?;
         Ok(account)
     }
 
@@ -55,11 +58,10 @@ impl Account {
         self.total.fp16_bytes as f64 / self.total.bytes().max(1) as f64
     }
 
-    /// fp16 bytes over the bytes of the payloads, hashes and ids.
+    /// fp16 bytes over the bytes of the messages.
     #[must_use]
-    pub fn ratio_in_chunks(&self) -> f64 {
-        let bytes = self.total.bytes() + self.envelope_bytes;
-        self.total.fp16_bytes as f64 / bytes.max(1) as f64
+    pub fn ratio_in_messages(&self) -> f64 {
+        self.total.fp16_bytes as f64 / self.message_bytes.max(1) as f64
     }
 
     /// A row for each part of the payload, the largest first: stage, what, bytes, share.
@@ -130,7 +132,7 @@ mod tests {
                 .map(|[.., bytes, _]| bytes.parse::<usize>().unwrap())
                 .sum();
             assert_eq!(by_part, account.total.bytes(), "{codec}");
-            assert!(account.ratio_in_chunks() < account.ratio());
+            assert!(account.ratio_in_messages() < account.ratio());
         }
         assert!((account("identity", 300).ratio() - 1.0).abs() < 1e-9);
         let streaming = account("streaming-k50-s4+vectorwise-f32-c16", 300);

@@ -15,6 +15,7 @@ pub mod config;
 pub mod deployment;
 pub mod device;
 pub mod environment;
+pub mod evaluation;
 pub mod exit;
 pub mod explain;
 pub mod fit;

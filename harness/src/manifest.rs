@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::Config;
 use crate::device::{DeviceProfile, ThrottleFacts};
 use crate::environment::Environment;
-use crate::plan::{ArtefactFile, Devices, Inputs, Plan, Seeds, Shard};
+use crate::plan::{ArtefactFile, DatasetDraw, Devices, Inputs, Plan, Seeds, Shard};
 use crate::{catalogue, clock};
 
 /// The lock file that the binary was built with.
@@ -250,18 +250,7 @@ impl Manifest {
                 ("cloud".to_owned(), ModelRecord::new(&inputs.cloud_model)),
                 ("edge".to_owned(), ModelRecord::new(&inputs.edge_model)),
             ]),
-            datasets: inputs
-                .draws
-                .iter()
-                .map(|draw| DatasetRecord {
-                    config: draw.config.clone(),
-                    hash: draw.hash.clone(),
-                    licence: draw.licence.clone(),
-                    source: draw.source.clone(),
-                    documents: draw.documents.len(),
-                    questions: draw.documents.iter().map(|d| d.questions.len()).sum(),
-                })
-                .collect(),
+            datasets: inputs.draws.iter().map(DatasetRecord::new).collect(),
             bridges: BTreeMap::new(),
             codec_artefact: None,
             seeds: BTreeMap::from([
@@ -290,7 +279,7 @@ impl Manifest {
     pub fn end(&mut self, state: RunState) {
         self.state = state;
         if let Some(session) = self.sessions.last_mut() {
-            session.ended_at = Some(clock::utc());
+            session.end();
         }
     }
 }
@@ -304,6 +293,26 @@ impl SessionRecord {
             ended_at: None,
             command_line: std::env::args().collect(),
             source: SourceTree::at(&catalogue::build_root()),
+        }
+    }
+
+    /// Ends the session now.
+    pub fn end(&mut self) {
+        self.ended_at = Some(clock::utc());
+    }
+}
+
+impl DatasetRecord {
+    /// What is known of a draw.
+    #[must_use]
+    pub fn new(draw: &DatasetDraw) -> Self {
+        Self {
+            config: draw.config.clone(),
+            hash: draw.hash.clone(),
+            licence: draw.licence.clone(),
+            source: draw.source.clone(),
+            documents: draw.documents.len(),
+            questions: draw.documents.iter().map(|d| d.questions.len()).sum(),
         }
     }
 }

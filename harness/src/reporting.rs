@@ -1,11 +1,15 @@
 //! What a report states beside the samples, from the plan and the manifest.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
+use celslm_reports::evaluation::EvaluationInput;
 use celslm_reports::{ReportInput, Slo};
 
-use crate::config::{Config, Interleave};
-use crate::manifest::{Manifest, RunState, SourceTree};
+use crate::config::{Config, EvaluationFile, Interleave};
+use crate::environment::Environment;
+use crate::evaluation::{EvaluationInputs, EvaluationManifest, EvaluationPlan};
+use crate::manifest::{Build, DatasetRecord, Manifest, ModelRecord, RunState, SourceTree};
 use crate::plan::Plan;
 
 /// The report's input for a run in `dir`. Calibration figures are the run's to add.
@@ -30,19 +34,23 @@ pub fn report_input(dir: &Path, config: &Config, plan: &Plan, manifest: &Manifes
     input
 }
 
+/// How far a run came, where it is not finished.
+fn state_notes(state: RunState) -> Vec<String> {
+    let note = match state {
+        RunState::Complete => return Vec::new(),
+        RunState::Running | RunState::Interrupted => {
+            "The run is not finished; `celslm run … --resume` goes on."
+        }
+        RunState::Failed => {
+            "The run ended with an error before all requests were made; `celslm run … --resume` tries again."
+        }
+    };
+    vec![note.to_owned()]
+}
+
 /// Sentences that a reader must know before the figures.
 fn notes(config: &Config, manifest: &Manifest) -> Vec<String> {
-    let mut notes = Vec::new();
-    match manifest.state {
-        RunState::Complete => {}
-        RunState::Running | RunState::Interrupted => {
-            notes.push("The run is not finished; `celslm run … --resume` goes on.".to_owned());
-        }
-        RunState::Failed => notes.push(
-            "The run ended with an error before all requests were made; `celslm run … --resume` tries again."
-                .to_owned(),
-        ),
-    }
+    let mut notes = state_notes(manifest.state);
     if let Some(shard) = manifest.shard {
         notes.push(format!("This is share {shard} of the plan."));
     }
@@ -78,35 +86,82 @@ fn notes(config: &Config, manifest: &Manifest) -> Vec<String> {
     notes
 }
 
-/// The machine and the build, in the order in which they are shown.
-fn facts(config: &Config, manifest: &Manifest) -> Vec<(String, String)> {
-    let build = &manifest.build;
-    let here = &manifest.environment;
-    let mut facts = Vec::new();
-    let mut fact = |name: &str, value: String| {
+/// Facts by name, in the order in which they are shown; what is not known is left out.
+#[derive(Default)]
+struct Facts(Vec<(String, String)>);
+
+impl Facts {
+    fn add(&mut self, name: &str, value: String) {
         if !value.is_empty() {
-            facts.push((name.to_owned(), value));
+            self.0.push((name.to_owned(), value));
         }
-    };
-    fact("plan", manifest.plan_hash.chars().take(12).collect());
-    fact("built from", source(build.source.as_ref()));
-    fact(
-        "compiler",
-        format!("{} {}", build.rustc, build.rustflags)
-            .trim()
-            .to_owned(),
-    );
-    fact(
-        "build profile",
-        format!("{}, opt-level {}", build.profile, build.opt_level),
-    );
-    for (role, model) in &manifest.models {
-        let sha256: String = model.sha256.chars().take(12).collect();
-        fact(
-            &format!("{role} model"),
-            format!("{} (sha256 {sha256}…)", model.file),
+    }
+
+    fn build(&mut self, plan_hash: &str, build: &Build) {
+        self.add("plan", plan_hash.chars().take(12).collect());
+        self.add("built from", source(build.source.as_ref()));
+        let compiler = format!("{} {}", build.rustc, build.rustflags);
+        self.add("compiler", compiler.trim().to_owned());
+        self.add(
+            "build profile",
+            format!("{}, opt-level {}", build.profile, build.opt_level),
         );
     }
+
+    fn models(&mut self, models: &BTreeMap<String, ModelRecord>) {
+        for (role, model) in models {
+            let sha256: String = model.sha256.chars().take(12).collect();
+            self.add(
+                &format!("{role} model"),
+                format!("{} (sha256 {sha256}…)", model.file),
+            );
+        }
+    }
+
+    fn datasets(&mut self, datasets: &[DatasetRecord], seed: u64) {
+        for dataset in datasets {
+            self.add(
+                &format!("data set {}", dataset.config.name()),
+                format!(
+                    "{} documents, {} questions, {}",
+                    dataset.documents, dataset.questions, dataset.licence
+                ),
+            );
+        }
+        self.add("root seed", seed.to_string());
+    }
+
+    fn machine(&mut self, here: &Environment) {
+        let cpu = &here.cpu;
+        self.add(
+            "processor",
+            format!(
+                "{} {}, {} of {} CPUs usable",
+                cpu.vendor,
+                cpu.model,
+                cpu.allowed.len(),
+                cpu.logical
+            ),
+        );
+        self.add(
+            "memory",
+            format!("{:.1} GiB", here.memory_bytes as f64 / f64::from(1 << 30)),
+        );
+        self.add("kernel", format!("{} ({})", here.kernel, here.platform));
+        self.add("governor", here.governor.clone().unwrap_or_default());
+        let quota = here.cgroup.cpu_quota;
+        self.add(
+            "CPU quota",
+            quota.map_or_else(String::new, |quota| format!("{quota} CPUs")),
+        );
+    }
+}
+
+/// The machine and the build of a run over a link.
+fn facts(config: &Config, manifest: &Manifest) -> Vec<(String, String)> {
+    let mut facts = Facts::default();
+    facts.build(&manifest.plan_hash, &manifest.build);
+    facts.models(&manifest.models);
     for (role, device) in &manifest.devices {
         let profile = &device.profile;
         if profile.is_host() {
@@ -116,17 +171,17 @@ fn facts(config: &Config, manifest: &Manifest) -> Vec<(String, String)> {
             || profile.name.clone(),
             crate::device::ThrottleFacts::describe,
         );
-        fact(
+        facts.add(
             &format!("{role} device"),
             format!("{stands} ({}; {})", profile.kind.name(), profile.source),
         );
     }
     for (name, bridge) in &manifest.bridges {
         let hash: String = bridge.blake3.chars().take(12).collect();
-        fact(&format!("bridge {name}"), format!("BLAKE3 {hash}…"));
+        facts.add(&format!("bridge {name}"), format!("BLAKE3 {hash}…"));
     }
     if let Some(artefact) = &manifest.codec_artefact {
-        fact(
+        facts.add(
             "codec artefact",
             format!(
                 "{} ({} bytes at each end, fitted on {} tokens)",
@@ -134,44 +189,72 @@ fn facts(config: &Config, manifest: &Manifest) -> Vec<(String, String)> {
             ),
         );
     }
-    for dataset in &manifest.datasets {
-        fact(
-            &format!("data set {}", dataset.config.name()),
+    facts.datasets(&manifest.datasets, config.experiment.seed);
+    facts.machine(&manifest.environment);
+    if let Some(link) = &manifest.link {
+        facts.add("link", format!("{} ({})", link.backend, link.reason));
+        facts.add("congestion control", link.congestion_control.clone());
+    }
+    facts.0
+}
+
+/// What the report of an evaluation in `dir` states beside its rows.
+#[must_use]
+pub fn evaluation_input(
+    dir: &Path,
+    file: &EvaluationFile,
+    inputs: &EvaluationInputs,
+    plan: &EvaluationPlan,
+    manifest: &EvaluationManifest,
+) -> EvaluationInput {
+    let mut notes = state_notes(manifest.state);
+    let shared = plan
+        .arms
+        .iter()
+        .map(|arm| arm.identity.artefact_bytes)
+        .max()
+        .unwrap_or(0);
+    if shared > 0 {
+        notes.push(format!(
+            "Both ends hold an artefact of {:.1} MB beforehand for the codecs that are fitted; it is sent for no context and is in no wire ratio.",
+            shared as f64 / 1e6
+        ));
+    }
+    let mut facts = Facts::default();
+    facts.build(&manifest.plan_hash, &manifest.build);
+    facts.models(&manifest.models);
+    if let Some(artefact) = &inputs.artefact {
+        let fitted = artefact.manifest();
+        facts.add(
+            "codec artefact",
             format!(
-                "{} documents, {} questions, {}",
-                dataset.documents, dataset.questions, dataset.licence
+                "{}, fitted on {} tokens, {:.1} MB",
+                artefact.id(),
+                fitted.fit_tokens,
+                artefact.file_bytes() as f64 / 1e6
             ),
         );
     }
-    fact("root seed", config.experiment.seed.to_string());
-    let cpu = &here.cpu;
-    fact(
-        "processor",
-        format!(
-            "{} {}, {} of {} CPUs usable",
-            cpu.vendor,
-            cpu.model,
-            cpu.allowed.len(),
-            cpu.logical
-        ),
-    );
-    fact(
-        "memory",
-        format!("{:.1} GiB", here.memory_bytes as f64 / f64::from(1 << 30)),
-    );
-    fact("kernel", format!("{} ({})", here.kernel, here.platform));
-    fact("governor", here.governor.clone().unwrap_or_default());
-    fact(
-        "CPU quota",
-        here.cgroup
-            .cpu_quota
-            .map_or_else(String::new, |quota| format!("{quota} CPUs")),
-    );
-    if let Some(link) = &manifest.link {
-        fact("link", format!("{} ({})", link.backend, link.reason));
-        fact("congestion control", link.congestion_control.clone());
+    facts.datasets(&manifest.datasets, file.experiment.seed);
+    facts.machine(&manifest.environment);
+    EvaluationInput {
+        schema_version: celslm_reports::SCHEMA_VERSION,
+        dir: dir.to_owned(),
+        title: file.title().to_owned(),
+        description: file.experiment.description.clone(),
+        notes,
+        environment: facts.0,
+        arms: plan.arms.iter().map(|arm| arm.identity.clone()).collect(),
+        contexts: inputs
+            .draws
+            .iter()
+            .enumerate()
+            .filter_map(|(draw, set)| {
+                let arm = plan.arms_of(draw).next()?;
+                Some((arm.identity.dataset.clone(), set.documents.len() as u64))
+            })
+            .collect(),
     }
-    facts
 }
 
 fn source(tree: Option<&SourceTree>) -> String {

@@ -1,6 +1,6 @@
 //! The codec artefact that a node holds, and the chains that it builds with it.
 
-use crate::loaded::LoadedModel;
+use crate::LoadedModel;
 use anyhow::{Context as _, ensure};
 use celslm_kv::codec::{CodecArtefact, CodecContext};
 use celslm_kv::{Chain, CodecConfig, CodecError};

@@ -1,6 +1,7 @@
 //! The edge node: the small model in its engine, a bounded cache of contexts, a connection to the
 //! cloud, and the control loop that drives them.
 
+use crate::LoadedModel;
 use crate::answer::{Answer, ContextRef, Request, SystemError};
 use crate::clock::now_ns;
 use crate::codecs::Codecs;
@@ -10,7 +11,6 @@ use crate::engine::{
     SessionRequest, Times,
 };
 use crate::flights::Flights;
-use crate::loaded::LoadedModel;
 use crate::openai::{Serving, ServingSlot};
 use crate::prefix_cache::PrefixCache;
 use crate::spec::{Contract, SystemSpec};

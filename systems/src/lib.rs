@@ -17,7 +17,6 @@ pub mod control;
 pub mod edge;
 pub mod engine;
 mod flights;
-mod loaded;
 pub mod openai;
 mod prefix_cache;
 pub mod rates;
@@ -28,9 +27,9 @@ pub mod timeline;
 mod workers;
 
 pub use answer::{Answer, ContextRef, Request, SystemError};
-/// Bounds of the protocol between the nodes.
-pub use celslm_wire::{Limits as WireLimits, WireError};
-pub use loaded::LoadedModel;
+pub use celslm_model::LoadedModel;
+/// Bounds of the protocol between the nodes, and the size of what it carries.
+pub use celslm_wire::{Limits as WireLimits, WireError, transfer_bytes};
 pub use schedule::ScheduleKind;
 pub use spec::{Contract, DEFAULT_CHUNK_TOKENS, KvPath, SystemSpec};
 pub use system::{CloudNeed, SystemEntry, registry};

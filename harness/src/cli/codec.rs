@@ -288,12 +288,12 @@ fn show(
     listing::show("\n");
     listing::print("", &rows);
     listing::show(&format!(
-        "\npayload  {} bytes of {} in fp16: ratio {:.2}\n\
-         chunks   {} bytes more for their hashes and codec ids: ratio {:.2}\n",
+        "\npayload   {} bytes of {} in fp16: ratio {:.2}\n\
+         messages  {} bytes with hashes, ids, headers and frames: ratio {:.2}\n",
         account.total.bytes(),
         account.total.fp16_bytes,
         account.ratio(),
-        account.envelope_bytes,
-        account.ratio_in_chunks()
+        account.message_bytes,
+        account.ratio_in_messages()
     ));
 }

@@ -7,6 +7,7 @@ mod codec;
 mod device;
 mod doctor;
 mod edge;
+mod evaluate;
 mod link;
 mod listing;
 mod ls;

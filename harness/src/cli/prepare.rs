@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use celslm::catalogue::Catalogue;
-use celslm::config::{Config, ConfigSource, Override};
+use celslm::config::{Config, ConfigSource, ModelsConfig, Override};
 use celslm::exit::Verdict;
 use celslm::plan::{Inputs, KvEstimator, Plan, Shard, describe};
 use celslm::store::resolved_config;
@@ -76,8 +76,8 @@ pub(crate) struct Prepared {
     pub(crate) results_dir: PathBuf,
 }
 
-/// Reads and checks everything that the arguments name.
-pub(crate) fn prepare(args: &RunArgs) -> anyhow::Result<Prepared> {
+/// Reads the experiment file, whatever it describes.
+pub(crate) fn read(args: &RunArgs) -> anyhow::Result<(ConfigSource, Catalogue)> {
     let overrides = args
         .sets
         .iter()
@@ -85,9 +85,17 @@ pub(crate) fn prepare(args: &RunArgs) -> anyhow::Result<Prepared> {
         .collect::<Result<Vec<_>, _>>()?;
     let path = Catalogue::experiment(&args.config)?;
     let source = ConfigSource::read(&path, overrides)?;
+    Ok((source, Catalogue::of(&path)))
+}
+
+/// Reads and checks everything that the file names.
+pub(crate) fn prepare(
+    args: &RunArgs,
+    source: &ConfigSource,
+    catalogue: &Catalogue,
+) -> anyhow::Result<Prepared> {
     let config = source.parse()?;
-    let catalogue = Catalogue::of(&path);
-    let mut inputs = catalogue.gather(&config, &source)?;
+    let mut inputs = catalogue.gather(&config, source)?;
     let missing = |missing: Verdict| match args.dry_run {
         // A plan can be shown without what was fitted.
         true => {
@@ -118,7 +126,7 @@ pub(crate) fn prepare(args: &RunArgs) -> anyhow::Result<Prepared> {
 /// Prints the plan.
 pub(crate) fn dry_run(args: &RunArgs, prepared: &Prepared) {
     let inputs = Inputs {
-        kv: kv_estimator(&prepared.inputs, &prepared.configs),
+        kv: kv_estimator(&prepared.inputs, &prepared.config.models, &prepared.configs),
         ..prepared.inputs.clone()
     };
     listing::show(&describe(
@@ -135,7 +143,7 @@ pub(crate) fn dry_run(args: &RunArgs, prepared: &Prepared) {
 
 /// Sizes of the documents' KV, if the edge's model is in the store. A file that does not load is
 /// for the run to complain about: here it only means that bytes are not estimated.
-fn kv_estimator(inputs: &Inputs, configs: &Path) -> Option<KvEstimator> {
+fn kv_estimator(inputs: &Inputs, models: &ModelsConfig, configs: &Path) -> Option<KvEstimator> {
     let path = ModelStore::open_default().ok()?.path(&inputs.edge_model)?;
     let file = GgufFile::open(&path).ok()?;
     let tokenizer = Tokenizer::load(&file).ok()?;
@@ -151,7 +159,7 @@ fn kv_estimator(inputs: &Inputs, configs: &Path) -> Option<KvEstimator> {
     let artefact = match &inputs.artefact {
         Some(file) => Some(Arc::clone(&file.artefact)),
         // One that no codec needs still says what the KV is like.
-        None => artefacts::read(&artefacts::default_path(configs, &inputs.edge_model.name)).ok(),
+        None => artefacts::read(&artefacts::path(models, configs)).ok(),
     };
     Some(KvEstimator::new(shape, context_tokens).with_artefact(artefact))
 }

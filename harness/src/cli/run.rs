@@ -23,14 +23,18 @@ use celslm_model::store::{BarProgress, ModelStore};
 use celslm_reports::{CellFailure, LoadRound, ReportInput, SCHEMA_VERSION, Sample};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::prepare::{Prepared, RunArgs, dry_run, prepare};
+use super::prepare::{Prepared, RunArgs, dry_run, prepare, read};
 
 /// How often progress is printed where there is no terminal.
-const PLAIN_INTERVAL: Duration = Duration::from_secs(10);
+pub(super) const PLAIN_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Runs the command.
 pub(crate) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
-    let prepared = prepare(args)?;
+    let (source, catalogue) = read(args)?;
+    if source.is_evaluation() {
+        return super::evaluate::run(args, &source, &catalogue);
+    }
+    let prepared = prepare(args, &source, &catalogue)?;
     if args.dry_run {
         dry_run(args, &prepared);
         return Ok(ExitCode::Ok);
@@ -298,13 +302,13 @@ fn conclude(
 }
 
 /// Ctrl-C ends the run after the current request; a second one at once.
-fn watch_for_interrupts(stop: &Arc<AtomicBool>) -> anyhow::Result<()> {
+pub(super) fn watch_for_interrupts(stop: &Arc<AtomicBool>) -> anyhow::Result<()> {
     let flag = Arc::clone(stop);
     ctrlc::set_handler(move || {
         if flag.swap(true, Ordering::Relaxed) {
             std::process::exit(ExitCode::Measurement as i32);
         }
-        eprintln!("stopping after this request; press Ctrl-C again to stop at once");
+        eprintln!("stopping after this request or row; press Ctrl-C again to stop at once");
     })
     .context("watch for Ctrl-C")
 }

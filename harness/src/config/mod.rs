@@ -6,12 +6,14 @@
 //! `configs/experiments/example.toml` documents every default; a test keeps the two equal.
 
 mod error;
+mod evaluation;
 mod overrides;
 mod sections;
 mod serving;
 mod source;
 
 pub use error::ConfigError;
+pub use evaluation::{Control, EvaluationConfig, EvaluationFile};
 pub use overrides::Override;
 pub use sections::{
     CloudCompute, CloudConfig, Config, DeploymentConfig, EdgeConfig, ExperimentConfig,

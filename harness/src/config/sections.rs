@@ -588,6 +588,40 @@ impl<'de> Deserialize<'de> for SystemName {
     }
 }
 
+/// Checks what every kind of experiment states first.
+pub(super) fn validate_head(
+    schema_version: Option<u32>,
+    experiment: &ExperimentConfig,
+    source: &ConfigSource,
+) -> Result<(), ConfigError> {
+    let fail = |path: &str, message: String| Err(source.error_at(path, message));
+    if let Some(version) = schema_version
+        && version != crate::SCHEMA_VERSION
+    {
+        return fail(
+            "schema_version",
+            format!(
+                "version {version}; this build reads version {}",
+                crate::SCHEMA_VERSION
+            ),
+        );
+    }
+    if !is_slug(&experiment.name) {
+        return fail(
+            "experiment.name",
+            "use 1 to 64 letters, digits, `-`, `_` or `.`, starting with a letter or digit: it names a folder".to_owned(),
+        );
+    }
+    // TOML integers are signed, and the resolved copy must hold every value.
+    if experiment.seed > i64::MAX as u64 {
+        return fail(
+            "experiment.seed",
+            format!("{} is outside 0 to {}", experiment.seed, i64::MAX),
+        );
+    }
+    Ok(())
+}
+
 impl Config {
     /// Every default, under this name.
     #[must_use]
@@ -667,26 +701,8 @@ impl Config {
     /// Checks every range that the types leave open.
     pub(super) fn validate(&self, source: &ConfigSource) -> Result<(), ConfigError> {
         let fail = |path: &str, message: String| Err(source.error_at(path, message));
-        if let Some(version) = self.schema_version
-            && version != crate::SCHEMA_VERSION
-        {
-            return fail(
-                "schema_version",
-                format!(
-                    "version {version}; this build reads version {}",
-                    crate::SCHEMA_VERSION
-                ),
-            );
-        }
-        if !is_slug(&self.experiment.name) {
-            return fail(
-                "experiment.name",
-                "use 1 to 64 letters, digits, `-`, `_` or `.`, starting with a letter or digit: it names a folder".to_owned(),
-            );
-        }
+        validate_head(self.schema_version, &self.experiment, source)?;
         let integers = [
-            // TOML integers are signed, and the resolved copy must hold every value.
-            ("experiment.seed", self.experiment.seed, 0, i64::MAX as u64),
             (
                 "deployment.startup_timeout_s",
                 self.deployment.startup_timeout_s,

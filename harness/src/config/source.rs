@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
-use serde::Deserialize as _;
+use serde::de::DeserializeOwned;
 use toml::de::{DeTable, DeValue};
 
-use super::{Config, ConfigError, Override};
+use super::{Config, ConfigError, EvaluationFile, Override};
 
 /// The text of an experiment file with the overrides that were put on it.
 #[derive(Debug, Clone)]
@@ -43,35 +43,56 @@ impl ConfigSource {
     /// # Errors
     /// The first fault: syntax, unknown key, unknown method, wrong type, or a value out of range.
     pub fn parse(&self) -> Result<Config, ConfigError> {
+        let config: Config = self.typed()?;
+        config.validate(self)?;
+        Ok(config)
+    }
+
+    /// Whether this is an experiment in process, which [`ConfigSource::parse_evaluation`] reads.
+    #[must_use]
+    pub fn is_evaluation(&self) -> bool {
+        toml::from_str::<toml::Table>(&self.text)
+            .is_ok_and(|table| table.contains_key("evaluation"))
+    }
+
+    /// As [`ConfigSource::parse`], for an experiment in process.
+    ///
+    /// # Errors
+    /// As [`ConfigSource::parse`].
+    pub fn parse_evaluation(&self) -> Result<EvaluationFile, ConfigError> {
+        let file: EvaluationFile = self.typed()?;
+        file.validate(self)?;
+        Ok(file)
+    }
+
+    fn typed<T: DeserializeOwned>(&self) -> Result<T, ConfigError> {
         // The file is read by itself first, for the sake of its line numbers; a required key that
         // only a --set brings is the one fault that must wait.
         let table: toml::Table = toml::from_str(&self.text).map_err(|e| self.in_file(&e))?;
-        let config = match toml::from_str::<Config>(&self.text) {
-            Ok(config) if self.overrides.is_empty() => config,
-            Ok(_) => self.overridden(table)?,
+        match toml::from_str::<T>(&self.text) {
+            Ok(config) if self.overrides.is_empty() => Ok(config),
+            Ok(_) => self.overridden(table),
             Err(e) if e.message().starts_with("missing field") && !self.overrides.is_empty() => {
-                self.overridden(table)?
+                self.overridden(table)
             }
-            Err(e) => return Err(self.in_file(&e)),
-        };
-        config.validate(self)?;
-        Ok(config)
+            Err(e) => Err(self.in_file(&e)),
+        }
     }
 
     /// The text as another typed file of the same manners, such as a device profile.
     ///
     /// # Errors
     /// Syntax, an unknown key, or a wrong type, with its place.
-    pub fn read_as<T: serde::de::DeserializeOwned>(&self) -> Result<T, ConfigError> {
+    pub fn read_as<T: DeserializeOwned>(&self) -> Result<T, ConfigError> {
         toml::from_str(&self.text).map_err(|e| self.in_file(&e))
     }
 
-    fn overridden(&self, base: toml::Table) -> Result<Config, ConfigError> {
+    fn overridden<T: DeserializeOwned>(&self, base: toml::Table) -> Result<T, ConfigError> {
         let mut table = base.clone();
         for set in &self.overrides {
             set.apply(&mut table)?;
         }
-        let fault = match Config::deserialize(table) {
+        let fault = match T::deserialize(table) {
             Ok(config) => return Ok(config),
             Err(fault) => fault,
         };
@@ -80,7 +101,7 @@ impl ConfigSource {
         let mut culprit = self.overrides.len() - 1;
         for (index, set) in self.overrides.iter().enumerate() {
             set.apply(&mut table)?;
-            match Config::deserialize(table.clone()) {
+            match T::deserialize(table.clone()) {
                 Err(e) if e.message() == fault.message() => {
                     culprit = index;
                     break;

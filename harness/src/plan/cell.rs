@@ -90,7 +90,7 @@ impl Cell {
 const MAX_SLUG: usize = 120;
 
 /// The id of a cell with these names and this hash.
-pub(super) fn id(names: &[&str], hash: &str) -> String {
+pub(crate) fn id(names: &[&str], hash: &str) -> String {
     let slug: Vec<String> = names.iter().map(|name| slug(name)).collect();
     let mut slug = slug.join("-");
     slug.truncate(MAX_SLUG);
@@ -109,7 +109,7 @@ fn slug(name: &str) -> String {
 
 /// BLAKE3 of the JSON form of `content`, in hex. Struct fields keep their order and maps are
 /// sorted, so that the same content has the same bytes.
-pub(super) fn content_hash(content: &impl Serialize) -> Result<String, serde_json::Error> {
+pub(crate) fn content_hash(content: &impl Serialize) -> Result<String, serde_json::Error> {
     let bytes = serde_json::to_vec(content)?;
     Ok(blake3::hash(&bytes).to_hex().to_string())
 }

@@ -25,6 +25,7 @@ mod seeds;
 mod shard;
 
 pub use cell::Cell;
+pub(crate) use cell::{content_hash, id as cell_id};
 pub use describe::describe;
 pub use estimate::{Basis, Estimate, KvEstimator};
 pub use inputs::{ArtefactFile, BridgeFile, DatasetDraw, Devices, Inputs};

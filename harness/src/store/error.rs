@@ -70,7 +70,7 @@ pub enum StoreError {
 
 impl StoreError {
     /// Wraps an error of the operating system.
-    pub(super) fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+    pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
         move |source| Self::Io {
             action,
             path: path.to_owned(),

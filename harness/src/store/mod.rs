@@ -11,10 +11,12 @@
 //! the one line that a kill can tear is repaired at the next start.
 
 mod error;
+mod folder;
 mod resolved;
 mod results;
 mod samples;
 
 pub use error::StoreError;
+pub(crate) use folder::{ENVIRONMENT, Folder, MANIFEST};
 pub use resolved::{changed_keys, resolved_config};
 pub use results::{Opened, Store};

@@ -1,10 +1,9 @@
 //! The results folder of one run.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File, TryLockError};
+use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use celslm_reports::{
     CellFailure, LOAD_FILE, LoadFacts, LoadRound, Sample, read_load_facts, read_samples,
@@ -12,37 +11,24 @@ use celslm_reports::{
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::StoreError;
+use super::folder::{ENVIRONMENT, Folder, MANIFEST, write_json};
 use super::samples::{CellSamples, append, set_aside};
-use super::{StoreError, changed_keys};
 use crate::config::Config;
 use crate::environment::Environment;
 use crate::manifest::Manifest;
 use crate::plan::{Block, Plan, Shard};
 
-const MANIFEST: &str = "manifest.json";
-const CONFIG: &str = "config.resolved.toml";
-const ENVIRONMENT: &str = "environment.json";
 const CALIBRATION: &str = "calibration.json";
 const FAILURE: &str = "failure.json";
 const FAILURE_EARLIER: &str = "failure.earlier.json";
-const LOCK: &str = ".lock";
-
-/// How often, and how long apart, the lock is asked for.
-const LOCK_TRIES: u32 = 10;
-const LOCK_PAUSE: Duration = Duration::from_millis(50);
-
-/// Most earlier runs that are kept beside each other under numbered names.
-const MAX_EARLIER: u32 = 9999;
-
 /// A results folder that this process alone writes to.
 #[derive(Debug)]
 pub struct Store {
-    dir: PathBuf,
+    folder: Folder,
     done: BTreeMap<String, BTreeSet<u64>>,
     /// What is known of the loads of cells, by id.
     loads: BTreeMap<String, LoadFacts>,
-    /// Released when the store is dropped, by the kernel at the latest.
-    _lock: File,
 }
 
 /// How a store was opened.
@@ -79,28 +65,13 @@ impl Store {
     /// [`StoreError::Busy`] while another process writes to it, [`StoreError::NotResults`] when
     /// the folder holds something that is no run.
     pub fn create(dir: &Path) -> Result<(Self, Opened), StoreError> {
-        let mut opened = Opened::New;
-        if fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some()) {
-            // Only a run's folder may be moved: --out could point anywhere.
-            if !dir.join(LOCK).exists() && !dir.join(MANIFEST).exists() {
-                return Err(StoreError::NotResults {
-                    dir: dir.to_owned(),
-                });
-            }
-            let lock = lock(dir)?;
-            let aside = free_name(dir)?;
-            fs::rename(dir, &aside).map_err(StoreError::io("move aside", dir))?;
-            drop(lock);
-            opened = Opened::MovedAside(aside);
-        }
-        fs::create_dir_all(dir.join("cells")).map_err(StoreError::io("make", dir))?;
+        let (folder, aside) = Folder::create(dir)?;
         let store = Self {
-            dir: dir.to_owned(),
+            folder,
             done: BTreeMap::new(),
             loads: BTreeMap::new(),
-            _lock: lock(dir)?,
         };
-        Ok((store, opened))
+        Ok((store, aside.map_or(Opened::New, Opened::MovedAside)))
     }
 
     /// Opens the folder to go on with `plan`. A folder that does not exist, or in which a run
@@ -117,13 +88,10 @@ impl Store {
         if !dir.join(MANIFEST).exists() {
             return Self::create(dir);
         }
-        let lock = lock(dir)?;
-        let earlier = read_manifest(dir)?;
+        let folder = Folder::open(dir)?;
+        let earlier: Manifest = folder.read_json(MANIFEST)?;
         if earlier.plan_hash != plan.hash {
-            return Err(StoreError::Changed {
-                dir: dir.to_owned(),
-                what: difference(dir, resolved)?,
-            });
+            return Err(folder.changed(resolved)?);
         }
         let mut planned: BTreeMap<&str, Vec<&Block>> = BTreeMap::new();
         for block in &plan.blocks {
@@ -133,10 +101,9 @@ impl Store {
                 .push(block);
         }
         let mut store = Self {
-            dir: dir.to_owned(),
+            folder,
             done: BTreeMap::new(),
             loads: BTreeMap::new(),
-            _lock: lock,
         };
         let mut samples = 0;
         let mut repaired = Vec::new();
@@ -201,13 +168,13 @@ impl Store {
     /// The folder.
     #[must_use]
     pub fn dir(&self) -> &Path {
-        &self.dir
+        self.folder.dir()
     }
 
     /// The folder of a cell.
     #[must_use]
     pub fn cell_dir(&self, cell: &str) -> PathBuf {
-        self.dir.join("cells").join(cell)
+        self.folder.cell_dir(cell)
     }
 
     /// Whether the request at `order` has its sample already.
@@ -351,7 +318,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Io`].
     pub fn write_manifest(&self, manifest: &Manifest) -> Result<(), StoreError> {
-        write_json(&self.dir.join(MANIFEST), manifest)
+        self.folder.write_json(MANIFEST, manifest)
     }
 
     /// The manifest in the folder.
@@ -359,7 +326,7 @@ impl Store {
     /// # Errors
     /// A missing or malformed file.
     pub fn manifest(&self) -> Result<Manifest, StoreError> {
-        read_manifest(&self.dir)
+        self.folder.read_json(MANIFEST)
     }
 
     /// Writes `config.resolved.toml`.
@@ -367,10 +334,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Io`].
     pub fn write_config(&self, resolved: &Config) -> Result<(), StoreError> {
-        let path = self.dir.join(CONFIG);
-        let text = toml::to_string_pretty(resolved).map_err(|error| malformed(&path, &error))?;
-        let head = "# The configuration of this run with every default and link written out. It can be run again.\n";
-        write_whole(&path, format!("{head}{text}").as_bytes())
+        self.folder.write_config(resolved)
     }
 
     /// Writes `environment.json`.
@@ -378,7 +342,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Io`].
     pub fn write_environment(&self, environment: &Environment) -> Result<(), StoreError> {
-        write_json(&self.dir.join(ENVIRONMENT), environment)
+        self.folder.write_json(ENVIRONMENT, environment)
     }
 
     /// Writes `calibration.json`: `content` must serialise as a struct or map, and gets its
@@ -391,7 +355,7 @@ impl Store {
             schema_version: crate::SCHEMA_VERSION,
             content,
         };
-        write_json(&self.dir.join(CALIBRATION), &versioned)
+        self.folder.write_json(CALIBRATION, &versioned)
     }
 
     /// What `calibration.json` holds; the default where there is none yet.
@@ -399,12 +363,10 @@ impl Store {
     /// # Errors
     /// [`StoreError::Io`], [`StoreError::Malformed`] for content of another shape.
     pub fn calibration<T: DeserializeOwned + Default>(&self) -> Result<T, StoreError> {
-        let path = self.dir.join(CALIBRATION);
-        if !path.exists() {
+        if !self.dir().join(CALIBRATION).exists() {
             return Ok(T::default());
         }
-        let bytes = fs::read(&path).map_err(StoreError::io("read", &path))?;
-        serde_json::from_slice(&bytes).map_err(|error| malformed(&path, &error))
+        self.folder.read_json(CALIBRATION)
     }
 
     /// Writes the `failure.json` of a cell that could not be run to its end. Requests that fail are
@@ -434,83 +396,6 @@ impl Store {
     fn mark(&mut self, cell: &str, order: u64) {
         self.done.entry(cell.to_owned()).or_default().insert(order);
     }
-}
-
-/// Takes the folder's lock. A process that is being forked off holds the lock of its parent until
-/// it executes, so a refusal is final only after [`LOCK_TRIES`].
-fn lock(dir: &Path) -> Result<File, StoreError> {
-    let path = dir.join(LOCK);
-    let file = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(&path)
-        .map_err(StoreError::io("make", &path))?;
-    for _ in 0..LOCK_TRIES {
-        match file.try_lock() {
-            Ok(()) => return Ok(file),
-            Err(TryLockError::WouldBlock) => std::thread::sleep(LOCK_PAUSE),
-            Err(TryLockError::Error(source)) => return Err(StoreError::io("lock", &path)(source)),
-        }
-    }
-    Err(StoreError::Busy {
-        dir: dir.to_owned(),
-    })
-}
-
-/// The first of `<dir>.1`, `<dir>.2`, … that does not exist.
-fn free_name(dir: &Path) -> Result<PathBuf, StoreError> {
-    let base = dir.file_name().unwrap_or_default().to_string_lossy();
-    (1..=MAX_EARLIER)
-        .map(|n| dir.with_file_name(format!("{base}.{n}")))
-        .find(|path| !path.exists())
-        .ok_or_else(|| {
-            let full =
-                std::io::Error::other(format!("{MAX_EARLIER} earlier runs are kept already"));
-            StoreError::io("move aside", dir)(full)
-        })
-}
-
-/// In words, why the plan of the folder is another one.
-fn difference(dir: &Path, resolved: &Config) -> Result<String, StoreError> {
-    let path = dir.join(CONFIG);
-    let text = fs::read_to_string(&path).map_err(StoreError::io("read", &path))?;
-    let old: toml::Table = toml::from_str(&text).map_err(|error| malformed(&path, &error))?;
-    let new = toml::Table::try_from(resolved).map_err(|error| malformed(&path, &error))?;
-    let changes = changed_keys(&old, &new);
-    Ok(if changes.is_empty() {
-        "the same configuration makes another plan, since a model file, a data file or the program has changed".to_owned()
-    } else {
-        format!("the configuration has changed: {}", changes.join("; "))
-    })
-}
-
-fn read_manifest(dir: &Path) -> Result<Manifest, StoreError> {
-    let path = dir.join(MANIFEST);
-    let bytes = fs::read(&path).map_err(StoreError::io("read", &path))?;
-    serde_json::from_slice(&bytes).map_err(|error| malformed(&path, &error))
-}
-
-fn malformed(path: &Path, error: &dyn std::fmt::Display) -> StoreError {
-    StoreError::Malformed {
-        path: path.to_owned(),
-        message: error.to_string(),
-    }
-}
-
-fn write_json(path: &Path, content: &impl Serialize) -> Result<(), StoreError> {
-    let mut bytes = serde_json::to_vec_pretty(content).map_err(|error| malformed(path, &error))?;
-    bytes.push(b'\n');
-    write_whole(path, &bytes)
-}
-
-/// Replaces a file in one step.
-fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
-    let mut partial = path.as_os_str().to_owned();
-    partial.push(".partial");
-    let partial = PathBuf::from(partial);
-    fs::write(&partial, bytes).map_err(StoreError::io("write", &partial))?;
-    fs::rename(&partial, path).map_err(StoreError::io("write", path))
 }
 
 #[cfg(test)]
@@ -614,7 +499,7 @@ mod tests {
         drop(store);
         let whole = fs::read(&path).unwrap();
         let line = serde_json::to_vec(&sample_of(cell, request)).unwrap();
-        let mut file = File::options().append(true).open(&path).unwrap();
+        let mut file = fs::File::options().append(true).open(&path).unwrap();
         file.write_all(&line[..line.len() / 2]).unwrap();
         let (mut store, opened) = run.resume().unwrap();
         let repaired = vec![cell.id.clone()];
@@ -771,7 +656,7 @@ mod tests {
                 serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
             assert_eq!(value["schema_version"], version, "{}", path.display());
         }
-        let text = fs::read_to_string(run.dir().join(CONFIG)).unwrap();
+        let text = fs::read_to_string(run.dir().join("config.resolved.toml")).unwrap();
         assert_eq!(crate::fixture::parse(&text, &[]).unwrap(), run.resolved());
         let mut manifest = store.manifest().unwrap();
         manifest.end(RunState::Complete);

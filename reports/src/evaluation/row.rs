@@ -79,7 +79,8 @@ pub struct ContextRow {
     /// Bytes of the messages that carry them: payloads, hashes, headers and all. Without the
     /// framing of HTTP/2, TCP and IP.
     pub message_bytes: u64,
-    /// What the payload bytes are spent on, in the order of the stages.
+    /// What the payload bytes are spent on, in the order of the stages; empty for a context whose
+    /// account was not taken.
     pub parts: Vec<BytePart>,
     /// Time to encode on one thread, ns.
     pub encode_ns: u64,
@@ -101,7 +102,8 @@ pub struct BytePart {
     pub bytes: u64,
 }
 
-/// Distortion of one layer's KV, over the tokens that the arm holds.
+/// Distortion of one layer's KV, over the tokens that the arm holds. The first four, whose norms
+/// are far beyond those of all others, count in the attention error only.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LayerRow {

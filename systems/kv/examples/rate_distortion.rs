@@ -1,5 +1,6 @@
 //! Rate and distortion of codec chains on stored KV: fits an artefact on the contexts of one
-//! folder and prints, for chains given by id or preset, what they send and lose on another.
+//! folder and prints, for chains given by id, preset or family (`family:kivi`), what they send and
+//! lose on another.
 //!
 //! `cargo run --release -p celslm-kv --example rate_distortion -- FIT HELD_OUT [CHAIN…]`
 //!
@@ -16,7 +17,7 @@ use celslm_kv::align::BridgeEnd;
 use celslm_kv::block::BlockSpec;
 use celslm_kv::codec::{
     ArtefactFitter, ArtefactOptions, Beside, Chain, Codec as _, CodecArtefact, CodecConfig,
-    CodecContext, Explanation, TileShape, TileSpec, presets,
+    CodecContext, Explanation, TileShape, TileSpec, presets, sweep,
 };
 use celslm_kv::{Assembler, ChunkEncoder, KvBlock, LayerKv, chunk};
 use half::f16;
@@ -42,7 +43,14 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("| chain | bits/number | ratio | K MSE/var | V MSE/var | K cosine | V cosine |");
     println!("|---|---|---|---|---|---|---|");
     let defaults: Vec<String> = presets().iter().map(|p| p.name.to_owned()).collect();
+    let mut names = Vec::new();
     for name in if chains.is_empty() { &defaults } else { chains } {
+        match name.strip_prefix("family:") {
+            Some(family) => names.extend(sweep(family)?.iter().map(CodecConfig::id)),
+            None => names.push(name.clone()),
+        }
+    }
+    for name in &names {
         let preset = presets().iter().find(|preset| preset.name == name);
         let config = match preset {
             Some(preset) => preset.config(),

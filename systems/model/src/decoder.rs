@@ -622,10 +622,35 @@ impl Decoder {
         &self,
         items: &mut [BatchItem<'_>],
     ) -> Result<Vec<Option<Logits>>, ModelError> {
+        let keep: Vec<bool> = items.iter().map(|item| item.logits).collect();
+        let mut logits = self.pass(items, Some(&keep))?.into_iter();
+        Ok(keep
+            .into_iter()
+            .map(|keep| if keep { logits.next() } else { None })
+            .collect())
+    }
+
+    /// As [`Decoder::forward_batch`], with the logits of every token of every item, in order,
+    /// whatever the items want: for likelihoods. They take `vocab_size` numbers a token.
+    ///
+    /// # Errors
+    /// As [`Decoder::forward_layer`]. The caches may have grown by part of the tokens then.
+    pub fn forward_all_logits(
+        &self,
+        items: &mut [BatchItem<'_>],
+    ) -> Result<Vec<Logits>, ModelError> {
+        self.pass(items, None)
+    }
+
+    /// A pass with the logits of the last token of the items that `keep` marks, or of all tokens.
+    fn pass(
+        &self,
+        items: &mut [BatchItem<'_>],
+        keep: Option<&[bool]>,
+    ) -> Result<Vec<Logits>, ModelError> {
         let turn = pool().turn();
         let tokens: Vec<u32> = items.iter().flat_map(|item| item.tokens).copied().collect();
         let mut x = self.embed(&tokens)?.values;
-        let keep: Vec<bool> = items.iter().map(|item| item.logits).collect();
         let mut spans: Vec<Span<'_>> = items
             .iter_mut()
             .map(|item| Span {
@@ -637,21 +662,21 @@ impl Decoder {
         let mut workspace = self.workspace();
         let last = self.layers.len() - 1;
         for layer in 0..=last {
-            let keep = (layer == last).then_some(keep.as_slice());
+            let keep = keep.filter(|_| layer == last);
             self.layer(layer, &turn, &mut x, &mut spans, keep, &mut workspace)?;
         }
         if x.is_empty() {
-            return Ok(keep.iter().map(|_| None).collect());
+            return Ok(Vec::new());
         }
         let shared = Arc::new(Buffer(self.head(&turn, &x)));
         let len = self.vocab_size();
-        let mut row = 0..;
-        let mut next = || Logits {
-            shared: shared.clone(),
-            start: row.next().unwrap_or(0) * len,
-            len,
-        };
-        Ok(keep.into_iter().map(|keep| keep.then(&mut next)).collect())
+        Ok((0..x.len() / self.config.hidden_size)
+            .map(|row| Logits {
+                shared: shared.clone(),
+                start: row * len,
+                len,
+            })
+            .collect())
     }
 
     /// Prefills a context in pieces of [`PREFILL_CHUNK`] tokens. `proceed` is asked before each

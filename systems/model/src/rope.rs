@@ -49,6 +49,14 @@ impl RotaryEmbedding {
         }
     }
 
+    /// Which pair a channel of a head is rotated in, from 0.
+    pub fn pair(&self, channel: usize) -> usize {
+        match self.style {
+            RopeStyle::Neox => channel % (self.head_dim / 2),
+            RopeStyle::Interleaved => channel / 2,
+        }
+    }
+
     fn compute(&self, positions: std::ops::Range<usize>) -> Angles {
         let (sin, cos): (Vec<f32>, Vec<f32>) = positions
             .flat_map(|position| {

@@ -137,3 +137,32 @@ fn tails_take_memory_by_the_page_and_share_their_prefix() {
     }
     assert_eq!(session.bytes(), prefix.bytes() + session.tail_bytes());
 }
+
+#[test]
+fn all_logits_are_those_of_each_last_token() {
+    let model = decoder(true);
+    let (first, second) = (tokens(7, 1), tokens(3, 2));
+    let (mut a, mut b) = (cache(&model, None), cache(&model, None));
+    let mut items = [
+        BatchItem {
+            tokens: &first,
+            cache: &mut a,
+            logits: false,
+        },
+        BatchItem {
+            tokens: &second,
+            cache: &mut b,
+            logits: true,
+        },
+    ];
+    let all = model.forward_all_logits(&mut items).unwrap();
+    assert_eq!(all.len(), 10);
+    for (index, logits) in all.iter().enumerate() {
+        let tokens = match index {
+            0..7 => &first[..=index],
+            _ => &second[..=index - 7],
+        };
+        assert_eq!(logits[..], alone(&model, None, tokens, 256)[..], "{index}");
+    }
+    assert_eq!((a.len(0), b.len(0)), (7, 3));
+}

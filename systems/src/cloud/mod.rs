@@ -7,6 +7,7 @@ mod scores;
 mod serving;
 mod variants;
 
+use crate::LoadedModel;
 use crate::answer::SystemError;
 use crate::clock::now_ns;
 use crate::codecs::Codecs;
@@ -14,7 +15,6 @@ use crate::control::{
     CloudCommand, CloudReply, ControlListener, Flow, PublishedContext, RecordItem, Reply,
 };
 use crate::engine::{EngineLimits, Pace};
-use crate::loaded::LoadedModel;
 use crate::spec::{Contract, SystemSpec};
 use crate::system::{self, CloudNeed};
 use celslm_wire::{Limits, ServiceError};

@@ -3,12 +3,12 @@
 use super::contexts::{Context, Contexts};
 use super::replay::{Replay, ReplayOptions};
 use super::scores::ScoreStore;
+use crate::LoadedModel;
 use crate::SystemError;
 use crate::clock::now_ns;
 use crate::codecs::Codecs;
 use crate::engine::{ContextOutput, ContextRequest, Engine, EngineLimits, NodeStats, Pace};
 use crate::flights::Flights;
-use crate::loaded::LoadedModel;
 use crate::prefix_cache::PrefixCache;
 use anyhow::Context as _;
 use celslm_kv::align::BridgeEnd;

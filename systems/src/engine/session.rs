@@ -8,9 +8,9 @@ use super::handle::{
 use super::scheduler::Want;
 use super::shared::Place;
 use super::times::{State, StateClock};
+use crate::LoadedModel;
 use crate::SystemError;
 use crate::clock::now_ns;
-use crate::loaded::LoadedModel;
 use crate::schedule::ScheduleKind;
 use celslm_model::{
     BatchItem, Hidden, KeyRetention, KvCache, KvPrefix, ModelError, PREFILL_CHUNK, Sampler,

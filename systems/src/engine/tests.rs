@@ -1,9 +1,9 @@
 //! The engine over a random-weight model.
 
 use super::*;
+use crate::LoadedModel;
 use crate::SystemError;
 use crate::clock::now_ns;
-use crate::loaded::LoadedModel;
 use crate::schedule::ScheduleKind;
 use celslm_model::synthetic::SyntheticModel;
 use celslm_model::{KvPrefix, Sampling};

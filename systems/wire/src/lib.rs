@@ -28,7 +28,7 @@ pub use limits::Limits;
 pub use message::{
     ContextContent, ContextEntry, FetchChunk, FetchEvent, FetchHeader, FetchRequest, FetchTrailer,
     FinishReason, GenerateEvent, GenerateFinished, GenerateRequest, GenerateStarted, GenerateToken,
-    LookupReply, LookupRequest, PublishReply, PublishRequest, Sampling, Variant,
+    LookupReply, LookupRequest, PublishReply, PublishRequest, Sampling, Variant, transfer_bytes,
 };
 pub use server::{bind, serve};
 pub use service::CloudService;

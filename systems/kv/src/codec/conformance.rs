@@ -12,7 +12,7 @@ use crate::ident::ModelFingerprint;
 use super::{
     ArtefactFitter, ArtefactOptions, Beside, Chain, Codec, CodecArtefact, CodecConfig,
     CodecContext, CodecError, Held, StageKind, Tile, TileMut, TileShape, TileSpec, TokenScores,
-    presets, registry,
+    families, presets, registry, sweep,
 };
 
 fn chains() -> Vec<Chain> {
@@ -36,27 +36,35 @@ fn with_common_start(shape: TileShape, mut side: Vec<f16>) -> Vec<f16> {
 /// An artefact of two layers of 2 x 32, with a layer to predict from.
 fn context() -> CodecContext {
     static ARTEFACT: OnceLock<Arc<CodecArtefact>> = OnceLock::new();
-    let fit = || {
-        let shape = KvShape::new(2, 2, 32).unwrap();
-        let fingerprint = ModelFingerprint::from_bytes([1; 32]);
-        let model = BridgeEnd { fingerprint, shape };
-        let mut options = ArtefactOptions::new("none", "test");
-        options.prior_layers = 1;
-        let mut fitter = ArtefactFitter::new(model, options).unwrap();
-        for seed in 0..4 {
-            let tile = TileShape::new(2, 200, 32).unwrap();
-            let layers = (0..2)
-                .map(|layer| LayerKv {
-                    k: with_common_start(tile, numbers(tile, seed * 4 + layer)),
-                    v: with_common_start(tile, numbers(tile, !(seed * 4 + layer))),
-                })
-                .collect();
-            let block = KvBlock::new(fingerprint, shape, 0, 0..200, KeyRope::Pre, layers).unwrap();
-            fitter.add(&block).unwrap();
-        }
-        Arc::new(fitter.finish().unwrap())
-    };
-    CodecContext::new(ARTEFACT.get_or_init(fit).clone())
+    CodecContext::new(ARTEFACT.get_or_init(|| fit(32)).clone())
+}
+
+/// An artefact of two layers of 2 x `head_dim`, from contexts with numbers as [`context_block`].
+fn fit(head_dim: usize) -> Arc<CodecArtefact> {
+    let shape = KvShape::new(2, 2, head_dim).unwrap();
+    let fingerprint = ModelFingerprint::from_bytes([1; 32]);
+    let model = BridgeEnd { fingerprint, shape };
+    let mut options = ArtefactOptions::new("none", "test");
+    options.prior_layers = 1;
+    let mut fitter = ArtefactFitter::new(model, options).unwrap();
+    for seed in 0..4 {
+        fitter.add(&context_block(head_dim, 200, seed)).unwrap();
+    }
+    Arc::new(fitter.finish().unwrap())
+}
+
+/// Two layers of 2 x `tokens` x `head_dim`.
+fn context_block(head_dim: usize, tokens: usize, seed: u64) -> KvBlock {
+    let shape = KvShape::new(2, 2, head_dim).unwrap();
+    let tile = TileShape::new(2, tokens, head_dim).unwrap();
+    let layers = (0..2)
+        .map(|layer| LayerKv {
+            k: with_common_start(tile, numbers(tile, seed * 4 + layer)),
+            v: with_common_start(tile, numbers(tile, !(seed * 4 + layer))),
+        })
+        .collect();
+    let fingerprint = ModelFingerprint::from_bytes([1; 32]);
+    KvBlock::new(fingerprint, shape, 0, 0..tokens, KeyRope::Pre, layers).unwrap()
 }
 
 /// Finite numbers with an offset per channel, as keys have them.
@@ -191,6 +199,44 @@ fn presets_are_complete_and_parse() {
     names.sort_unstable();
     names.dedup();
     assert_eq!(names.len(), presets().len());
+}
+
+#[test]
+fn families_are_complete_and_each_chain_sends_less_than_the_one_before() {
+    let context = CodecContext::new(fit(64));
+    let block = context_block(64, 1000, 21);
+    let mut names: Vec<_> = families().iter().map(|family| family.name).collect();
+    for family in families() {
+        let configs = family.configs();
+        assert_eq!(sweep(family.name).unwrap(), configs);
+        let mut before = u64::MAX;
+        for (config, id) in configs.iter().zip((family.ids)()) {
+            assert_eq!(config.id(), id);
+            let chain = config.build_with(&context).unwrap();
+            let scores = Some(Arc::new(scores()));
+            let mut encoder = crate::ChunkEncoder::new(chain.clone()).with_scores(scores);
+            let places = crate::chunk::plan(block.spec(), 256, &chain).unwrap();
+            let bytes = places
+                .map(|(layer, tokens)| encoder.encode(&block, layer, tokens).unwrap())
+                .map(|chunk| chunk.payload.len() as u64)
+                .sum();
+            assert!(bytes < before, "{id}: {bytes} bytes after {before}");
+            before = bytes;
+        }
+    }
+    for preset in presets() {
+        let family = sweep(preset.name).unwrap();
+        // A preset that stands for its family's method is one of its points.
+        let is_one = family.contains(&preset.config());
+        assert!(is_one, "{} is not in {}", preset.name, preset.family);
+    }
+    assert!(matches!(
+        sweep("kivy"),
+        Err(CodecError::UnknownFamily { .. })
+    ));
+    names.sort_unstable();
+    names.dedup();
+    assert_eq!(names.len(), families().len());
 }
 
 #[test]

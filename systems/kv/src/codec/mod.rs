@@ -45,7 +45,7 @@ pub use config::{CodecConfig, StageConfig, StageKind};
 pub use entropy::{Adaptive, Context, Tables, Zstd};
 pub use explain::{ByteCount, Explanation};
 pub use fit::{ArtefactFitter, ArtefactOptions};
-pub use presets::{Preset, presets};
+pub use presets::{Family, Preset, families, presets, sweep};
 pub use quantise::{
     Allocated, Allocation, Bins, GroupQuant, GroupQuantLayout, Identity, LloydMax, Progressive,
     Step, Vectorwise,
@@ -64,6 +64,14 @@ pub enum CodecError {
     /// The name of no stage.
     #[error("no codec stage is called {name:?}; known are {}", known.join(", "))]
     UnknownStage {
+        /// What was asked for.
+        name: String,
+        /// What exists.
+        known: Vec<&'static str>,
+    },
+    /// The name of no family of chains.
+    #[error("no family of codecs is called {name:?}; known are {}", known.join(", "))]
+    UnknownFamily {
         /// What was asked for.
         name: String,
         /// What exists.

@@ -1,10 +1,10 @@
 //! From the live models into the recording and out of it again, with random-weight models.
 
 use super::*;
+use crate::LoadedModel;
 use crate::cloud::variants::Compute;
 use crate::codecs::Codecs;
 use crate::engine::Pace;
-use crate::loaded::LoadedModel;
 use crate::rates::RatePoint;
 use crate::spec::{KvPath, SystemSpec};
 use celslm_kv::{AlignmentConfig, CodecConfig};

@@ -8,7 +8,9 @@ use super::{
     context::{Variant, context_id},
     field,
 };
-use crate::{error::Invalid, proto};
+use crate::codec::GRPC_FRAME_BYTES;
+use crate::{TrailerBuilder, WireError, error::Invalid, proto};
+use prost::Message as _;
 
 /// Asks for the KV of a context.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -238,3 +240,39 @@ impl FetchChunk {
         })
     }
 }
+
+/// Bytes of the messages that carry `chunks` of a block, header and trailer included, each with
+/// its gRPC frame; without the framing of HTTP/2, TCP and IP. For sizes where nothing is sent: a
+/// link's counters say what a real transfer took.
+///
+/// # Errors
+/// A chunk or block that the protocol cannot express.
+pub fn transfer_bytes(spec: &BlockSpec, codec: &str, chunks: &[KvChunk]) -> Result<u64, WireError> {
+    let mut totals = TrailerBuilder::default();
+    for chunk in chunks {
+        totals.add(chunk, NOMINAL_NS);
+    }
+    let header = FetchHeader {
+        spec: spec.clone(),
+        codec: codec.to_owned(),
+        store_hit: true,
+        queue_ns: NOMINAL_NS,
+        cloud_compute_ns: NOMINAL_NS,
+        align_ns: 0,
+    };
+    let chunks = chunks.iter().cloned().map(|chunk| {
+        FetchEvent::Chunk(FetchChunk {
+            chunk,
+            encode_ns: NOMINAL_NS,
+        })
+    });
+    [FetchEvent::Header(header)]
+        .into_iter()
+        .chain(chunks)
+        .chain([FetchEvent::Trailer(totals.finish())])
+        .map(|event| Ok(event.into_proto()?.encoded_len() as u64 + GRPC_FRAME_BYTES))
+        .sum()
+}
+
+/// A millisecond: durations are varints, so that their length depends on their size.
+const NOMINAL_NS: u64 = 1_000_000;

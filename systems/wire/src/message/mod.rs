@@ -10,7 +10,7 @@ mod tests;
 pub use context::{
     ContextContent, ContextEntry, LookupReply, LookupRequest, PublishReply, PublishRequest, Variant,
 };
-pub use fetch::{FetchChunk, FetchEvent, FetchHeader, FetchRequest, FetchTrailer};
+pub use fetch::{FetchChunk, FetchEvent, FetchHeader, FetchRequest, FetchTrailer, transfer_bytes};
 pub use generate::{
     FinishReason, GenerateEvent, GenerateFinished, GenerateRequest, GenerateStarted, GenerateToken,
     Sampling,

@@ -1,6 +1,6 @@
 //! A model file with everything that is read from it.
 
-use celslm_model::{ChatTemplate, Decoder, GgufFile, ModelError, Tokenizer};
+use crate::{ChatTemplate, Decoder, GgufFile, ModelError, Tokenizer};
 use std::path::Path;
 
 /// A decoder with its tokenizer and chat template.

@@ -1,0 +1,251 @@
+//! Recall of passages: plain text as documents, and questions that quote some words and ask for
+//! those that follow.
+//!
+//! Any text gives any number of such questions, at any length of document, and the answer stands
+//! nowhere but in the document. It is to tune methods on text that no benchmark asks about, and to
+//! see from which length on, or from which loss of the KV cache on, a model no longer finds what
+//! it has read.
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::document::{Document, Question};
+use crate::draw::draw;
+use crate::error::DatasetError;
+use crate::registry::Dataset;
+use crate::source;
+
+const HOME: &str = "whoever published the text";
+
+/// Where the text is, and how documents and questions are cut from it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RecallConfig {
+    /// A text file in UTF-8, or a folder whose `.txt` files are read; a relative path starts at the
+    /// data folder.
+    pub path: PathBuf,
+    /// Documents to draw; all when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub documents: Option<usize>,
+    /// Questions to draw from each document; as many as it has pieces for when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub questions_per_document: Option<usize>,
+    /// Words of a document.
+    #[serde(default = "words")]
+    pub words: usize,
+    /// Words that a question quotes.
+    #[serde(default = "cue_words")]
+    pub cue_words: usize,
+    /// Words that it asks for.
+    #[serde(default = "span_words")]
+    pub span_words: usize,
+}
+
+const fn words() -> usize {
+    600
+}
+
+const fn cue_words() -> usize {
+    8
+}
+
+const fn span_words() -> usize {
+    6
+}
+
+/// Documents with questions of recall, drawn.
+#[derive(Debug, Clone)]
+pub struct Recall {
+    source: String,
+    hash: String,
+    documents: Vec<Document>,
+}
+
+impl Recall {
+    /// Reads the text and draws from it; see [`load`](crate::load).
+    ///
+    /// # Errors
+    /// A missing folder or file, text that is not UTF-8, lengths that leave no question, and an
+    /// impossible draw.
+    pub fn load(
+        config: &RecallConfig,
+        data_dir: Option<&Path>,
+        seed: u64,
+    ) -> Result<Self, DatasetError> {
+        let RecallConfig {
+            words,
+            cue_words,
+            span_words,
+            ..
+        } = *config;
+        for (setting, value) in [
+            ("words", words),
+            ("cue_words", cue_words),
+            ("span_words", span_words),
+        ] {
+            if value == 0 {
+                return Err(DatasetError::Zero { setting });
+            }
+        }
+        let path = source::resolve(&config.path, data_dir, HOME)?;
+        let mut hasher = blake3::Hasher::new();
+        let mut documents = Vec::new();
+        for file in source::text_files(&path, HOME)? {
+            let bytes = source::read(&file, HOME)?;
+            hasher.update(&(bytes.len() as u64).to_le_bytes());
+            hasher.update(&bytes);
+            let text = String::from_utf8(bytes).map_err(|_| DatasetError::Format {
+                path: file.clone(),
+                at: "the file".to_owned(),
+                reason: "it is not UTF-8".to_owned(),
+            })?;
+            let stem = file.file_stem().unwrap_or_default().to_string_lossy();
+            let all: Vec<&str> = text.split_whitespace().collect();
+            for (index, piece) in all.chunks_exact(words).enumerate() {
+                let id = format!("{stem}-{index:04}");
+                documents.push(Document {
+                    questions: questions(piece, cue_words, span_words),
+                    title: stem.replace(['-', '_'], " "),
+                    kind: "passage".to_owned(),
+                    text: piece.join(" "),
+                    id,
+                });
+            }
+        }
+        Ok(Self {
+            source: path.display().to_string(),
+            hash: hasher.finalize().to_hex().to_string(),
+            documents: draw(
+                "recall",
+                documents,
+                config.documents,
+                config.questions_per_document,
+                true,
+                seed,
+            )?,
+        })
+    }
+}
+
+impl Dataset for Recall {
+    fn name(&self) -> &'static str {
+        "recall"
+    }
+
+    fn licence(&self) -> &'static str {
+        "as stated by the text's publisher"
+    }
+
+    fn source(&self) -> &str {
+        &self.source
+    }
+
+    fn hash(&self) -> &str {
+        &self.hash
+    }
+
+    fn documents(&self) -> &[Document] {
+        &self.documents
+    }
+}
+
+/// A question for every piece of the text whose quoted words stand in it once.
+fn questions(words: &[&str], cue_words: usize, span_words: usize) -> Vec<Question> {
+    let step = cue_words + span_words;
+    let once = |cue: &[&str]| words.windows(cue.len()).filter(|w| *w == cue).count() == 1;
+    let piece = |range: Range<usize>| words.get(range);
+    (0..words.len() / step)
+        .filter_map(|index| {
+            let start = index * step;
+            let cue = piece(start..start + cue_words).filter(|cue| once(cue))?;
+            let span = piece(start + cue_words..start + step)?.join(" ");
+            Some(Question {
+                id: format!("words-{start:05}"),
+                text: format!(
+                    "Which {span_words} words follow \"{}\" in the document?",
+                    cue.join(" ")
+                ),
+                answers: vec![span],
+                answerable: true,
+            })
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(path: &Path) -> RecallConfig {
+        RecallConfig {
+            path: path.to_owned(),
+            documents: None,
+            questions_per_document: None,
+            words: 20,
+            cue_words: 3,
+            span_words: 2,
+        }
+    }
+
+    #[test]
+    fn questions_ask_for_the_words_that_follow() {
+        let dir = tempfile::tempdir().unwrap();
+        let text: Vec<String> = (0..45).map(|i| format!("w{i}")).collect();
+        std::fs::write(dir.path().join("a_b.txt"), text.join(" ")).unwrap();
+        std::fs::write(dir.path().join("c.md"), "not read").unwrap();
+        let recall = Recall::load(&config(dir.path()), None, 1).unwrap();
+        assert_eq!(
+            recall.documents().len(),
+            2,
+            "the last five words are no document"
+        );
+        let mut ids: Vec<&str> = recall.documents().iter().map(|d| d.id.as_str()).collect();
+        ids.sort_unstable();
+        assert_eq!(ids, ["a_b-0000", "a_b-0001"]);
+        for document in recall.documents() {
+            assert_eq!(document.title, "a b");
+            assert_eq!(document.questions.len(), 4);
+            for question in &document.questions {
+                let cue = question.text.split('"').nth(1).unwrap();
+                let whole = format!("{cue} {}", question.answers[0]);
+                assert!(document.text.contains(&whole), "{whole}");
+                assert_eq!(cue.split(' ').count(), 3);
+                assert_eq!(question.answers[0].split(' ').count(), 2);
+            }
+        }
+    }
+
+    #[test]
+    fn what_stands_twice_is_not_asked_for() {
+        let words = ["a", "b", "c", "d", "a", "b", "e", "f"];
+        let found = questions(&words, 2, 2);
+        assert!(found.is_empty(), "{found:?}");
+        let words = ["a", "b", "c", "d", "a", "x", "e", "f"];
+        assert_eq!(questions(&words, 2, 2).len(), 2);
+    }
+
+    #[test]
+    fn bad_settings_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("a.txt");
+        std::fs::write(&file, [0xff, 0xfe, b'a']).unwrap();
+        let error = Recall::load(&config(&file), None, 1)
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("not UTF-8"), "{error}");
+        let zero = RecallConfig {
+            span_words: 0,
+            ..config(&file)
+        };
+        let error = Recall::load(&zero, None, 1).unwrap_err().to_string();
+        assert!(error.contains("span_words"), "{error}");
+        let error = Recall::load(&config(&dir.path().join("none")), None, 1)
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("none"), "{error}");
+        std::fs::write(&file, "too short").unwrap();
+        assert!(Recall::load(&config(&file), None, 1).is_err());
+    }
+}

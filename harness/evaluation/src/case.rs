@@ -1,0 +1,327 @@
+//! One context with everything that arms are measured against.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+
+use celslm_datasets::{Document, Prompt, SCORERS};
+use celslm_kv::KvBlock;
+use celslm_kv::codec::{ScoredBy, TokenScores};
+use celslm_model::{KeyRetention, KvCache, KvPrefix, LoadedModel, ModelError};
+use celslm_reports::evaluation::QuestionRow;
+
+use crate::answering::{Reading, ask};
+use crate::{EvaluationError, Evaluator};
+
+/// Last tokens of each question whose queries measure the error of attention.
+const QUERY_TOKENS: usize = 4;
+
+/// A question in tokens.
+pub(crate) struct Asked {
+    id: String,
+    /// The private rest of the prompt.
+    pub(crate) prompt: Vec<u32>,
+    /// The preferred answer; at least one token.
+    pub(crate) gold: Vec<u32>,
+    answers: Vec<String>,
+    answerable: bool,
+}
+
+/// A distribution over the vocabulary at every position of a gold answer.
+pub(crate) struct Distributions {
+    /// Log-probabilities, `[positions, vocab_size]`.
+    log_probs: Vec<Vec<f32>>,
+}
+
+/// A context: its tokens, its exact KV, its questions, and what the model makes of them from that
+/// KV. All in memory: about 25 kB a token of context, and a row of the vocabulary for every token
+/// of a gold answer.
+pub struct Case<'a> {
+    document: &'a Document,
+    /// Another document, for the control that answers from the wrong one.
+    other: &'a Document,
+    tokens: Vec<u32>,
+    block: KvBlock,
+    prefix: Arc<KvPrefix>,
+    asked: Vec<Asked>,
+    reference: Vec<Distributions>,
+    rows: Vec<QuestionRow>,
+    /// Rotated queries of the questions by layer, `[rows, num_heads, head_dim]`, and what they
+    /// read from the exact KV.
+    queries: Vec<Vec<f32>>,
+    attended: Vec<Vec<f32>>,
+    scores: RefCell<Vec<(ScoredBy, Arc<TokenScores>)>>,
+    accounted: bool,
+}
+
+impl<'a> Case<'a> {
+    /// Computes the context's KV and the reference. `other` is a document that is not asked about.
+    /// `Ok(None)` when `proceed` said stop.
+    ///
+    /// # Errors
+    /// Failures of the model or its tokenizer.
+    pub fn new(
+        evaluator: &Evaluator<'_>,
+        document: &'a Document,
+        other: &'a Document,
+        proceed: impl FnMut() -> bool,
+    ) -> Result<Option<Self>, EvaluationError> {
+        let model = evaluator.model;
+        let system = Prompt::system(document);
+        let tokens = model.context_tokens(&system)?;
+        let Some(block) = model.decoder.context_kv(&tokens, proceed)? else {
+            return Ok(None);
+        };
+        let prefix = Arc::new(KvPrefix::from_block(&block, model.decoder.rope())?);
+        let mut asked = Vec::with_capacity(document.questions.len());
+        for question in &document.questions {
+            let prompt = Prompt::new(document, question);
+            let gold = question.gold();
+            let preferred = gold.first().map(String::as_str).unwrap_or_default();
+            let gold = model.tokenizer.encode(preferred.trim())?;
+            if gold.is_empty() {
+                return Err(EvaluationError::Arm(format!(
+                    "question {} of {} has an empty answer",
+                    question.id, document.id
+                )));
+            }
+            asked.push(Asked {
+                id: question.id.clone(),
+                prompt: model.private_tokens(&prompt.system, &prompt.user)?,
+                gold,
+                answers: question.answers.clone(),
+                answerable: question.answerable,
+            });
+        }
+        let mut rows = Vec::with_capacity(asked.len());
+        let mut reference = Vec::with_capacity(asked.len());
+        ask(
+            model,
+            &prefix,
+            &asked,
+            evaluator.settings,
+            |index, reading| {
+                rows.push(asked[index].row(&reading, None));
+                reference.push(Distributions {
+                    log_probs: reading.gold.iter().map(|l| log_softmax(l)).collect(),
+                });
+            },
+        )?;
+        let queries = queries(model, &prefix, &asked)?;
+        let attended = queries
+            .iter()
+            .enumerate()
+            .map(|(layer, rows)| model.decoder.attention_output(layer, rows, &prefix))
+            .collect::<Result<_, _>>()?;
+        Ok(Some(Self {
+            document,
+            other,
+            tokens,
+            block,
+            prefix,
+            asked,
+            reference,
+            rows,
+            queries,
+            attended,
+            scores: RefCell::default(),
+            accounted: true,
+        }))
+    }
+
+    /// The case with or without accounts of what its payloads are spent on, which cost a second
+    /// decoding.
+    #[must_use]
+    pub fn accounted(self, accounted: bool) -> Self {
+        Self { accounted, ..self }
+    }
+
+    pub(crate) const fn is_accounted(&self) -> bool {
+        self.accounted
+    }
+
+    /// The document.
+    #[must_use]
+    pub const fn document(&self) -> &Document {
+        self.document
+    }
+
+    /// A document that is not asked about.
+    #[must_use]
+    pub const fn other(&self) -> &Document {
+        self.other
+    }
+
+    /// The context's tokens.
+    #[must_use]
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// Its KV as computed, pre-RoPE.
+    #[must_use]
+    pub const fn block(&self) -> &KvBlock {
+        &self.block
+    }
+
+    /// Its KV, ready for attention.
+    #[must_use]
+    pub const fn prefix(&self) -> &Arc<KvPrefix> {
+        &self.prefix
+    }
+
+    /// Scores of its tokens, computed at their first use.
+    ///
+    /// # Errors
+    /// Failures of the model.
+    pub fn scores(
+        &self,
+        model: &LoadedModel,
+        by: ScoredBy,
+    ) -> Result<Arc<TokenScores>, ModelError> {
+        if let Some((_, scores)) = self.scores.borrow().iter().find(|(own, _)| *own == by) {
+            return Ok(scores.clone());
+        }
+        let scores = Arc::new(model.decoder.token_scores(&self.tokens, by)?);
+        self.scores.borrow_mut().push((by, scores.clone()));
+        Ok(scores)
+    }
+
+    pub(crate) fn asked(&self) -> &[Asked] {
+        &self.asked
+    }
+
+    pub(crate) fn reference(&self, index: usize) -> Option<&Distributions> {
+        self.reference.get(index)
+    }
+
+    pub(crate) fn reference_rows(&self) -> Vec<QuestionRow> {
+        self.rows.clone()
+    }
+
+    /// Queries of the questions at a layer, and what they read from the exact KV.
+    pub(crate) fn attention(&self, layer: usize) -> (&[f32], &[f32]) {
+        (&self.queries[layer], &self.attended[layer])
+    }
+}
+
+/// Queries of the last tokens of every question, by layer, as they are with the exact KV.
+fn queries(
+    model: &LoadedModel,
+    prefix: &Arc<KvPrefix>,
+    asked: &[Asked],
+) -> Result<Vec<Vec<f32>>, ModelError> {
+    let shape = model.decoder.kv_shape();
+    let width = {
+        let config = model.decoder.config();
+        config.num_attention_heads * config.head_dim
+    };
+    let mut queries = vec![Vec::new(); shape.num_layers];
+    for question in asked {
+        let mut cache = KvCache::new(
+            shape,
+            Some(prefix.clone()),
+            question.prompt.len(),
+            KeyRetention::RotatedOnly,
+        )?;
+        model
+            .decoder
+            .observe(&question.prompt, &mut cache, |observed| {
+                let wanted = (QUERY_TOKENS * width).min(observed.queries.len());
+                let last = &observed.queries[observed.queries.len() - wanted..];
+                queries[observed.layer].extend_from_slice(last);
+            })?;
+    }
+    Ok(queries)
+}
+
+impl Asked {
+    /// The row of a reading, compared with the reference where there is one.
+    pub(crate) fn row(
+        &self,
+        reading: &Reading<'_>,
+        reference: Option<&Distributions>,
+    ) -> QuestionRow {
+        let score = |name: &str| {
+            SCORERS
+                .iter()
+                .find(|scorer| scorer.name() == name)
+                .map(|scorer| scorer.score(&reading.answer, &self.answers, self.answerable))
+        };
+        let mut nll = 0.0;
+        let mut kl = 0.0;
+        let mut top1 = 0;
+        for (index, (logits, token)) in reading.gold.iter().zip(&self.gold).enumerate() {
+            let norm = log_sum_exp(logits);
+            nll += norm - f64::from(logits[*token as usize]);
+            if let Some(own) = reference.and_then(|r| r.log_probs.get(index)) {
+                kl += divergence(own, logits, norm);
+                top1 += u64::from(best(own) == best(logits));
+            }
+        }
+        QuestionRow {
+            question_id: self.id.clone(),
+            answer: Some(reading.answer.clone()),
+            output_tokens: reading.output_tokens as u64,
+            em: score("exact_match"),
+            f1: score("f1"),
+            nll,
+            nll_tokens: self.gold.len() as u64,
+            kl: reference.map(|_| kl),
+            top1: reference.map(|_| top1),
+            positions: self.gold.len() as u64,
+        }
+    }
+}
+
+fn log_sum_exp(logits: &[f32]) -> f64 {
+    let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = logits.iter().map(|x| f64::from((x - top).exp())).sum();
+    f64::from(top) + sum.ln()
+}
+
+fn log_softmax(logits: &[f32]) -> Vec<f32> {
+    let norm = log_sum_exp(logits);
+    logits
+        .iter()
+        .map(|x| (f64::from(*x) - norm) as f32)
+        .collect()
+}
+
+/// KL divergence of the distribution behind `logits` from the one with these log-probabilities.
+fn divergence(own: &[f32], logits: &[f32], norm: f64) -> f64 {
+    let terms = own.iter().zip(logits).map(|(own, logit)| {
+        let (own, other) = (f64::from(*own), f64::from(*logit) - norm);
+        f64::from((own as f32).exp()) * (own - other)
+    });
+    // Rounding may push a sum of nothing below zero.
+    terms.sum::<f64>().max(0.0)
+}
+
+/// The most likely token; the lowest id on a tie.
+fn best(x: &[f32]) -> usize {
+    let mut best = 0;
+    for (index, value) in x.iter().enumerate() {
+        if *value > x[best] {
+            best = index;
+        }
+    }
+    best
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn divergences_by_hand() {
+        let own = log_softmax(&[2f32.ln(), 1f32.ln(), 1f32.ln()]);
+        assert!((own[0].exp() - 0.5).abs() < 1e-6);
+        let flat = [0.0; 3];
+        let norm = log_sum_exp(&flat);
+        assert!((norm - 3f64.ln()).abs() < 1e-9);
+        let expected = 0.5 * (0.5f64 * 3.0).ln() + 0.5 * (0.25f64 * 3.0).ln();
+        assert!((divergence(&own, &flat, norm) - expected).abs() < 1e-6);
+        assert_eq!(divergence(&log_softmax(&flat), &flat, norm), 0.0);
+        assert_eq!(best(&[1.0, 3.0, 3.0]), 1);
+    }
+}

@@ -1,0 +1,25 @@
+//! Why an evaluation cannot go on.
+
+use celslm_kv::{ChunkError, KvError};
+use celslm_model::ModelError;
+
+/// Why one arm could not be evaluated on one context.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EvaluationError {
+    /// The model refused.
+    #[error("run the model")]
+    Model(#[from] ModelError),
+    /// Chunks could not be made or read.
+    #[error("encode and decode the KV")]
+    Chunk(#[from] ChunkError),
+    /// KV of the wrong shape.
+    #[error("put the KV together")]
+    Kv(#[from] KvError),
+    /// A chunk that the protocol cannot carry.
+    #[error("size the messages: {0}")]
+    Message(String),
+    /// A chain that selects by scores of which this build knows nothing.
+    #[error("{0}")]
+    Arm(String),
+}

@@ -1,0 +1,128 @@
+//! Experiments in process: files with an `[evaluation]` section.
+
+use std::path::PathBuf;
+
+use celslm_datasets::DatasetConfig;
+use celslm_kv::codec::CodecConfig;
+use serde::{Deserialize, Serialize};
+
+use super::{ConfigError, ConfigSource, ExperimentConfig, ModelsConfig, sections};
+
+/// An experiment in process: what methods leave of a context's KV, without nodes and link.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EvaluationFile {
+    /// Version of the file's format; written into the resolved copy, and left out by users.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schema_version: Option<u32>,
+    /// Folder of data files: relative data set paths start here. When absent, the environment
+    /// variable `CELSLM_DATA` says; embedded data needs neither.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data_dir: Option<PathBuf>,
+    /// What the experiment is called.
+    pub experiment: ExperimentConfig,
+    /// The models; the edge's answers.
+    #[serde(default)]
+    pub models: ModelsConfig,
+    /// What is evaluated on what.
+    pub evaluation: EvaluationConfig,
+}
+
+/// `[evaluation]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EvaluationConfig {
+    /// Data sets; see `celslm ls datasets`.
+    pub datasets: Vec<DatasetConfig>,
+    /// Codec chains, by name, id or stages; see `celslm ls codecs`.
+    pub codecs: Vec<CodecConfig>,
+    /// Families of codec chains: one method at all of its settings; see `celslm ls families`.
+    pub families: Vec<String>,
+    /// Controls, which a method must beat to have shown anything.
+    pub controls: Vec<Control>,
+    /// Tokens of one KV chunk.
+    pub chunk_tokens: usize,
+    /// Most tokens of an answer.
+    pub max_tokens: usize,
+    /// Questions of a context that are computed together; changes the speed, not the results.
+    pub batch: usize,
+    /// Compute threads; 0 means every CPU.
+    pub threads: usize,
+}
+
+impl Default for EvaluationConfig {
+    fn default() -> Self {
+        Self {
+            datasets: vec![DatasetConfig::default()],
+            codecs: Vec::new(),
+            families: Vec::new(),
+            controls: vec![Control::NoContext, Control::WrongContext],
+            chunk_tokens: 256,
+            max_tokens: 32,
+            batch: 8,
+            threads: 0,
+        }
+    }
+}
+
+/// A control arm.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Control {
+    /// The instruction without a document.
+    NoContext,
+    /// Another document of the set.
+    WrongContext,
+}
+
+impl Control {
+    /// Name in configurations and results.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::NoContext => "no_context",
+            Self::WrongContext => "wrong_context",
+        }
+    }
+}
+
+impl EvaluationFile {
+    /// The heading of the report.
+    #[must_use]
+    pub fn title(&self) -> &str {
+        match self.experiment.title.as_str() {
+            "" => &self.experiment.name,
+            title => title,
+        }
+    }
+
+    /// Checks every range that the types leave open.
+    pub(super) fn validate(&self, source: &ConfigSource) -> Result<(), ConfigError> {
+        let fail = |path: &str, message: &str| Err(source.error_at(path, message));
+        sections::validate_head(self.schema_version, &self.experiment, source)?;
+        let own = &self.evaluation;
+        for (path, value, range) in [
+            ("evaluation.chunk_tokens", own.chunk_tokens, 1..=65_536),
+            ("evaluation.max_tokens", own.max_tokens, 1..=4096),
+            ("evaluation.batch", own.batch, 1..=64),
+            ("evaluation.threads", own.threads, 0..=1024),
+        ] {
+            if !range.contains(&value) {
+                let message = format!("{value}; use {} to {}", range.start(), range.end());
+                return fail(path, &message);
+            }
+        }
+        if own.datasets.is_empty() {
+            return fail("evaluation.datasets", "name at least one data set");
+        }
+        let known = celslm_kv::codec::families();
+        for (index, name) in own.families.iter().enumerate() {
+            if !known.iter().any(|family| family.name == name.as_str()) {
+                let names: Vec<&str> = known.iter().map(|family| family.name).collect();
+                let message = format!("unknown family `{name}`; known: {}", names.join(", "));
+                return fail(&format!("evaluation.families.{index}"), &message);
+            }
+        }
+        Ok(())
+    }
+}

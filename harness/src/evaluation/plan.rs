@@ -1,0 +1,223 @@
+//! Which arms meet which contexts.
+
+use std::sync::Arc;
+
+use celslm_kv::codec::{CodecArtefact, CodecConfig, CodecContext, families, presets};
+use celslm_model::store::ModelSpec;
+use celslm_reports::evaluation::{ArmIdentity, ArmKind};
+use serde::Serialize;
+
+use crate::artefacts::name;
+use crate::config::{Control, EvaluationFile};
+use crate::exit::Verdict;
+use crate::plan::{DatasetDraw, cell_id, content_hash};
+
+/// Everything that was read from disk for a plan.
+#[derive(Debug, Clone)]
+pub struct EvaluationInputs {
+    /// The model that answers.
+    pub edge_model: ModelSpec,
+    /// The data sets, as drawn.
+    pub draws: Vec<DatasetDraw>,
+    /// What chains with fitted stages use.
+    pub artefact: Option<Arc<CodecArtefact>>,
+}
+
+/// What an arm is.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ArmSpec {
+    /// The context's own KV, uncompressed.
+    Reference,
+    /// The same through a codec chain, bound to its artefact.
+    Codec(CodecConfig),
+    /// A control.
+    Control(Control),
+}
+
+/// One arm over one data set.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PlannedArm {
+    /// How results name it.
+    pub identity: ArmIdentity,
+    /// What it is.
+    pub spec: ArmSpec,
+    /// Index of its data set in [`EvaluationInputs::draws`].
+    pub draw: usize,
+}
+
+/// The arms of an evaluation, data set by data set.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EvaluationPlan {
+    /// BLAKE3 (hex) of everything that decides the figures.
+    pub hash: String,
+    /// The arms; those of a data set stand together, its reference first.
+    pub arms: Vec<PlannedArm>,
+}
+
+/// What decides an arm's figures.
+#[derive(Serialize)]
+struct Content<'a> {
+    model: String,
+    dataset: &'a str,
+    documents: Vec<(&'a str, Vec<&'a str>)>,
+    chunk_tokens: usize,
+    max_tokens: usize,
+    arm: &'a str,
+}
+
+impl EvaluationPlan {
+    /// The plan of a configuration. Pure.
+    ///
+    /// # Errors
+    /// [`Verdict::Config`] for a chain that the artefact does not suit, or that needs one where
+    /// there is none.
+    pub fn new(file: &EvaluationFile, inputs: &EvaluationInputs) -> Result<Self, Verdict> {
+        let own = &file.evaluation;
+        let context = inputs
+            .artefact
+            .as_ref()
+            .map_or_else(CodecContext::default, |artefact| {
+                CodecContext::new(Arc::clone(artefact))
+            });
+        let artefact_bytes = inputs
+            .artefact
+            .as_ref()
+            .map_or(0, |a| a.file_bytes() as u64);
+        let mut kinds = vec![(
+            ArmKind::Reference,
+            "uncompressed".to_owned(),
+            "uncompressed".to_owned(),
+            ArmSpec::Reference,
+        )];
+        for control in &own.controls {
+            let name = control.name().to_owned();
+            kinds.push((
+                ArmKind::Control,
+                name.clone(),
+                name,
+                ArmSpec::Control(*control),
+            ));
+        }
+        for (family, config) in chains(file) {
+            let bound = config.build_with(&context).map_err(|error| {
+                Verdict::Config(format!(
+                    "codec {}: {error}; fit an artefact with `celslm codec fit --model {} --text DIR`",
+                    name(&config),
+                    file.models.edge
+                ))
+            })?;
+            let spec = ArmSpec::Codec(bound.config().clone());
+            if kinds.iter().all(|(_, _, _, other)| *other != spec) {
+                kinds.push((ArmKind::Method, family, name(&config), spec));
+            }
+        }
+        let mut arms = Vec::new();
+        let mut hashes = Vec::new();
+        for (draw, set) in inputs.draws.iter().enumerate() {
+            let dataset = label(&inputs.draws, draw);
+            for (kind, family, name, spec) in &kinds {
+                let codec = match spec {
+                    ArmSpec::Codec(config) => Some(config.id()),
+                    _ => None,
+                };
+                let content = Content {
+                    model: inputs.edge_model.sha256.to_string(),
+                    dataset: &set.hash,
+                    documents: set
+                        .documents
+                        .iter()
+                        .map(|document| {
+                            let ids = document.questions.iter().map(|q| q.id.as_str());
+                            (document.id.as_str(), ids.collect())
+                        })
+                        .collect(),
+                    chunk_tokens: own.chunk_tokens,
+                    max_tokens: own.max_tokens,
+                    arm: codec.as_deref().unwrap_or(name),
+                };
+                let hash = content_hash(&content)
+                    .map_err(|error| Verdict::Config(format!("hash the plan: {error}")))?;
+                let needs = matches!(spec, ArmSpec::Codec(config) if config.needs_artefact());
+                arms.push(PlannedArm {
+                    identity: ArmIdentity {
+                        cell_id: cell_id(&[&dataset, name], &hash),
+                        dataset: dataset.clone(),
+                        kind: *kind,
+                        family: family.clone(),
+                        name: name.clone(),
+                        codec,
+                        artefact_bytes: if needs { artefact_bytes } else { 0 },
+                    },
+                    spec: spec.clone(),
+                    draw,
+                });
+                hashes.push(hash);
+            }
+        }
+        Ok(Self {
+            hash: blake3::hash(hashes.concat().as_bytes())
+                .to_hex()
+                .to_string(),
+            arms,
+        })
+    }
+
+    /// The arms over one data set, the reference first.
+    pub fn arms_of(&self, draw: usize) -> impl Iterator<Item = &PlannedArm> {
+        self.arms.iter().filter(move |arm| arm.draw == draw)
+    }
+}
+
+/// The chains of the configuration, each with its family.
+fn chains(file: &EvaluationFile) -> Vec<(String, CodecConfig)> {
+    let own = &file.evaluation;
+    let listed = own
+        .codecs
+        .iter()
+        .map(|config| (family_of(config), config.clone()));
+    let swept = own.families.iter().flat_map(|name| {
+        let family = families()
+            .iter()
+            .find(|family| family.name == name.as_str());
+        let configs = family
+            .map(celslm_kv::codec::Family::configs)
+            .unwrap_or_default();
+        configs
+            .into_iter()
+            .map(move |config| (name.clone(), config))
+    });
+    listed.chain(swept).collect()
+}
+
+/// The family that has a chain among its settings, or else its stages without their parameters.
+fn family_of(config: &CodecConfig) -> String {
+    let preset = presets().iter().find(|preset| preset.config() == *config);
+    if let Some(preset) = preset {
+        return preset.family.to_owned();
+    }
+    let known = families()
+        .iter()
+        .find(|family| family.configs().contains(config));
+    known.map_or_else(
+        || {
+            let id = config.id();
+            let stages = id
+                .split('+')
+                .map(|stage| stage.split('-').next().unwrap_or(stage));
+            stages.collect::<Vec<_>>().join("+")
+        },
+        |family| family.name.to_owned(),
+    )
+}
+
+/// What results call a data set: its registry name, numbered where it is drawn in several ways.
+fn label(draws: &[DatasetDraw], draw: usize) -> String {
+    let name = draws[draw].name;
+    let same: Vec<usize> = (0..draws.len())
+        .filter(|&other| draws[other].name == name)
+        .collect();
+    match same.iter().position(|&other| other == draw) {
+        Some(place) if same.len() > 1 => format!("{name}-{}", place + 1),
+        _ => name.to_owned(),
+    }
+}

@@ -1,0 +1,124 @@
+//! The loop over contexts and arms.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use celslm_evaluation::arm::{Coded, NoContext, WrongContext};
+use celslm_evaluation::{Arm, Case, Evaluator, Settings};
+use celslm_kv::codec::CodecContext;
+use celslm_kv::{BlockSpec, KvChunk};
+use celslm_model::LoadedModel;
+use celslm_reports::evaluation::ContextRow;
+
+use super::{ArmSpec, EvaluationInputs, EvaluationPlan, EvaluationStore, PlannedArm};
+use crate::config::{Control, EvaluationFile};
+
+/// Contexts between two whose byte accounts are taken: an account costs a second decoding.
+const ACCOUNTED_EVERY: usize = 8;
+
+/// What hears of an evaluation as it goes.
+pub trait Progress {
+    /// An arm has its row.
+    fn row(&mut self, arm: &PlannedArm, row: &ContextRow);
+    /// An arm cannot be evaluated on a context; it is left out, the others go on.
+    fn refused(&mut self, arm: &PlannedArm, context: &str, reason: &str);
+}
+
+/// An evaluation that is ready to run.
+pub struct Evaluation<'a> {
+    /// The configuration.
+    pub file: &'a EvaluationFile,
+    /// What was read for the plan.
+    pub inputs: &'a EvaluationInputs,
+    /// The plan.
+    pub plan: &'a EvaluationPlan,
+    /// The model that answers.
+    pub model: &'a LoadedModel,
+    /// Ends it after the current row.
+    pub stop: &'a AtomicBool,
+}
+
+impl Evaluation<'_> {
+    /// Makes every row that is missing. `Ok(false)` when it was stopped.
+    ///
+    /// # Errors
+    /// Failures of the model and of the folder. What a single arm refuses is told to `progress`.
+    pub fn run(
+        &self,
+        store: &mut EvaluationStore,
+        progress: &mut dyn Progress,
+    ) -> anyhow::Result<bool> {
+        let own = &self.file.evaluation;
+        let evaluator = Evaluator {
+            model: self.model,
+            settings: Settings {
+                max_tokens: own.max_tokens,
+                chunk_tokens: own.chunk_tokens,
+                batch: own.batch,
+                now_ns: celslm_systems::clock::now_ns,
+                message_bytes,
+            },
+        };
+        let stopped = || self.stop.load(Ordering::Relaxed);
+        for (draw, set) in self.inputs.draws.iter().enumerate() {
+            for (index, document) in set.documents.iter().enumerate() {
+                let missing: Vec<&PlannedArm> = self
+                    .plan
+                    .arms_of(draw)
+                    .filter(|arm| !store.has(&arm.identity.cell_id, &document.id))
+                    .collect();
+                if missing.is_empty() {
+                    continue;
+                }
+                let other = &set.documents[(index + 1) % set.documents.len()];
+                let Some(case) = Case::new(&evaluator, document, other, || !stopped())? else {
+                    return Ok(false);
+                };
+                let case = case.accounted(index % ACCOUNTED_EVERY == 0);
+                for arm in missing {
+                    if stopped() {
+                        return Ok(false);
+                    }
+                    let built = self.arm(&arm.spec);
+                    match evaluator.row(&arm.identity.cell_id, &case, built.as_deref()) {
+                        Ok(row) => {
+                            store.append(&row)?;
+                            progress.row(arm, &row);
+                        }
+                        Err(error) => {
+                            let reason = format!("{:#}", anyhow::Error::from(error));
+                            progress.refused(arm, &document.id, &reason);
+                        }
+                    }
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    fn arm(&self, spec: &ArmSpec) -> Option<Box<dyn Arm>> {
+        match spec {
+            ArmSpec::Reference => None,
+            ArmSpec::Control(Control::NoContext) => Some(Box::new(NoContext)),
+            ArmSpec::Control(Control::WrongContext) => Some(Box::new(WrongContext)),
+            ArmSpec::Codec(config) => {
+                let context = self
+                    .inputs
+                    .artefact
+                    .as_ref()
+                    .map_or_else(CodecContext::default, |artefact| {
+                        CodecContext::new(Arc::clone(artefact))
+                    });
+                // The plan has built it with the same artefact.
+                let chain = config
+                    .build_with(&context)
+                    .unwrap_or_else(|_| config.build());
+                Some(Box::new(Coded { chain }))
+            }
+        }
+    }
+}
+
+fn message_bytes(spec: &BlockSpec, codec: &str, chunks: &[KvChunk]) -> Result<u64, String> {
+    celslm_systems::transfer_bytes(spec, codec, chunks).map_err(|error| error.to_string())
+}
