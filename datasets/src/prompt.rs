@@ -102,10 +102,16 @@ impl Prompt {
     /// question is asked.
     #[must_use]
     pub fn system(document: &Document) -> String {
+        Self::system_of(&document.title, &document.text)
+    }
+
+    /// The shared part for a document of this title and text.
+    #[must_use]
+    pub fn system_of(title: &str, text: &str) -> String {
         format!(
             "{SYSTEM_INSTRUCTION}\n\n# {}\n\n{}",
-            document.title.trim(),
-            document.text.trim()
+            title.trim(),
+            text.trim()
         )
     }
 }

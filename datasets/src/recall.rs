@@ -105,13 +105,8 @@ impl Recall {
             let all: Vec<&str> = text.split_whitespace().collect();
             for (index, piece) in all.chunks_exact(words).enumerate() {
                 let id = format!("{stem}-{index:04}");
-                documents.push(Document {
-                    questions: questions(piece, cue_words, span_words),
-                    title: stem.replace(['-', '_'], " "),
-                    kind: "passage".to_owned(),
-                    text: piece.join(" "),
-                    id,
-                });
+                let title = stem.replace(['-', '_'], " ");
+                documents.push(document(id, title, piece, cue_words, span_words));
             }
         }
         Ok(Self {
@@ -148,6 +143,35 @@ impl Dataset for Recall {
 
     fn documents(&self) -> &[Document] {
         &self.documents
+    }
+}
+
+/// A passage with its questions of recall, for text that is no file of a data set: calibration.
+#[must_use]
+pub fn recall_document(id: &str, text: &str) -> Document {
+    let words: Vec<&str> = text.split_whitespace().collect();
+    document(
+        id.to_owned(),
+        id.to_owned(),
+        &words,
+        cue_words(),
+        span_words(),
+    )
+}
+
+fn document(
+    id: String,
+    title: String,
+    words: &[&str],
+    cue_words: usize,
+    span_words: usize,
+) -> Document {
+    Document {
+        id,
+        title,
+        kind: "passage".to_owned(),
+        questions: questions(words, cue_words, span_words),
+        text: words.join(" "),
     }
 }
 

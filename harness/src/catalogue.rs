@@ -199,7 +199,7 @@ impl Catalogue {
         })
     }
 
-    /// Reads everything that a plan of `config` needs. Sizes of the KV and fitted bridges are the
+    /// Reads everything that a plan of `config` needs. Sizes of the KV and what was fitted are the
     /// caller's to add, where it knows them.
     ///
     /// # Errors
@@ -258,10 +258,11 @@ impl Catalogue {
             workloads,
             kv: None,
             bridges: Vec::new(),
+            artefact: None,
         })
     }
 
-    /// Reads everything that an evaluation needs.
+    /// Reads everything that an evaluation needs, but for the artefact of its codecs.
     ///
     /// # Errors
     /// As [`Catalogue::gather`].
@@ -281,14 +282,7 @@ impl Catalogue {
         Ok(EvaluationInputs {
             edge_model: self.model("edge", &file.models.edge, source)?,
             draws,
-            artefact: celslm_kv::codec::CodecArtefact::read(
-                &self
-                    .root
-                    .join("codecs")
-                    .join(format!("{}.safetensors", file.models.edge)),
-            )
-            .ok()
-            .map(Arc::new),
+            artefact: None,
         })
     }
 

@@ -22,7 +22,7 @@ use celslm_systems::{Answer, ContextRef, Contract, Request, SystemError, SystemS
 use crate::clock;
 use crate::config::{Config, ServingConfig};
 use crate::device::{DeviceError, DeviceProfile, Subject, Throttling, throttle};
-use crate::plan::Devices;
+use crate::plan::{ArtefactFile, Devices};
 use crate::relay::Exit;
 use crate::serving;
 
@@ -172,6 +172,8 @@ pub struct Materials {
     pub edge_model: PathBuf,
     /// Bridges that the cloud loads.
     pub bridges: Vec<PathBuf>,
+    /// The codec artefact that both nodes load.
+    pub artefact: Option<ArtefactFile>,
     /// What the nodes stand in for.
     pub devices: Devices,
     /// Folder of a replayed cloud's recording.
@@ -341,6 +343,12 @@ impl Deployment {
         for bridge in &materials.bridges {
             cloud.extend(["--bridge".to_owned(), text(bridge)]);
         }
+        let artefact: Vec<String> = materials
+            .artefact
+            .iter()
+            .flat_map(|file| ["--codec-artefact".to_owned(), text(&file.path)])
+            .collect();
+        cloud.extend(artefact.iter().cloned());
         if let Some(device) = &materials.devices.replay {
             let profile = replay_profile(device, &materials.recording)?;
             cloud.extend([
@@ -377,6 +385,7 @@ impl Deployment {
                 threads(&throttle, deployment.threads.edge),
             ];
             args.extend(engine_args(config));
+            args.extend(artefact.iter().cloned());
             let cpus = share(&deployment.pinning.edge_cpus, index, deployment.edges);
             starts.push((process, Node::Edge(index), args, cpus, throttle));
             edge_controls.push(control);
@@ -423,12 +432,14 @@ impl Deployment {
             fingerprint,
             tokenizer,
             edge_fingerprint: hosted,
+            codec_artefact,
             addr,
             threads,
         } = hello
         else {
             return Err(unexpected(Process::Cloud));
         };
+        check_artefact(Process::Cloud, materials, codec_artefact.as_deref())?;
         let mut facts = NodeFacts {
             cloud_fingerprint: fingerprint,
             cloud_tokenizer: tokenizer,
@@ -445,12 +456,14 @@ impl Deployment {
             let EdgeReply::Edge {
                 fingerprint,
                 tokenizer,
+                codec_artefact,
                 threads,
                 ..
             } = hello
             else {
                 return Err(unexpected(name(index)));
             };
+            check_artefact(name(index), materials, codec_artefact.as_deref())?;
             facts.edge_fingerprint = fingerprint;
             facts.edge_tokenizer = tokenizer;
             facts.edge_threads = threads;
@@ -1033,6 +1046,26 @@ fn engine_args(config: &Config) -> impl Iterator<Item = String> {
 
 fn text(path: &Path) -> String {
     path.to_string_lossy().into_owned()
+}
+
+/// A node that holds another artefact than the plan's codecs name would refuse every fetch.
+fn check_artefact(
+    process: Process,
+    materials: &Materials,
+    held: Option<&str>,
+) -> Result<(), DeploymentError> {
+    let Some(file) = &materials.artefact else {
+        return Ok(());
+    };
+    let wanted = file.artefact.id().to_string();
+    match held {
+        Some(held) if held == wanted => Ok(()),
+        held => Err(DeploymentError::Mismatch(format!(
+            "the plan's codecs use the codec artefact {wanted} ({}), the {process} holds {}",
+            file.path.display(),
+            held.unwrap_or("none: start it with --codec-artefact FILE")
+        ))),
+    }
 }
 
 fn unexpected(process: Process) -> DeploymentError {

@@ -1,161 +1,153 @@
-//! Fitting a bridge: both models read the same calibration text, and a ridge regression relates
-//! their KV.
-//!
-//! Contexts are system messages cut from the text, of the kind that runs share, so that
-//! positions and template tokens are those of real use. Evaluation data never comes here.
-
-use std::path::{Path, PathBuf};
+//! Fitting on calibration text: a bridge, for which both models read the same text and a ridge
+//! regression relates their KV, and a codec artefact, which describes one model's KV.
 
 use anyhow::{Context as _, bail};
-use celslm_kv::AlignmentConfig;
+use celslm_datasets::recall_document;
+use celslm_evaluation::{Case, Evaluator, Sensitivity, Settings};
 use celslm_kv::align::{Bridge, BridgeEnd, BridgeFitter, FitOptions};
-use celslm_systems::LoadedModel;
+use celslm_kv::codec::{ArtefactFitter, ArtefactOptions, CodecArtefact};
+use celslm_kv::{AlignmentConfig, KvBlock};
+use celslm_systems::{DEFAULT_CHUNK_TOKENS, LoadedModel};
 
-/// Most bytes of one calibration file.
-const MAX_TEXT_BYTES: u64 = 1 << 30;
+use crate::calibration::{Calibration, as_document};
 
-/// What to fit.
-#[derive(Debug, Clone)]
-pub struct FitPlan {
-    /// The alignment.
-    pub alignment: AlignmentConfig,
-    /// Text files, or folders of `.txt` files.
-    pub texts: Vec<PathBuf>,
-    /// Tokens to use in all.
-    pub tokens: usize,
-    /// Words of one context.
-    pub context_words: usize,
-    /// Recorded in the bridge, and where in the texts the contexts start.
-    pub seed: u64,
-}
-
-/// Fits a bridge. `tell` hears of progress: tokens used, tokens in all.
+/// Fits a bridge. `tell` hears of progress (tokens used, tokens in all) and says whether to go
+/// on.
 ///
 /// # Errors
 /// Unusable text, two models that do not share a tokenizer, and a fit that does not solve.
 pub fn fit(
     cloud: &LoadedModel,
     edge: &LoadedModel,
-    plan: &FitPlan,
-    mut tell: impl FnMut(usize, usize) -> bool,
+    alignment: &AlignmentConfig,
+    calibration: &Calibration,
+    tell: impl FnMut(usize, usize) -> bool,
 ) -> anyhow::Result<Bridge> {
-    let (texts, hash) = read_texts(&plan.texts)?;
-    let method = plan.alignment.method();
+    let text = calibration.read()?;
+    let method = alignment.method();
     let (source, target) = (end(cloud), end(edge));
     let layer_map = method.layer_map(source.shape.num_layers, target.shape.num_layers)?;
-    let created_by = format!("celslm {}", env!("CARGO_PKG_VERSION"));
-    let options = FitOptions::new(plan.alignment.id(), &hash, plan.seed, &created_by);
+    let options = FitOptions::new(alignment.id(), &text.hash, calibration.seed, &created_by());
     let mut fitter = BridgeFitter::new(source, target, layer_map, options)?;
-    let mut used = 0;
-    for context in contexts(&texts, plan.context_words, plan.seed) {
-        if used >= plan.tokens {
-            break;
-        }
-        let tokens = cloud.context_tokens(&context)?;
-        if tokens != edge.context_tokens(&context)? {
+    let add = |context: &str| -> anyhow::Result<usize> {
+        let tokens = cloud.context_tokens(context)?;
+        if tokens != edge.context_tokens(context)? {
             bail!(
                 "the two models do not share a tokenizer: a bridge relates the KV of the same tokens"
             );
         }
-        let kv = |model: &LoadedModel| -> anyhow::Result<_> {
-            let block = model.decoder.context_kv(&tokens, || true)?;
-            block.context("the prefill was stopped")
-        };
-        fitter.add(&kv(cloud)?, &kv(edge)?)?;
-        used += tokens.len();
-        if !tell(used, plan.tokens) {
-            bail!("interrupted; nothing was written");
-        }
-    }
-    if used < plan.tokens {
-        bail!(
-            "the text has {used} tokens, {} were asked for: give more text or --tokens {used}",
-            plan.tokens
-        );
-    }
+        fitter.add(&prefill(cloud, &tokens)?, &prefill(edge, &tokens)?)?;
+        Ok(tokens.len())
+    };
+    text.feed(add, tell)?;
     Ok(fitter.finish()?)
 }
 
+/// Share of a head's variance that is added as noise when its sensitivity is measured.
+const NOISE: f64 = 0.1;
+
+/// Measures what errors in each head of a model's KV cost: questions of recall on as many contexts
+/// of the text, answered from KV with noise in one place at a time. `tell` hears of measurements
+/// done, and of all.
+///
+/// # Errors
+/// Unusable text, or a stop.
+pub fn measure_sensitivity(
+    model: &LoadedModel,
+    calibration: &Calibration,
+    contexts: usize,
+    mut tell: impl FnMut(usize, usize) -> bool,
+) -> anyhow::Result<Sensitivity> {
+    let evaluator = Evaluator {
+        model,
+        settings: Settings {
+            max_tokens: 1,
+            chunk_tokens: DEFAULT_CHUNK_TOKENS,
+            batch: QUESTIONS,
+            now_ns: celslm_systems::clock::now_ns,
+            message_bytes: |_, _, _| Ok(0),
+        },
+    };
+    let text = calibration.read()?;
+    let mut found = Sensitivity::new(model.decoder.kv_shape());
+    let all = contexts * found.measurements();
+    let mut done = 0;
+    for (index, context) in text.contexts().enumerate() {
+        if found.contexts() == contexts {
+            break;
+        }
+        let mut document = recall_document(&format!("context {index}"), &context);
+        // From the whole of the context, not from its beginning alone.
+        let step = document.questions.len().div_ceil(QUESTIONS).max(1);
+        document.questions = document.questions.into_iter().step_by(step).collect();
+        if document.questions.is_empty() {
+            continue;
+        }
+        let case = Case::new(&evaluator, &document, &document, || true)?;
+        let case = case.context("the prefill was stopped")?;
+        let proceed = || {
+            done += 1;
+            tell(done - 1, all)
+        };
+        if !found.add(&evaluator, &case, NOISE, proceed)? {
+            bail!("interrupted; nothing was written");
+        }
+    }
+    if found.contexts() < contexts {
+        bail!(
+            "the text has {} contexts with questions, {contexts} were asked for: give more text",
+            found.contexts()
+        );
+    }
+    Ok(found)
+}
+
+/// Questions of a context whose sensitivity is measured.
+const QUESTIONS: usize = 8;
+
+/// Fits a codec artefact for a model's KV, with errors weighted by a measured sensitivity where
+/// one is given. `tell` is as for [`fit`].
+///
+/// # Errors
+/// Unusable text, and a fit that does not solve.
+pub fn fit_codec(
+    model: &LoadedModel,
+    calibration: &Calibration,
+    sensitivity: Option<&Sensitivity>,
+    tell: impl FnMut(usize, usize) -> bool,
+) -> anyhow::Result<CodecArtefact> {
+    let text = calibration.read()?;
+    let mut options = ArtefactOptions::new(&text.hash, &created_by());
+    options.sensitivity = sensitivity.map(Sensitivity::factors);
+    let mut fitter = ArtefactFitter::new(end(model), options)?;
+    let add = |context: &str| -> anyhow::Result<usize> {
+        let tokens = model.context_tokens(&as_document(context))?;
+        fitter.add(&prefill(model, &tokens)?)?;
+        Ok(tokens.len())
+    };
+    text.feed(add, tell)?;
+    Ok(fitter.finish()?)
+}
+
+/// A context's KV as a run's cloud would compute it.
+///
+/// # Errors
+/// As [`Decoder::context_kv`](celslm_model::Decoder::context_kv).
+pub fn prefill(model: &LoadedModel, tokens: &[u32]) -> anyhow::Result<KvBlock> {
+    let block = model.decoder.context_kv(tokens, || true)?;
+    block.context("the prefill was stopped")
+}
+
+fn created_by() -> String {
+    format!("celslm {}", env!("CARGO_PKG_VERSION"))
+}
+
+/// What a model's fingerprint and shape are.
 fn end(model: &LoadedModel) -> BridgeEnd {
     BridgeEnd {
         fingerprint: model.decoder.fingerprint(),
         shape: model.decoder.kv_shape(),
     }
-}
-
-/// The texts in the order of their names, and BLAKE3 over all of them.
-fn read_texts(paths: &[PathBuf]) -> anyhow::Result<(Vec<String>, String)> {
-    let mut files = Vec::new();
-    for path in paths {
-        if path.is_dir() {
-            let entries =
-                std::fs::read_dir(path).with_context(|| format!("read {}", path.display()))?;
-            for entry in entries {
-                let path = entry?.path();
-                if path.extension().is_some_and(|extension| extension == "txt") {
-                    files.push(path);
-                }
-            }
-        } else {
-            files.push(path.clone());
-        }
-    }
-    files.sort();
-    if files.is_empty() {
-        bail!("no .txt file in {paths:?}");
-    }
-    let mut hasher = blake3::Hasher::new();
-    let texts = files
-        .iter()
-        .map(|path| read_text(path, &mut hasher))
-        .collect::<anyhow::Result<_>>()?;
-    Ok((texts, hasher.finalize().to_hex().to_string()))
-}
-
-fn read_text(path: &Path, hasher: &mut blake3::Hasher) -> anyhow::Result<String> {
-    let bytes = std::fs::metadata(path)
-        .with_context(|| format!("read {}", path.display()))?
-        .len();
-    if bytes > MAX_TEXT_BYTES {
-        bail!(
-            "{} has {bytes} bytes: split it, {MAX_TEXT_BYTES} is the limit",
-            path.display()
-        );
-    }
-    let text = std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
-    hasher.update(text.as_bytes());
-    Ok(text)
-}
-
-/// Contexts of `words` words, taken from the texts in turn, each text read on from a place that
-/// the seed chooses, so that a fit on few tokens still sees every book.
-fn contexts(texts: &[String], words: usize, seed: u64) -> impl Iterator<Item = String> {
-    let mut pieces: Vec<std::vec::IntoIter<String>> = texts
-        .iter()
-        .map(|text| {
-            let all: Vec<&str> = text.split_whitespace().collect();
-            let mut pieces: Vec<String> = all
-                .chunks_exact(words.max(1))
-                .map(|piece| piece.join(" "))
-                .collect();
-            if !pieces.is_empty() {
-                let start = (seed % pieces.len() as u64) as usize;
-                pieces.rotate_left(start);
-            }
-            pieces.into_iter()
-        })
-        .collect();
-    let mut turn = 0;
-    std::iter::from_fn(move || {
-        for _ in 0..pieces.len() {
-            let index = turn % pieces.len();
-            turn += 1;
-            if let Some(piece) = pieces[index].next() {
-                return Some(piece);
-            }
-        }
-        None
-    })
 }
 
 /// The summary of a fit, for the terminal.
@@ -177,15 +169,6 @@ mod tests {
     use super::*;
     use celslm_model::synthetic::SyntheticModel;
 
-    #[test]
-    fn contexts_take_turns_between_texts() {
-        let texts = ["a b c d e f".to_owned(), "x y z".to_owned()];
-        let found: Vec<String> = contexts(&texts, 2, 0).collect();
-        assert_eq!(found, ["a b", "x y", "c d", "e f"]);
-        let found: Vec<String> = contexts(&texts, 2, 1).collect();
-        assert_eq!(found, ["c d", "x y", "e f", "a b"]);
-    }
-
     /// A model bridged to itself is an identity, up to the ridge's shrinkage and fp16.
     #[test]
     fn a_model_maps_onto_itself() {
@@ -205,21 +188,44 @@ mod tests {
         let text: String = (0..4000).map(|i| format!("w{} ", i * 7919 % 977)).collect();
         let text_path = dir.path().join("t.txt");
         std::fs::write(&text_path, text).unwrap();
-        let plan = FitPlan {
-            alignment: "depth".parse::<AlignmentName>().unwrap().0,
+        let AlignmentName(alignment) = "depth".parse().unwrap();
+        let calibration = Calibration {
             texts: vec![text_path],
             tokens: 4000,
             context_words: 30,
             seed: 1,
         };
-        let bridge = fit(&model, &model, &plan, |_, _| true).unwrap();
+        let bridge = fit(&model, &model, &alignment, &calibration, |_, _| true).unwrap();
         let (k, v) = bridge.manifest().mean_r2();
         assert!(k > 0.999 && v > 0.999, "{k} {v}");
-        let more = FitPlan {
-            tokens: 1 << 20,
-            ..plan
+        let artefact = fit_codec(&model, &calibration, None, |_, _| true).unwrap();
+        assert!(artefact.manifest().fit_tokens >= 3900, "sinks are left out");
+        assert!(
+            artefact.prefix_tokens() > 0,
+            "the template's first tokens are common"
+        );
+        assert_eq!(artefact.model().fingerprint, model.decoder.fingerprint());
+        assert!(!artefact.manifest().sensitivity);
+        let long = Calibration {
+            context_words: 60,
+            ..calibration.clone()
         };
-        let error = fit(&model, &model, &more, |_, _| true)
+        let mut told = Vec::new();
+        let measured = measure_sensitivity(&model, &long, 1, |done, all| {
+            told.push((done, all));
+            true
+        })
+        .unwrap();
+        assert_eq!(told, (0..4).map(|done| (done, 4)).collect::<Vec<_>>());
+        let weighted = fit_codec(&model, &calibration, Some(&measured), |_, _| true).unwrap();
+        assert!(weighted.manifest().sensitivity);
+        assert_ne!(weighted.id(), artefact.id());
+        assert!(fit_codec(&model, &calibration, None, |_, _| false).is_err());
+        let more = Calibration {
+            tokens: 1 << 20,
+            ..calibration
+        };
+        let error = fit(&model, &model, &alignment, &more, |_, _| true)
             .unwrap_err()
             .to_string();
         assert!(error.contains("give more text"), "{error}");

@@ -1,7 +1,11 @@
 //! What the unit tests build on.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use celslm_kv::align::BridgeEnd;
+use celslm_kv::codec::{ArtefactFitter, ArtefactOptions, CodecArtefact};
+use celslm_kv::{KeyRope, KvBlock, KvShape, LayerKv, ModelFingerprint};
 use celslm_reports::{Sample, TtftPart};
 
 use crate::catalogue::Catalogue;
@@ -44,6 +48,37 @@ pub(crate) fn planned(config: &Config) -> (Inputs, Plan) {
     let inputs = Catalogue::new(&configs()).gather(config, &source).unwrap();
     let plan = Plan::new(config, &inputs).unwrap();
     (inputs, plan)
+}
+
+/// A codec artefact for KV of 3 layers x 2 heads x 16, fitted on waves that the seed shifts.
+pub(crate) fn fitted(seed: u32) -> Arc<CodecArtefact> {
+    const TOKENS: usize = 300;
+    let model = BridgeEnd {
+        fingerprint: ModelFingerprint::from_bytes([9; 32]),
+        shape: KvShape::new(3, 2, 16).unwrap(),
+    };
+    let side = |context: usize, layer: usize| {
+        (0..2 * TOKENS * 16)
+            .map(|i| {
+                let (token, channel) = (i / 16 % TOKENS, i % 16 + i / (16 * TOKENS) * 16);
+                let phase = (context * TOKENS + token + layer) as f32 * (channel as f32 + 1.7);
+                half::f16::from_f32((phase + seed as f32).sin() * (1.0 + channel as f32))
+            })
+            .collect()
+    };
+    let mut fitter = ArtefactFitter::new(model, ArtefactOptions::new("none", "tests")).unwrap();
+    for context in 0..2 {
+        let layers = (0..3)
+            .map(|layer| LayerKv {
+                k: side(context, layer),
+                v: side(context, layer + 7),
+            })
+            .collect();
+        let rope = KeyRope::Pre;
+        let block = KvBlock::new(model.fingerprint, model.shape, 0, 0..TOKENS, rope, layers);
+        fitter.add(&block.unwrap()).unwrap();
+    }
+    Arc::new(fitter.finish().unwrap())
 }
 
 /// A sample of a planned request that was answered with one token.

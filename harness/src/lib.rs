@@ -4,7 +4,9 @@
 //! [`celslm_reports::Sample`] appended to a [`store::Store`] as it happens → report. The binary
 //! `celslm` is a thin shell around this crate.
 
+pub mod artefacts;
 pub mod bridges;
+pub mod calibration;
 pub mod campaign;
 pub mod catalogue;
 pub mod claims;
@@ -15,6 +17,7 @@ pub mod device;
 pub mod environment;
 pub mod evaluation;
 pub mod exit;
+pub mod explain;
 pub mod fit;
 pub mod load;
 pub mod manifest;

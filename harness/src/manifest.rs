@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 use celslm_datasets::DatasetConfig;
+use celslm_kv::codec::ArtefactManifest;
 use celslm_link::LinkFacts;
 use celslm_model::store::ModelSpec;
 use serde::{Deserialize, Serialize};
@@ -12,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::Config;
 use crate::device::{DeviceProfile, ThrottleFacts};
 use crate::environment::Environment;
-use crate::plan::{DatasetDraw, Devices, Inputs, Plan, Seeds, Shard};
+use crate::plan::{ArtefactFile, DatasetDraw, Devices, Inputs, Plan, Seeds, Shard};
 use crate::{catalogue, clock};
 
 /// The lock file that the binary was built with.
@@ -55,6 +56,9 @@ pub struct Manifest {
     pub datasets: Vec<DatasetRecord>,
     /// Fitted bridges by the name that cells give them.
     pub bridges: BTreeMap<String, BridgeRecord>,
+    /// What codecs of the plan were fitted beforehand; `None` if none of them was.
+    #[serde(default)]
+    pub codec_artefact: Option<ArtefactRecord>,
     /// The root seed and the seeds derived from it for the whole run, by name.
     pub seeds: BTreeMap<String, u64>,
     /// The machine.
@@ -193,6 +197,36 @@ pub struct BridgeRecord {
     pub blake3: String,
 }
 
+/// A codec artefact: a fixed cost at both ends, no part of any request's bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ArtefactRecord {
+    /// The file.
+    pub path: String,
+    /// The name that ids of codecs give it: 16 digits of its BLAKE3.
+    pub id: String,
+    /// Length of the file.
+    pub bytes: u64,
+    /// The model whose KV it was fitted on.
+    pub model: String,
+    /// What it was fitted on.
+    pub fitted: ArtefactManifest,
+}
+
+impl ArtefactRecord {
+    /// What a run says of its artefact.
+    #[must_use]
+    pub fn new(file: &ArtefactFile) -> Self {
+        let artefact = &file.artefact;
+        Self {
+            path: file.path.display().to_string(),
+            id: artefact.id().to_string(),
+            bytes: artefact.file_bytes(),
+            model: artefact.model().fingerprint.to_string(),
+            fitted: artefact.manifest().clone(),
+        }
+    }
+}
+
 impl Manifest {
     /// The manifest of a run that begins now. Fingerprints, bridges and the link are unknown yet.
     #[must_use]
@@ -218,6 +252,7 @@ impl Manifest {
             ]),
             datasets: inputs.draws.iter().map(DatasetRecord::new).collect(),
             bridges: BTreeMap::new(),
+            codec_artefact: None,
             seeds: BTreeMap::from([
                 ("root".to_owned(), config.experiment.seed),
                 ("dataset".to_owned(), seeds.derive("dataset")),

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use celslm_datasets::Prompt;
+use celslm_kv::codec::ScoredBy;
 use celslm_systems::control::RecordItem;
 use celslm_systems::{CloudNeed, SystemSpec};
 
@@ -73,7 +74,9 @@ pub fn record(
             CloudNeed::Nothing => {}
             CloudNeed::EdgeShaped => {
                 let form = spec.kv.as_ref().map_or_else(String::new, |kv| {
-                    format!("{}/{}", kv.alignment, kv.bridge.as_deref().unwrap_or(""))
+                    let scored = kv.codec.scored_by().map_or("", ScoredBy::name);
+                    let bridge = kv.bridge.as_deref().unwrap_or("");
+                    format!("{}/{bridge}/{scored}", kv.alignment)
                 });
                 if forms.insert((context_id.clone(), form)) {
                     let item = RecordItem::Context {

@@ -70,6 +70,13 @@ fn notes(config: &Config, manifest: &Manifest) -> Vec<String> {
             serving.model
         ));
     }
+    if let Some(artefact) = &manifest.codec_artefact {
+        notes.push(format!(
+            "Codecs whose id names {} use numbers that were fitted beforehand: {:.1} MB that both ends hold, a fixed cost which no request's bytes contain.",
+            artefact.id,
+            artefact.bytes as f64 / 1e6
+        ));
+    }
     if config.deployment.edges > 1 {
         notes.push(format!(
             "{} edges shared the cloud, the link and this machine.",
@@ -172,6 +179,15 @@ fn facts(config: &Config, manifest: &Manifest) -> Vec<(String, String)> {
     for (name, bridge) in &manifest.bridges {
         let hash: String = bridge.blake3.chars().take(12).collect();
         facts.add(&format!("bridge {name}"), format!("BLAKE3 {hash}…"));
+    }
+    if let Some(artefact) = &manifest.codec_artefact {
+        facts.add(
+            "codec artefact",
+            format!(
+                "{} ({} bytes at each end, fitted on {} tokens)",
+                artefact.id, artefact.bytes, artefact.fitted.fit_tokens
+            ),
+        );
     }
     facts.datasets(&manifest.datasets, config.experiment.seed);
     facts.machine(&manifest.environment);

@@ -34,13 +34,21 @@ fn failure(arguments: &[&str]) -> (i32, String) {
 #[test]
 fn help_teaches() {
     insta::assert_snapshot!("help", stdout(&["--help"]));
-    for command in ["run", "models", "link", "device", "report", "doctor", "ls"] {
+    for command in [
+        "run", "models", "link", "device", "codec", "report", "doctor", "ls",
+    ] {
         insta::assert_snapshot!(format!("help_{command}"), stdout(&[command, "--help"]));
     }
     insta::assert_snapshot!(
         "help_device_measure",
         stdout(&["device", "measure", "--help"])
     );
+    for command in ["fit", "explain"] {
+        insta::assert_snapshot!(
+            format!("help_codec_{command}"),
+            stdout(&["codec", command, "--help"])
+        );
+    }
     for command in ["run", "calibrate"] {
         insta::assert_snapshot!(
             format!("help_link_{command}"),
@@ -205,6 +213,42 @@ fn nonsense_is_not_measured() {
     let (code, error) = failure(&["device", "measure"]);
     assert_eq!(code, 4, "{error}");
     assert!(error.contains("celslm models fetch qwen2.5"), "{error}");
+}
+
+#[test]
+fn a_codec_that_cannot_be_explained_says_why() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let text = dir.path().join("text.txt");
+    std::fs::write(&text, "one two three").expect("write");
+    let text = text.to_str().expect("utf-8");
+    let none = dir.path().join("none.safetensors");
+    let none = none.to_str().expect("utf-8");
+    let cases: [(&[&str], i32, &str); 5] = [
+        (&["gzip"], 2, "presets are kivi, kivi-4bit, cachegen"),
+        (&["kivi"], 2, "the text has fewer than 400 words"),
+        (
+            &["celslm", "--context-words", "2", "--artefact", none],
+            2,
+            "celslm codec fit --model qwen2.5",
+        ),
+        (
+            &["kivi", "--context-words", "2", "--chunk-tokens", "33"],
+            2,
+            "--chunk-tokens must be a positive multiple of 32",
+        ),
+        (
+            &["identity", "--context-words", "2"],
+            4,
+            "celslm models fetch qwen2.5",
+        ),
+    ];
+    for (arguments, wanted, part) in cases {
+        let mut all = vec!["codec", "explain", "--text", text];
+        all.extend(arguments);
+        let (code, error) = failure(&all);
+        assert_eq!(code, wanted, "{error}");
+        assert!(error.contains(part), "{error}\nlacks {part}");
+    }
 }
 
 #[test]

@@ -4,6 +4,7 @@
 use crate::LoadedModel;
 use crate::answer::{Answer, ContextRef, Request, SystemError};
 use crate::clock::now_ns;
+use crate::codecs::Codecs;
 use crate::control::{ControlListener, EdgeCommand, EdgeReply, Flow, Reply};
 use crate::engine::{
     Engine, EngineLimits, NodeStats, Pace, Prefilled, SessionContext, SessionEvent, SessionHandle,
@@ -16,7 +17,7 @@ use crate::spec::{Contract, SystemSpec};
 use crate::system;
 use crate::timeline::{Timeline, Track};
 use crate::workers::Workers;
-use celslm_kv::ContextId;
+use celslm_kv::{Chain, CodecConfig, ContextId};
 use celslm_model::KvPrefix;
 use celslm_wire::{CloudClient, Limits};
 use std::net::SocketAddr;
@@ -30,6 +31,8 @@ use tokio::runtime::Runtime;
 pub struct EdgeOptions {
     /// The edge model's GGUF file.
     pub model: PathBuf,
+    /// What codecs that were fitted need.
+    pub codec_artefact: Option<PathBuf>,
     /// Bytes of contexts that it may keep.
     pub cache_bytes: usize,
     /// Bounds of the protocol.
@@ -45,6 +48,7 @@ pub struct EdgeOptions {
 /// A running edge node.
 pub struct EdgeNode {
     engine: Engine,
+    codecs: Codecs,
     cache: PrefixCache,
     /// Fetches under way, by cache key.
     flights: Flights,
@@ -60,10 +64,11 @@ impl EdgeNode {
     /// Loads the model; the connection to the cloud comes with the first `Connect`.
     ///
     /// # Errors
-    /// When the model file is unusable or no thread can be started.
+    /// When the model file or the artefact is unusable or no thread can be started.
     pub fn start(options: &EdgeOptions) -> anyhow::Result<Self> {
         celslm_model::set_threads(options.threads)?;
         let model = Arc::new(LoadedModel::load(&options.model)?);
+        let codecs = Codecs::load(options.codec_artefact.as_deref(), &model)?;
         // Receiving and checking chunks goes on beside the compute threads.
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
@@ -71,6 +76,7 @@ impl EdgeNode {
             .enable_all()
             .build()?;
         Ok(Self {
+            codecs,
             engine: Engine::start("edge", model, options.engine, options.pace)?,
             cache: PrefixCache::new(options.cache_bytes),
             flights: Flights::default(),
@@ -146,6 +152,7 @@ impl EdgeNode {
         Ok(EdgeReply::Edge {
             fingerprint: model.decoder.fingerprint().to_string(),
             tokenizer: model.tokenizer.hash()?,
+            codec_artefact: self.codecs.artefact_id(),
             num_layers: model.decoder.config().num_hidden_layers,
             threads: self.threads,
         })
@@ -241,6 +248,15 @@ impl EdgeNode {
     /// The edge's model.
     pub fn model(&self) -> &LoadedModel {
         self.engine.model()
+    }
+
+    /// The chain of a codec, as this edge decodes it.
+    ///
+    /// # Errors
+    /// Kind `codec` when it needs another artefact than this edge holds.
+    pub(crate) fn chain(&self, codec: &CodecConfig) -> Result<Chain, SystemError> {
+        let chain = self.codecs.chain(codec);
+        chain.map_err(|error| SystemError::new("codec", error))
     }
 
     /// The engine that runs it.

@@ -12,6 +12,7 @@
 pub mod answer;
 pub mod clock;
 pub mod cloud;
+mod codecs;
 pub mod control;
 pub mod edge;
 pub mod engine;

@@ -213,7 +213,7 @@ fn sensitivities_are_measured_for_every_place() {
             .by_layer()
             .all(|places| places.len() == 4 && places.iter().all(|x| *x > 0.0))
     );
-    let factors = found.factors(0.3);
+    let factors = found.factors();
     assert_eq!((factors.len(), factors[0].len()), (3, 128));
     let logs: f64 = factors.iter().flatten().map(|x| f64::from(x.ln())).sum();
     assert!(logs.abs() < 0.1, "{logs}");

@@ -1,21 +1,17 @@
 //! `celslm align`: fitted bridges between two models' KV.
 
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::Context as _;
 use celslm::bridges;
 use celslm::catalogue::Catalogue;
 use celslm::config::ModelsConfig;
 use celslm::exit::{ExitCode, Verdict};
-use celslm::fit::{self, FitPlan};
+use celslm::fit;
 use celslm_kv::AlignmentConfig;
 use celslm_kv::align::Bridge;
-use celslm_model::store::{BarProgress, ModelStore, find_spec};
-use celslm_systems::LoadedModel;
 use clap::{Args, Subcommand};
-use indicatif::ProgressBar;
+
+use super::calibration::{CalibrationArgs, Fitting, make_folder_of, safetensors_in};
 
 /// Fit and inspect bridges: maps of the cloud model's KV into the edge model's
 #[derive(Debug, Args)]
@@ -43,9 +39,8 @@ Examples:
 
 #[derive(Debug, Args)]
 struct FitArgs {
-    /// Calibration text: files, or folders of .txt files
-    #[arg(long, value_name = "PATH", required = true)]
-    text: Vec<PathBuf>,
+    #[command(flatten)]
+    calibration: CalibrationArgs,
     /// Alignment to fit for
     #[arg(long, value_name = "NAME", default_value = "depth")]
     alignment: String,
@@ -55,15 +50,6 @@ struct FitArgs {
     /// Edge model
     #[arg(long, value_name = "NAME", default_value_t = ModelsConfig::default().edge)]
     edge: String,
-    /// Tokens to use
-    #[arg(long, value_name = "N", default_value_t = 32_768)]
-    tokens: usize,
-    /// Words of one context
-    #[arg(long, value_name = "N", default_value_t = 400)]
-    context_words: usize,
-    /// Seed, recorded in the bridge
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    seed: u64,
     /// Where to write it; the pair's default place beside the configurations if absent
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
@@ -78,45 +64,19 @@ pub(crate) fn run(args: &AlignArgs) -> anyhow::Result<ExitCode> {
 }
 
 fn fit(args: &FitArgs) -> anyhow::Result<ExitCode> {
-    celslm_model::set_threads(super::edge::threads(0))?;
     let alignment = alignment(&args.alignment)?;
-    let catalogue = Catalogue::find();
-    let specs = catalogue.models()?;
-    let store = ModelStore::open_default()?;
-    let stop = Arc::new(AtomicBool::new(false));
-    let flag = Arc::clone(&stop);
-    ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed)).context("watch for Ctrl-C")?;
-    let mut progress = BarProgress::new().cancel_on(Arc::clone(&stop));
-    let mut load = |name: &str| -> anyhow::Result<LoadedModel> {
-        let path = store.fetch(find_spec(&specs, name)?, &mut progress)?;
-        Ok(LoadedModel::load(&path)?)
-    };
-    let (cloud, edge) = (load(&args.cloud)?, load(&args.edge)?);
-    let out = args.out.clone().unwrap_or_else(|| {
-        bridges::default_path(catalogue.root(), &args.cloud, &args.edge, &alignment)
-    });
-    if let Some(folder) = out.parent() {
-        std::fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
-    }
-    let plan = FitPlan {
-        alignment,
-        texts: args.text.clone(),
-        tokens: args.tokens,
-        context_words: args.context_words,
-        seed: args.seed,
-    };
-    let bar = ProgressBar::new(args.tokens as u64);
-    let mut told = 0;
-    let bridge = fit::fit(&cloud, &edge, &plan, |used, all| {
-        bar.set_position(used as u64);
-        // A bar that is not drawn says nothing, so lines do.
-        if bar.is_hidden() && used * 10 / all > told {
-            told = used * 10 / all;
-            eprintln!("{used} of {all} tokens");
-        }
-        !stop.load(Ordering::Relaxed)
+    let calibration = args.calibration.calibration();
+    let mut fitting = Fitting::begin()?;
+    let (cloud, edge) = (fitting.load(&args.cloud)?, fitting.load(&args.edge)?);
+    let configs = fitting.catalogue.root();
+    let out = args
+        .out
+        .clone()
+        .unwrap_or_else(|| bridges::default_path(configs, &args.cloud, &args.edge, &alignment));
+    make_folder_of(&out)?;
+    let bridge = fitting.run(calibration.tokens, "tokens", |tell| {
+        fit::fit(&cloud, &edge, &alignment, &calibration, tell)
     })?;
-    bar.finish_and_clear();
     bridge.save(&out)?;
     println!("{}\n{}", out.display(), fit::describe(&bridge));
     Ok(ExitCode::Ok)
@@ -141,19 +101,7 @@ fn alignment(name: &str) -> Result<AlignmentConfig, Verdict> {
 
 fn ls() -> anyhow::Result<ExitCode> {
     let folder = Catalogue::find().root().join("bridges");
-    let mut paths: Vec<PathBuf> = std::fs::read_dir(&folder)
-        .map(|entries| {
-            entries
-                .filter_map(Result::ok)
-                .map(|entry| entry.path())
-                .collect()
-        })
-        .unwrap_or_default();
-    paths.retain(|path| {
-        path.extension()
-            .is_some_and(|extension| extension == "safetensors")
-    });
-    paths.sort();
+    let paths = safetensors_in(&folder);
     if paths.is_empty() {
         println!(
             "no bridge in {}; `celslm align fit` makes one",

@@ -27,6 +27,9 @@ pub(crate) struct CloudArgs {
     /// Fitted bridge to map KV through; may be given more than once
     #[arg(long = "bridge", value_name = "FILE")]
     bridges: Vec<PathBuf>,
+    /// Codec artefact, for the codecs that need one (`celslm codec fit`)
+    #[arg(long, value_name = "FILE")]
+    codec_artefact: Option<PathBuf>,
     /// Address to serve edges on; port 0 takes a free one
     #[arg(long, value_name = "ADDR:PORT")]
     listen: SocketAddr,
@@ -83,6 +86,7 @@ pub(crate) fn run(args: &CloudArgs) -> anyhow::Result<ExitCode> {
         model: args.model.clone(),
         edge_model: args.edge_model.clone(),
         bridges: args.bridges.clone(),
+        codec_artefact: args.codec_artefact.clone(),
         listen: args.listen,
         advertise: args.advertise,
         store_bytes: args.store_bytes,

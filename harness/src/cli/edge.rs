@@ -23,6 +23,9 @@ pub(crate) struct EdgeArgs {
     /// GGUF file of the edge's model
     #[arg(long, value_name = "FILE")]
     model: PathBuf,
+    /// Codec artefact, for the codecs that need one: the same file as the cloud's
+    #[arg(long, value_name = "FILE")]
+    codec_artefact: Option<PathBuf>,
     /// Unix socket on which it listens for its controller
     #[arg(long, value_name = "SOCKET")]
     control: PathBuf,
@@ -89,6 +92,7 @@ pub(crate) fn run(args: &EdgeArgs) -> anyhow::Result<ExitCode> {
     let listener = bind(&args.control)?;
     let node = EdgeNode::start(&EdgeOptions {
         model: args.model.clone(),
+        codec_artefact: args.codec_artefact.clone(),
         cache_bytes: usize::try_from(args.cache_bytes).unwrap_or(usize::MAX),
         limits: args.engine.wire(args.message_bytes),
         engine: args.engine.limits(),

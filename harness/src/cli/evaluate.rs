@@ -8,7 +8,6 @@ use std::time::Instant;
 
 use anyhow::Context as _;
 use celslm::catalogue::Catalogue;
-use celslm::clock;
 use celslm::config::{ConfigSource, EvaluationFile};
 use celslm::evaluation::{
     Evaluation, EvaluationInputs, EvaluationManifest, EvaluationPlan, EvaluationStore, Found,
@@ -17,6 +16,7 @@ use celslm::evaluation::{
 use celslm::exit::{ExitCode, Verdict};
 use celslm::manifest::RunState;
 use celslm::reporting;
+use celslm::{artefacts, clock};
 use celslm_model::store::{BarProgress, ModelStore};
 use celslm_reports::evaluation::ContextRow;
 use celslm_systems::LoadedModel;
@@ -37,7 +37,10 @@ pub(crate) fn run(
         return Err(Verdict::Config(message.to_owned()).into());
     }
     let file = source.parse_evaluation()?;
-    let inputs = catalogue.gather_evaluation(&file, source)?;
+    let mut inputs = catalogue.gather_evaluation(&file, source)?;
+    let codecs = file.codecs().into_iter().map(|(_, codec)| codec);
+    let artefact = artefacts::resolve(codecs, &file.models, catalogue.root())?;
+    inputs.artefact = artefact.map(|file| file.artefact);
     let plan = EvaluationPlan::new(&file, &inputs)?;
     let dir = Path::new(&args.out).join(&file.experiment.name);
     if args.dry_run {
@@ -82,7 +85,8 @@ pub(crate) fn run(
     input.write()?;
     // An error during the run outranks everything that could be said about its rows.
     let finished = ran?;
-    // TEMP
+    let report = celslm_reports::evaluation::build(&input)?;
+    listing::show(&report.terminal());
     println!("\nreport: {}", dir.join("report.md").display());
     println!("        {}", dir.join("report.html").display());
     if !finished {

@@ -1,7 +1,9 @@
 //! The command line: one file per command, each a thin shell around the library.
 
 mod align;
+mod calibration;
 mod cloud;
+mod codec;
 mod device;
 mod doctor;
 mod edge;
@@ -61,6 +63,7 @@ enum Command {
     Doctor(doctor::DoctorArgs),
     Ls(ls::LsArgs),
     Align(align::AlignArgs),
+    Codec(codec::CodecArgs),
     Edge(edge::EdgeArgs),
     Cloud(cloud::CloudArgs),
     /// The link process, which `run` starts; it speaks to its controller only
@@ -83,6 +86,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Doctor(args) => doctor::run(&args),
         Command::Ls(args) => ls::run(&args),
         Command::Align(args) => align::run(&args),
+        Command::Codec(args) => codec::run(&args),
         Command::Edge(args) => edge::run(&args),
         Command::Cloud(args) => cloud::run(&args),
         Command::Relay(args) => relay::run(&args),

@@ -1,12 +1,14 @@
 //! From the arguments of `celslm run` to a plan, and the dry run that shows it.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use celslm::bridges;
 use celslm::catalogue::Catalogue;
-use celslm::config::{Config, ConfigSource, Override};
+use celslm::config::{Config, ConfigSource, ModelsConfig, Override};
+use celslm::exit::Verdict;
 use celslm::plan::{Inputs, KvEstimator, Plan, Shard, describe};
 use celslm::store::resolved_config;
+use celslm::{artefacts, bridges};
 use celslm_model::store::ModelStore;
 use celslm_model::{GgufFile, Tokenizer};
 use clap::Args;
@@ -68,6 +70,8 @@ pub(crate) struct Prepared {
     pub(crate) inputs: Inputs,
     /// The plan.
     pub(crate) plan: Plan,
+    /// The folder of configurations that the experiment belongs to.
+    pub(crate) configs: PathBuf,
     /// The folder that the results go to.
     pub(crate) results_dir: PathBuf,
 }
@@ -92,15 +96,26 @@ pub(crate) fn prepare(
 ) -> anyhow::Result<Prepared> {
     let config = source.parse()?;
     let mut inputs = catalogue.gather(&config, source)?;
+    let missing = |missing: Verdict| match args.dry_run {
+        // A plan can be shown without what was fitted.
+        true => {
+            eprintln!("note: {missing}");
+            Ok(())
+        }
+        false => Err(missing),
+    };
     match bridges::resolve(&config, catalogue.root()) {
         Ok(found) => inputs.bridges = found,
-        // A plan can be shown without them.
-        Err(missing) if args.dry_run => eprintln!("note: {missing}"),
-        Err(missing) => return Err(missing.into()),
+        Err(fault) => missing(fault)?,
+    }
+    match artefacts::resolve(config.codecs(), &config.models, catalogue.root()) {
+        Ok(found) => inputs.artefact = found,
+        Err(fault) => missing(fault)?,
     }
     let plan = Plan::new(&config, &inputs)?;
     Ok(Prepared {
         resolved: resolved_config(&config, &inputs),
+        configs: catalogue.root().to_owned(),
         results_dir: Path::new(&args.out).join(&config.experiment.name),
         config,
         inputs,
@@ -111,7 +126,7 @@ pub(crate) fn prepare(
 /// Prints the plan.
 pub(crate) fn dry_run(args: &RunArgs, prepared: &Prepared) {
     let inputs = Inputs {
-        kv: kv_estimator(&prepared.inputs),
+        kv: kv_estimator(&prepared.inputs, &prepared.config.models, &prepared.configs),
         ..prepared.inputs.clone()
     };
     listing::show(&describe(
@@ -128,7 +143,7 @@ pub(crate) fn dry_run(args: &RunArgs, prepared: &Prepared) {
 
 /// Sizes of the documents' KV, if the edge's model is in the store. A file that does not load is
 /// for the run to complain about: here it only means that bytes are not estimated.
-fn kv_estimator(inputs: &Inputs) -> Option<KvEstimator> {
+fn kv_estimator(inputs: &Inputs, models: &ModelsConfig, configs: &Path) -> Option<KvEstimator> {
     let path = ModelStore::open_default().ok()?.path(&inputs.edge_model)?;
     let file = GgufFile::open(&path).ok()?;
     let tokenizer = Tokenizer::load(&file).ok()?;
@@ -141,5 +156,10 @@ fn kv_estimator(inputs: &Inputs) -> Option<KvEstimator> {
         }
         context_tokens.push(tokens / draw.documents.len().max(1) as u64);
     }
-    Some(KvEstimator::new(shape, context_tokens))
+    let artefact = match &inputs.artefact {
+        Some(file) => Some(Arc::clone(&file.artefact)),
+        // One that no codec needs still says what the KV is like.
+        None => artefacts::read(&artefacts::path(models, configs)).ok(),
+    };
+    Some(KvEstimator::new(shape, context_tokens).with_artefact(artefact))
 }

@@ -13,7 +13,7 @@ use celslm::claims::{self, Claim};
 use celslm::deployment::{Deployment, Materials};
 use celslm::exit::{ExitCode, Verdict};
 use celslm::load::{self, SEQUENTIAL};
-use celslm::manifest::{BridgeRecord, Manifest, RunState};
+use celslm::manifest::{ArtefactRecord, BridgeRecord, Manifest, RunState};
 use celslm::plan::{Cell, Seeds};
 use celslm::session::{Observer, Outcome, Session, SessionError};
 use celslm::store::{Opened, Store};
@@ -62,6 +62,7 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
         };
         manifest.bridges.insert(alignment.to_string(), record);
     }
+    manifest.codec_artefact = inputs.artefact.as_ref().map(ArtefactRecord::new);
     store.write_manifest(&manifest)?;
     store.write_config(resolved)?;
     store.write_environment(&manifest.environment)?;
@@ -135,6 +136,7 @@ fn measure(
             .iter()
             .map(|(_, bridge)| bridge.path.clone())
             .collect(),
+        artefact: inputs.artefact.clone(),
         devices: inputs.devices.clone(),
         recording: store.dir().join("recording"),
         logs: store.dir().join("logs"),

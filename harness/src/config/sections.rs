@@ -101,6 +101,10 @@ pub struct ModelsConfig {
     pub cloud: String,
     /// The small model, at the edge (and at the cloud for `identity` alignment).
     pub edge: String,
+    /// The file of the edge model's codec artefact, where it is not the one in `configs/codecs`;
+    /// read only if a codec needs it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub codec_artefact: Option<PathBuf>,
 }
 
 impl Default for ModelsConfig {
@@ -108,6 +112,7 @@ impl Default for ModelsConfig {
         Self {
             cloud: "qwen2.5-coder-1.5b-instruct-q4_k_m".to_owned(),
             edge: "qwen2.5-coder-0.5b-instruct-q4_k_m".to_owned(),
+            codec_artefact: None,
         }
     }
 }
@@ -672,6 +677,13 @@ impl Config {
             .collect()
     }
 
+    /// The codecs of all grids.
+    #[must_use]
+    pub fn codecs(&self) -> Vec<CodecConfig> {
+        let grids = self.grids().into_iter();
+        grids.flat_map(|(_, grid)| grid.codecs).collect()
+    }
+
     /// The serving engine, if a system of any grid asks it.
     #[must_use]
     pub fn serving(&self) -> Option<&ServingConfig> {
@@ -996,19 +1008,6 @@ impl Grid {
                 let at = index.map_or_else(String::new, |i| format!(".{i}"));
                 return Err(source.error_at(&format!("{path}.{key}{at}"), message));
             }
-        }
-        for (index, codec) in self.codecs.iter().enumerate() {
-            let reason = if codec.leaves_tokens_out() {
-                "leaves tokens out, which the edge's attention cannot do yet"
-            } else if codec.needs_artefact() {
-                "needs a fitted artefact, which the nodes do not load yet"
-            } else {
-                continue;
-            };
-            return Err(source.error_at(
-                &format!("{path}.codecs.{index}"),
-                format!("{codec} {reason}"),
-            ));
         }
         for (index, &tokens) in self.chunk_tokens.iter().enumerate() {
             if stated("chunk_tokens") && !(1..=65_536).contains(&tokens) {

@@ -234,14 +234,6 @@ mod tests {
             file("[grid]\ncodecs = ['identity', 'gzip']\n")
         );
         insta::assert_snapshot!(
-            "codec_without_artefact",
-            file("[grid]\ncodecs = ['kivi', 'celslm']\n")
-        );
-        insta::assert_snapshot!(
-            "codec_that_drops",
-            file("[grid]\ncodecs = ['streaming-k50-s4+identity']\n")
-        );
-        insta::assert_snapshot!(
             "unknown_codec_key",
             file("[grid]\ncodecs = [{ group_quant = { bit = 4 } }]\n")
         );

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use celslm_kv::codec::{CodecArtefact, CodecConfig, CodecContext, families, presets};
+use celslm_kv::codec::{CodecArtefact, CodecConfig, CodecContext, Family, families};
 use celslm_model::store::ModelSpec;
 use celslm_reports::evaluation::{ArmIdentity, ArmKind};
 use serde::Serialize;
 
+use crate::artefacts::name;
 use crate::config::{Control, EvaluationFile};
 use crate::exit::Verdict;
 use crate::plan::{DatasetDraw, cell_id, content_hash};
@@ -97,7 +98,7 @@ impl EvaluationPlan {
                 ArmSpec::Control(*control),
             ));
         }
-        for (family, config) in chains(file) {
+        for (family, config) in file.codecs() {
             let bound = config.build_with(&context).map_err(|error| {
                 Verdict::Config(format!(
                     "codec {}: {error}; fit an artefact with `celslm codec fit --model {} --text DIR`",
@@ -167,31 +168,31 @@ impl EvaluationPlan {
     }
 }
 
-/// The chains of the configuration, each with its family.
-fn chains(file: &EvaluationFile) -> Vec<(String, CodecConfig)> {
-    let own = &file.evaluation;
-    let listed = own
-        .codecs
-        .iter()
-        .map(|config| (family_of(config), config.clone()));
-    let swept = own.families.iter().flat_map(|name| {
-        let family = families()
+impl EvaluationFile {
+    /// The chains that are asked for, each with its family.
+    #[must_use]
+    pub fn codecs(&self) -> Vec<(String, CodecConfig)> {
+        let own = &self.evaluation;
+        let listed = own
+            .codecs
             .iter()
-            .find(|family| family.name == name.as_str());
-        let configs = family
-            .map(celslm_kv::codec::Family::configs)
-            .unwrap_or_default();
-        configs
-            .into_iter()
-            .map(move |config| (name.clone(), config))
-    });
-    listed.chain(swept).collect()
+            .map(|config| (family_of(config), config.clone()));
+        let swept = own.families.iter().flat_map(|name| {
+            let family = families()
+                .iter()
+                .find(|family| family.name == name.as_str());
+            let configs = family.map(Family::configs).unwrap_or_default();
+            configs
+                .into_iter()
+                .map(move |config| (name.clone(), config))
+        });
+        listed.chain(swept).collect()
+    }
 }
 
 /// The family that has a chain among its settings, or else its stages without their parameters.
 fn family_of(config: &CodecConfig) -> String {
-    let preset = presets().iter().find(|preset| preset.config() == *config);
-    if let Some(preset) = preset {
+    if let Some(preset) = config.preset() {
         return preset.family.to_owned();
     }
     let known = families()
@@ -207,12 +208,6 @@ fn family_of(config: &CodecConfig) -> String {
         },
         |family| family.name.to_owned(),
     )
-}
-
-/// What people call a chain: its preset's name, or else its id.
-fn name(config: &CodecConfig) -> String {
-    let preset = presets().iter().find(|preset| preset.config() == *config);
-    preset.map_or_else(|| config.id(), |preset| preset.name.to_owned())
 }
 
 /// What results call a data set: its registry name, numbered where it is drawn in several ways.

@@ -5,6 +5,7 @@ use celslm_reports::CellIdentity;
 use celslm_systems::{Contract, KvPath, SystemSpec};
 use serde::Serialize;
 
+use crate::artefacts;
 use crate::load::Load;
 
 /// One system over one link, with one data set, under one cache contract and one load.
@@ -75,7 +76,7 @@ impl Cell {
         {
             parts.extend([
                 alignment.to_string(),
-                codec.to_string(),
+                artefacts::name(codec),
                 schedule.to_string(),
                 format!("chunk {chunk_tokens}"),
             ]);

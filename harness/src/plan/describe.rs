@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use super::estimate::Basis;
 use super::{Inputs, Plan, Shard};
 use crate::config::{CloudConfig, Config, EdgeConfig, Interleave};
 use crate::load::SEQUENTIAL;
@@ -36,6 +37,14 @@ fn write(
         "models     cloud {} · edge {}",
         inputs.cloud_model.name, inputs.edge_model.name
     )?;
+    if let Some(file) = &inputs.artefact {
+        writeln!(
+            out,
+            "artefact   {} · {} that both ends hold beforehand, in no request's bytes",
+            file.artefact.id(),
+            mega(file.artefact.file_bytes())
+        )?;
+    }
     let devices = &inputs.devices;
     if config.edge != EdgeConfig::default() || config.cloud != CloudConfig::default() {
         writeln!(
@@ -120,9 +129,17 @@ fn write(
                 .zip(inputs.links.get(&group.link))
                 .and_then(|(kv, link)| kv.estimate(cell, link));
             if let Some(estimate) = estimate {
+                let (about, basis) = match estimate.basis {
+                    Basis::Shape => ("about", ""),
+                    Basis::Drawn => (
+                        "estimate:",
+                        "; the codec on KV drawn from the artefact's statistics",
+                    ),
+                    Basis::Bound => ("at most", "; how much less depends on the numbers"),
+                };
                 write!(
                     out,
-                    "\n      about {} of KV per request ({} in fp16, {} tokens in the mean)",
+                    "\n      {about} {} of KV per request ({} in fp16, {} tokens in the mean{basis})",
                     mega(estimate.kv_payload_bytes),
                     mega(estimate.kv_fp16_bytes),
                     estimate.context_tokens
@@ -188,8 +205,8 @@ mod tests {
     use celslm_kv::KvShape;
 
     use super::*;
-    use crate::fixture::{config, planned};
-    use crate::plan::KvEstimator;
+    use crate::fixture::{config, fitted, planned};
+    use crate::plan::{ArtefactFile, KvEstimator};
 
     /// Hashes change with every model and data file, and readers do not need them here.
     fn without_hashes(text: &str, plan: &Plan) -> String {
@@ -215,5 +232,32 @@ mod tests {
         let shard = Shard { index: 1, count: 2 };
         let text = describe(&config, &inputs, &plan, Some(shard));
         insta::assert_snapshot!("with_model_and_shard", without_hashes(&text, &plan));
+    }
+
+    /// A size that depends on the numbers is called what it is, and a codec by its name.
+    #[test]
+    fn the_dry_run_tells_estimates_from_bounds() {
+        let config = config(&["grid.codecs=['celslm', 'streaming-llm']"]);
+        let (mut inputs, plan) = planned(&config);
+        let artefact = fitted(1);
+        let kv = KvEstimator::new(artefact.model().shape, vec![1300]);
+        inputs.kv = Some(kv.clone());
+        let bounds = describe(&config, &inputs, &plan, None);
+        assert_eq!(bounds.matches("at most").count(), 4, "{bounds}");
+        inputs.kv = Some(kv.with_artefact(Some(artefact.clone())));
+        inputs.artefact = Some(ArtefactFile {
+            path: "x".into(),
+            artefact: artefact.clone(),
+        });
+        let plan = Plan::new(&config, &inputs).unwrap();
+        let text = describe(&config, &inputs, &plan, None);
+        assert_eq!(text.matches("estimate:").count(), 4, "{text}");
+        let named = format!("artefact   {} · ", artefact.id());
+        for part in [&named, "identity · celslm · layerwise"] {
+            assert!(text.contains(part), "{text}\nlacks {part}");
+        }
+        let cell = plan.cells.iter().find(|cell| cell.id.contains("-celslm-"));
+        let codec = cell.unwrap().identity().codec;
+        assert!(codec.contains(&artefact.id().to_string()), "{codec}");
     }
 }

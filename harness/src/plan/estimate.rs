@@ -1,17 +1,32 @@
 //! What a request will put on the link, as far as it can be known beforehand.
 
-use celslm_kv::KvShape;
-use celslm_kv::codec::{Codec as _, TileShape};
+use std::sync::Arc;
+
+use celslm_kv::codec::{
+    CodecArtefact, CodecContext, StageConfig, StageKind, TileShape, TokenScores,
+};
+use celslm_kv::{Chain, ChunkEncoder, Codec as _, CodecConfig, KvBlock, KvShape, chunk};
 use celslm_link::LinkProfile;
 use celslm_systems::{Contract, KvPath};
 
 use super::Cell;
 
+/// Tokens of the context that is drawn from an artefact.
+const DRAWN_TOKENS: usize = 512;
+
 /// Sizes of the contexts' KV in the edge's shape.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct KvEstimator {
     shape: KvShape,
     context_tokens: Vec<u64>,
+    drawn: Option<Drawn>,
+}
+
+/// KV as the artefact of the edge's model describes it.
+#[derive(Debug, Clone, PartialEq)]
+struct Drawn {
+    artefact: Arc<CodecArtefact>,
+    block: KvBlock,
 }
 
 /// A forecast for one request of a cell. Frame and packet headers are not counted.
@@ -23,8 +38,21 @@ pub struct Estimate {
     pub kv_fp16_bytes: u64,
     /// Bytes of it that the codec sends.
     pub kv_payload_bytes: u64,
+    /// Where the last figure comes from.
+    pub basis: Basis,
     /// Milliseconds that they take at the downlink's rate; `None` where it has no bound.
     pub transfer_ms: Option<u64>,
+}
+
+/// Where the size of encoded KV comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Basis {
+    /// It follows from the shape.
+    Shape,
+    /// The chain coded KV drawn from the artefact's statistics.
+    Drawn,
+    /// The size depends on the numbers, and nothing says what they will be: the bound.
+    Bound,
 }
 
 impl KvEstimator {
@@ -35,7 +63,20 @@ impl KvEstimator {
         Self {
             shape,
             context_tokens,
+            drawn: None,
         }
+    }
+
+    /// With the artefact of the edge's model, which says what its KV is like.
+    #[must_use]
+    pub fn with_artefact(self, artefact: Option<Arc<CodecArtefact>>) -> Self {
+        let drawn = artefact
+            .filter(|artefact| artefact.model().shape == self.shape)
+            .and_then(|artefact| {
+                let block = artefact.draw(DRAWN_TOKENS, 0).ok()?;
+                Some(Drawn { artefact, block })
+            });
+        Self { drawn, ..self }
     }
 
     /// The forecast for a request of `cell`; `None` where no KV crosses the link.
@@ -46,7 +87,7 @@ impl KvEstimator {
             return None;
         }
         let context_tokens = *self.context_tokens.get(cell.draw)?;
-        let payload = self.payload_bytes(path, context_tokens as usize)?;
+        let (payload, basis) = self.payload_bytes(path, context_tokens as usize)?;
         let transfer_ms = link
             .downlink
             .rate_mbit
@@ -55,6 +96,7 @@ impl KvEstimator {
             context_tokens,
             kv_fp16_bytes: self.fp16_bytes(context_tokens),
             kv_payload_bytes: payload,
+            basis,
             transfer_ms,
         })
     }
@@ -64,8 +106,27 @@ impl KvEstimator {
         tokens * per_token as u64
     }
 
-    /// Encoded bytes of `tokens`, chunk by chunk, as the codec itself states them.
-    fn payload_bytes(&self, path: &KvPath, tokens: usize) -> Option<u64> {
+    /// Encoded bytes of `tokens`, and how they are known.
+    fn payload_bytes(&self, path: &KvPath, tokens: usize) -> Option<(u64, Basis)> {
+        let varies = path.codec.stages().iter().any(|stage| {
+            matches!(stage.kind(), StageKind::Select | StageKind::Entropy)
+                || matches!(stage, StageConfig::Progressive(_))
+        });
+        if !varies {
+            return Some((self.bound(path, tokens)?, Basis::Shape));
+        }
+        let drawn = self.drawn.as_ref();
+        match drawn.and_then(|drawn| drawn.encoded_bytes(&path.codec, path.chunk_tokens)) {
+            Some(bytes) => {
+                let share = tokens as f64 / DRAWN_TOKENS as f64;
+                Some(((bytes as f64 * share).round() as u64, Basis::Drawn))
+            }
+            None => Some((self.bound(path, tokens)?, Basis::Bound)),
+        }
+    }
+
+    /// Most encoded bytes of `tokens`, chunk by chunk, as the codec itself states them.
+    fn bound(&self, path: &KvPath, tokens: usize) -> Option<u64> {
         let codec = path.codec.build();
         let encoded = |tokens: usize| {
             TileShape::new(self.shape.num_kv_heads, tokens, self.shape.head_dim)
@@ -81,5 +142,66 @@ impl KvEstimator {
             layer_bytes += encoded(tokens % path.chunk_tokens)?;
         }
         Some(layer_bytes * self.shape.num_layers as u64)
+    }
+}
+
+impl Drawn {
+    /// Payload bytes of the drawn context; `None` where the chain cannot code it.
+    fn encoded_bytes(&self, codec: &CodecConfig, chunk_tokens: usize) -> Option<usize> {
+        let context = CodecContext::new(Arc::clone(&self.artefact));
+        let chain: Chain = codec.build_with(&context).ok()?;
+        // A selection keeps the same share whatever the scores are.
+        let layers = vec![vec![0.0; DRAWN_TOKENS]; self.block.shape().num_layers];
+        let scores = TokenScores::new(0, 0, layers).ok()?;
+        let mut encoder = ChunkEncoder::new(chain.clone()).with_scores(Some(Arc::new(scores)));
+        let mut bytes = 0;
+        for (layer, tokens) in chunk::plan(self.block.spec(), chunk_tokens, &chain).ok()? {
+            bytes += encoder
+                .encode(&self.block, layer, tokens)
+                .ok()?
+                .payload
+                .len();
+        }
+        Some(bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::fitted;
+    use celslm_kv::AlignmentConfig;
+    use celslm_systems::ScheduleKind;
+
+    #[test]
+    fn sizes_come_from_the_shape_the_artefact_or_the_bound() {
+        let artefact = fitted(1);
+        let shape = artefact.model().shape;
+        let bare = KvEstimator::new(shape, vec![700]);
+        let full = bare.clone().with_artefact(Some(artefact));
+        let path = |codec: &str| KvPath {
+            alignment: AlignmentConfig::Identity,
+            codec: codec.parse().unwrap(),
+            schedule: ScheduleKind::Layerwise,
+            chunk_tokens: 256,
+            bridge: None,
+        };
+        let fp16 = bare.fp16_bytes(700);
+        let identity = path("identity");
+        assert_eq!(
+            full.payload_bytes(&identity, 700),
+            Some((fp16, Basis::Shape))
+        );
+        let coded = path("prefix+exact-s4-w0+pca-predict+step-m600-d15+context");
+        let (bound, basis) = bare.payload_bytes(&coded, 700).unwrap();
+        assert_eq!(basis, Basis::Bound);
+        let (bytes, basis) = full.payload_bytes(&coded, 700).unwrap();
+        assert_eq!(basis, Basis::Drawn);
+        assert!(bytes * 3 < bound && bytes * 2 < fp16, "{bytes} of {bound}");
+        // Half of the tokens is half of the bytes, but for the map of those that are kept.
+        let (bytes, basis) = full.payload_bytes(&path("h2o-k50+identity"), 1024).unwrap();
+        let half = full.fp16_bytes(1024) / 2;
+        assert_eq!(basis, Basis::Drawn);
+        assert!((half..half + half / 10).contains(&bytes), "{bytes} {half}");
     }
 }

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use celslm_datasets::{Dataset, DatasetConfig, Document, Workload, WorkloadConfig};
-use celslm_kv::AlignmentConfig;
+use celslm_kv::codec::{CodecArtefact, CodecContext};
+use celslm_kv::{AlignmentConfig, CodecConfig};
 use celslm_link::LinkProfile;
 use celslm_model::store::ModelSpec;
 
@@ -64,6 +65,9 @@ pub struct Inputs {
     /// Fitted bridges by the alignment that needs them. A cell whose alignment is among them names
     /// the bridge's hash in its KV path, so that another fit is another cell.
     pub bridges: Vec<(AlignmentConfig, BridgeFile)>,
+    /// The codec artefact, if a codec needs it. A cell whose codec does names it in its KV path,
+    /// so that another fit is another cell.
+    pub artefact: Option<ArtefactFile>,
 }
 
 /// The devices of a run.
@@ -106,6 +110,15 @@ pub struct BridgeFile {
     pub blake3: String,
 }
 
+/// A codec artefact on disk.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ArtefactFile {
+    /// The file.
+    pub path: PathBuf,
+    /// What it holds.
+    pub artefact: Arc<CodecArtefact>,
+}
+
 impl Inputs {
     /// The draw of `config`, with its index.
     #[must_use]
@@ -132,5 +145,15 @@ impl Inputs {
             .iter()
             .find(|(of, _)| of == alignment)
             .map(|(_, bridge)| bridge)
+    }
+
+    /// A codec whose stages name the artefact at hand.
+    #[must_use]
+    pub fn bound(&self, codec: &CodecConfig) -> CodecConfig {
+        let bound = self.artefact.as_ref().and_then(|file| {
+            let context = CodecContext::new(Arc::clone(&file.artefact));
+            codec.build_with(&context).ok()
+        });
+        bound.map_or_else(|| codec.clone(), |chain| chain.config().clone())
     }
 }

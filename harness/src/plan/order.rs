@@ -9,6 +9,7 @@ use celslm_systems::{CloudNeed, KvPath, SystemSpec};
 
 use super::cell::{content_hash, id};
 use super::{Cell, Inputs, Seeds, Shard};
+use crate::artefacts;
 use crate::config::{Config, Grid, Interleave};
 use crate::load::Load;
 
@@ -293,7 +294,7 @@ impl Plan {
                 let path = spec.kv.as_ref().map(|kv| {
                     [
                         kv.alignment.to_string(),
-                        kv.codec.to_string(),
+                        artefacts::name(&kv.codec),
                         kv.schedule.to_string(),
                     ]
                 });
@@ -420,7 +421,7 @@ fn specs(grid: &Grid, inputs: &Inputs) -> Vec<SystemSpec> {
                             system: system.to_owned(),
                             kv: Some(KvPath {
                                 alignment: alignment.clone(),
-                                codec: codec.clone(),
+                                codec: inputs.bound(codec),
                                 schedule: *schedule,
                                 chunk_tokens,
                                 bridge: inputs

@@ -12,7 +12,8 @@ use half::f16;
 
 use crate::block::{BlockSpec, KvBlock, KvError, LayerKv};
 use crate::codec::{
-    Beside, Chain, Codec, CodecError, Held, Prior, Tile, TileMut, TileShape, TileSpec, TokenScores,
+    Beside, Chain, Codec, CodecError, Explanation, Held, Prior, Tile, TileMut, TileShape, TileSpec,
+    TokenScores,
 };
 use crate::ident::to_hex;
 
@@ -329,6 +330,31 @@ impl ChunkEncoder {
         layer: usize,
         tokens: Range<usize>,
     ) -> Result<KvChunk, ChunkError> {
+        let (chunk, ()) = self.encode_and(block, layer, tokens, |_, _, _, _| Ok(()))?;
+        Ok(chunk)
+    }
+
+    /// As [`Self::encode`], with the account of the payload's bytes ([`Chain::explain`]).
+    ///
+    /// # Errors
+    /// As for [`Self::encode`].
+    pub fn explain(
+        &mut self,
+        block: &KvBlock,
+        layer: usize,
+        tokens: Range<usize>,
+    ) -> Result<(KvChunk, Explanation), ChunkError> {
+        self.encode_and(block, layer, tokens, Chain::explain)
+    }
+
+    /// Encodes, and lets `also` look at the payload beside what its decoder will know.
+    fn encode_and<T>(
+        &mut self,
+        block: &KvBlock,
+        layer: usize,
+        tokens: Range<usize>,
+        also: impl FnOnce(&Chain, TileSpec, Beside<'_>, &[u8]) -> Result<T, CodecError>,
+    ) -> Result<(KvChunk, T), ChunkError> {
         let tile = block.tile(layer, &tokens)?;
         let coding = coding_error(layer, &tokens);
         let spec = tile_spec(block.spec(), layer, &tokens).map_err(&coding)?;
@@ -371,6 +397,7 @@ impl ChunkEncoder {
                 self.codec.encode(&tile, &mut payload)
             })
             .map_err(&coding)?;
+        let found = also(&self.codec, spec, beside, &payload).map_err(&coding)?;
         if wanted > 0 {
             let LayerKv { mut k, mut v } = tile;
             TileMut::new(spec, &mut k, &mut v)
@@ -382,7 +409,8 @@ impl ChunkEncoder {
             decoded.layers.truncate(wanted);
             (decoded.layer, decoded.end) = (layer, tokens.end);
         }
-        Ok(KvChunk::seal(layer, tokens, self.codec.id(), 0, payload))
+        let chunk = KvChunk::seal(layer, tokens, self.codec.id(), 0, payload);
+        Ok((chunk, found))
     }
 }
 

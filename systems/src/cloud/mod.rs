@@ -3,12 +3,14 @@
 
 mod contexts;
 mod replay;
+mod scores;
 mod serving;
 mod variants;
 
 use crate::LoadedModel;
 use crate::answer::SystemError;
 use crate::clock::now_ns;
+use crate::codecs::Codecs;
 use crate::control::{
     CloudCommand, CloudReply, ControlListener, Flow, PublishedContext, RecordItem, Reply,
 };
@@ -39,6 +41,8 @@ pub struct CloudOptions {
     pub edge_model: Option<PathBuf>,
     /// Fitted bridges that it may map through.
     pub bridges: Vec<PathBuf>,
+    /// What codecs that were fitted need, for the edge's model.
+    pub codec_artefact: Option<PathBuf>,
     /// Where it serves the edges.
     pub listen: SocketAddr,
     /// Where edges reach it, if that is another address.
@@ -71,7 +75,7 @@ impl CloudNode {
     /// Binds the address, loads the models and starts to serve the edges.
     ///
     /// # Errors
-    /// When the address is taken, or a model or bridge is unusable.
+    /// When the address is taken, or a model, bridge or artefact is unusable.
     pub fn start(options: &CloudOptions) -> anyhow::Result<Self> {
         celslm_model::set_threads(options.threads)?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -89,10 +93,12 @@ impl CloudNode {
             .as_deref()
             .map(LoadedModel::load)
             .transpose()?;
+        let codecs = Codecs::load_for(options.codec_artefact.as_deref(), edge_model.as_ref())?;
         let shared = Arc::new(Shared::new(
             model,
             edge_model,
             &options.bridges,
+            codecs,
             options.store_bytes,
             Compute {
                 limits: options.engine,
@@ -193,6 +199,7 @@ impl CloudNode {
                 .edge_engine
                 .as_ref()
                 .map(|engine| engine.model().decoder.fingerprint().to_string()),
+            codec_artefact: self.shared.codecs.artefact_id(),
             addr: self.addr,
             threads: self.threads,
         })
@@ -221,7 +228,7 @@ async fn record(shared: &Shared, item: &RecordItem) -> Result<Option<String>, Sy
 
 /// Requests of edges compete with it for the engines, as they would with each other.
 async fn prepare(
-    shared: &Shared,
+    shared: &Arc<Shared>,
     spec: &SystemSpec,
     contract: Contract,
     context_id: &str,
@@ -253,6 +260,10 @@ async fn prepare(
                 .map_err(from_service)?;
             let ready = shared.edge_shaped(&id, &variant, deadline_ns).await;
             ready.map_err(from_service)?;
+            if let Some(by) = path.codec.scored_by() {
+                let scored = shared.scores(&id, by, deadline_ns).await;
+                scored.map_err(from_service)?;
+            }
         }
     }
     Ok(())

@@ -4,7 +4,7 @@ use super::replay::{Asked, Replay, Replayed};
 use super::variants::{EdgeVariant, Shared, internal, invalid, to_service};
 use crate::clock::now_ns;
 use crate::engine::{Ending, SessionContext, SessionEvent, SessionRequest};
-use celslm_kv::{CodecConfig, KvChunk, chunk};
+use celslm_kv::{Chain, ChunkEncoder, Codec as _, CodecConfig, CodecError, chunk};
 use celslm_model::Sampling;
 use celslm_wire::{
     CloudService, ContextContent, ContextEntry, FetchChunk, FetchEvent, FetchHeader, FetchRequest,
@@ -118,15 +118,14 @@ impl CloudService for Serving {
     }
 
     async fn fetch(&self, request: FetchRequest) -> Result<Receiver<FetchEvent>, ServiceError> {
-        let codec: CodecConfig = request
-            .codec
-            .parse()
-            .map_err(|error| ServiceError::Unsupported(format!("{error}")))?;
+        let unsupported = |error: CodecError| ServiceError::Unsupported(error.to_string());
+        let codec: CodecConfig = request.codec.parse().map_err(unsupported)?;
+        let chain = self.0.codecs.chain(&codec).map_err(unsupported)?;
         self.0.context(&request.context_id)?;
         let variant = self.0.variant(&request.variant)?;
         let shared = self.0.clone();
         Ok(run(|outbox| async move {
-            fetch(&shared, &request, &variant, &codec, &outbox).await
+            fetch(&shared, &request, &variant, chain, &outbox).await
         }))
     }
 
@@ -144,16 +143,20 @@ impl CloudService for Serving {
 }
 
 async fn fetch(
-    shared: &Shared,
+    shared: &Arc<Shared>,
     request: &FetchRequest,
     variant: &EdgeVariant,
-    codec: &CodecConfig,
+    chain: Chain,
     outbox: &Sender<FetchEvent>,
 ) -> Result<(), Stop> {
     let deadline_ns = deadline_ns(request.deadline);
     let ready = shared
         .edge_shaped(&request.context_id, variant, deadline_ns)
         .await?;
+    let scored = match chain.config().scored_by() {
+        Some(by) => Some(shared.scores(&request.context_id, by, deadline_ns).await?),
+        None => None,
+    };
     let layers = request.first_layer..ready.block.shape().num_layers;
     let unfit = |error: &dyn std::fmt::Display| ServiceError::InvalidArgument(error.to_string());
     let block = match request.first_layer {
@@ -165,28 +168,31 @@ async fn fetch(
                 .map_err(|error| unfit(&error))?,
         ),
     };
-    let chain = Arc::new(codec.build());
     let places =
         chunk::plan(block.spec(), request.chunk_tokens, &chain).map_err(|error| unfit(&error))?;
     let header = FetchEvent::Header(FetchHeader {
         spec: block.spec().clone(),
-        codec: codec.id(),
-        store_hit: ready.store_hit,
-        queue_ns: ready.queue_ns,
-        cloud_compute_ns: ready.compute_ns,
+        codec: chain.id(),
+        store_hit: ready.store_hit && scored.as_ref().is_none_or(|scored| scored.store_hit),
+        queue_ns: ready.queue_ns + scored.as_ref().map_or(0, |scored| scored.queue_ns),
+        cloud_compute_ns: ready.compute_ns + scored.as_ref().map_or(0, |scored| scored.compute_ns),
         align_ns: ready.align_ns,
     });
     send(outbox, header).await?;
     let mut totals = TrailerBuilder::default();
+    let scores = scored.map(|scored| scored.scores);
+    let mut encoder = ChunkEncoder::new(chain).with_scores(scores);
     for (layer, tokens) in places {
-        // Chunk by chunk, so that a slow link keeps no other call from encoding.
-        let (block, chain) = (block.clone(), chain.clone());
+        // Chunk by chunk, so that a slow link keeps no other call from encoding. The encoder knows
+        // what it has sent, which later layers may be predicted from, and goes along.
+        let block = block.clone();
         let encode = move || {
             let start = now_ns();
-            let chunk = KvChunk::encode(&block, layer, tokens, &chain);
-            (chunk, now_ns() - start)
+            let chunk = encoder.encode(&block, layer, tokens);
+            (encoder, chunk, now_ns() - start)
         };
-        let (chunk, encode_ns) = shared.work(encode).await?;
+        let (returned, chunk, encode_ns) = shared.work(encode).await?;
+        encoder = returned;
         let chunk = chunk.map_err(internal)?;
         totals.add(&chunk, encode_ns);
         send(outbox, FetchEvent::Chunk(FetchChunk { chunk, encode_ns })).await?;

@@ -2,9 +2,11 @@
 
 use super::contexts::{Context, Contexts};
 use super::replay::{Replay, ReplayOptions};
+use super::scores::ScoreStore;
 use crate::LoadedModel;
 use crate::SystemError;
 use crate::clock::now_ns;
+use crate::codecs::Codecs;
 use crate::engine::{ContextOutput, ContextRequest, Engine, EngineLimits, NodeStats, Pace};
 use crate::flights::Flights;
 use crate::prefix_cache::PrefixCache;
@@ -25,6 +27,8 @@ pub(super) struct Shared {
     pub(super) engine: Engine,
     pub(super) edge_engine: Option<Arc<Engine>>,
     bridges: Vec<(Arc<Bridge>, [u8; 32])>,
+    pub(super) codecs: Codecs,
+    pub(super) scores: ScoreStore,
     contexts: Contexts,
     /// Half of the node's bound; the other half is for `prefixes`.
     store: KvStore,
@@ -90,6 +94,7 @@ impl Shared {
         model: LoadedModel,
         edge_model: Option<LoadedModel>,
         bridges: &[PathBuf],
+        codecs: Codecs,
         store_bytes: u64,
         compute: Compute,
     ) -> anyhow::Result<Self> {
@@ -124,6 +129,8 @@ impl Shared {
             engine: Engine::start("cloud", Arc::new(model), limits, pace)?,
             edge_engine,
             bridges,
+            codecs,
+            scores: ScoreStore::default(),
             contexts: Contexts::default(),
             store: KvStore::new(store_bytes / 2),
             prefixes: PrefixCache::new(usize::try_from(store_bytes / 2).unwrap_or(usize::MAX)),
@@ -198,6 +205,7 @@ impl Shared {
         if let Some(replay) = &self.replay {
             replay.evict(id);
         }
+        self.scores.evict(id);
         self.store.remove(id, NATIVE);
         self.store.remove(id, "identity");
         for (bridge, hash) in &self.bridges {

@@ -63,6 +63,9 @@ pub enum EdgeReply {
         fingerprint: String,
         /// BLAKE3 of its tokenizer, in hex.
         tokenizer: String,
+        /// Id of the codec artefact that it holds.
+        #[serde(default)]
+        codec_artefact: Option<String>,
         /// Its model's layers.
         num_layers: usize,
         /// Threads it computes with.
@@ -161,6 +164,9 @@ pub enum CloudReply {
         tokenizer: String,
         /// Fingerprint of the edge's model that it hosts, in hex.
         edge_fingerprint: Option<String>,
+        /// Id of the codec artefact that it holds.
+        #[serde(default)]
+        codec_artefact: Option<String>,
         /// The address on which it serves the edges.
         addr: SocketAddr,
         /// Threads it computes with.

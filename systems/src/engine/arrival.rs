@@ -31,17 +31,19 @@ impl ArrivingKv {
         &self.prefix
     }
 
-    /// Puts a layer into the prefix and tells the engine.
+    /// Puts a layer into the prefix, without the tokens at the positions `dropped`, and tells the
+    /// engine.
     ///
     /// # Errors
-    /// As [`KvPrefix::set_layer`].
+    /// As [`KvPrefix::set_layer_held`].
     pub fn set_layer(
         &self,
         layer: usize,
         layer_kv: &LayerKv,
+        dropped: &[usize],
         rope: &RotaryEmbedding,
     ) -> Result<(), ModelError> {
-        self.prefix.set_layer(layer, layer_kv, rope)?;
+        self.prefix.set_layer_held(layer, layer_kv, dropped, rope)?;
         if let Some(slot) = self.arrived_ns.get(layer) {
             slot.store(now_ns(), Ordering::Release);
         }

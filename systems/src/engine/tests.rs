@@ -100,7 +100,7 @@ fn arriving(engine: &Engine, len: usize) -> (Arc<ArrivingKv>, Arc<celslm_kv::KvB
 }
 
 fn arrive(kv: &ArrivingKv, block: &celslm_kv::KvBlock, layer: usize) {
-    kv.set_layer(layer, &block.layers()[layer], model().decoder.rope())
+    kv.set_layer(layer, &block.layers()[layer], &[], model().decoder.rope())
         .unwrap();
 }
 

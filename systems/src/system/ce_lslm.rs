@@ -13,8 +13,8 @@ use crate::edge::EdgeNode;
 use crate::engine::{ArrivingKv, SessionContext, SessionHandle};
 use crate::spec::KvPath;
 use crate::timeline::{Part, Timeline, Track};
-use celslm_kv::{Assembler, BlockSpec, KeyRope};
-use celslm_model::KvPrefix;
+use celslm_kv::{Assembler, BlockSpec, KeyRope, LayerKv};
+use celslm_model::{KvPrefix, RotaryEmbedding};
 use celslm_wire::{FetchEvent, FetchHeader, FetchRequest, Traffic, WireError};
 use std::sync::Arc;
 use std::time::Duration;
@@ -152,6 +152,7 @@ impl Transfer {
         deadline_ns: u64,
         timeline: &mut Timeline,
     ) -> Result<Self, SystemError> {
+        let chain = edge.chain(&path.codec)?;
         let call = FetchRequest {
             context_id: edge.context_id(context)?,
             variant: path.wire_variant()?,
@@ -199,12 +200,9 @@ impl Transfer {
             Part::Request,
         );
         check_header(edge, &header.spec)?;
-        let assembler = Assembler::new(
-            header.spec.clone(),
-            vec![path.codec.build()],
-            MAX_CONTEXT_BYTES,
-        )
-        .map_err(|error| SystemError::new("corrupt_chunk", error))?;
+        let assembler = Assembler::new(header.spec.clone(), vec![chain], MAX_CONTEXT_BYTES)
+            .map_err(|error| SystemError::new("corrupt_chunk", error))?
+            .with_dropped(path.codec.leaves_tokens_out());
         let prefix = KvPrefix::new(header.spec.shape, header.spec.positions.len());
         Ok(Self {
             kv: edge.engine().arriving(Arc::new(prefix)),
@@ -248,7 +246,7 @@ impl Transfer {
                 left -= 1;
                 match left {
                     0 => last = Some((layer, layer_kv)),
-                    _ => self.kv.set_layer(layer, &layer_kv, rope)?,
+                    _ => self.take(layer, &layer_kv, rope)?,
                 }
             }
             // A session whose time is up needs no more KV.
@@ -265,9 +263,21 @@ impl Transfer {
         }
         track.lap(Part::Transfer);
         if let Some((layer, layer_kv)) = last {
-            self.kv.set_layer(layer, &layer_kv, rope)?;
+            self.take(layer, &layer_kv, rope)?;
         }
         track.lap(Part::Decode);
+        Ok(())
+    }
+
+    /// Lets a complete layer into the prefix, but for the tokens that its codec left out.
+    fn take(
+        &self,
+        layer: usize,
+        layer_kv: &LayerKv,
+        rope: &RotaryEmbedding,
+    ) -> Result<(), SystemError> {
+        let dropped = self.assembler.dropped(layer);
+        self.kv.set_layer(layer, layer_kv, dropped, rope)?;
         Ok(())
     }
 }

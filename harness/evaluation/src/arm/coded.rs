@@ -2,10 +2,7 @@
 
 use std::sync::Arc;
 
-use celslm_kv::codec::{
-    Beside, Chain, Codec as _, CodecConfig, Explanation, Prior, ScoredBy, StageConfig, TileShape,
-    TileSpec,
-};
+use celslm_kv::codec::{Beside, Chain, Codec as _, Explanation, Prior, TileShape, TileSpec};
 use celslm_kv::{Assembler, ChunkEncoder, KvChunk, LayerKv, chunk};
 use celslm_model::KvPrefix;
 use celslm_reports::evaluation::BytePart;
@@ -24,7 +21,7 @@ impl Arm for Coded {
     fn serve(&self, evaluator: &Evaluator<'_>, case: &Case<'_>) -> Result<Served, EvaluationError> {
         let settings = evaluator.settings;
         let (block, chain) = (case.block(), &self.chain);
-        let scores = match scored_by(chain.config()) {
+        let scores = match chain.config().scored_by() {
             Some(by) => Some(case.scores(evaluator.model, by)?),
             None => None,
         };
@@ -73,16 +70,6 @@ impl Arm for Coded {
             decode_ns: decoded_at.saturating_sub(encoded),
         })
     }
-}
-
-/// The scores that a chain selects by, if it does.
-fn scored_by(config: &CodecConfig) -> Option<ScoredBy> {
-    config.stages().iter().find_map(|stage| match stage {
-        StageConfig::Snapkv(_) => Some(ScoredBy::SnapKv),
-        StageConfig::ExpectedAttention(_) => Some(ScoredBy::ExpectedAttention),
-        StageConfig::H2o(_) => Some(ScoredBy::H2o),
-        _ => None,
-    })
 }
 
 /// What the payload bytes are spent on.

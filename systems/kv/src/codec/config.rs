@@ -7,10 +7,10 @@ use serde::de::value::{MapAccessDeserializer, StrDeserializer};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::{
-    Adaptive, Allocated, AnchorDelta, Bins, Chain, Codec as _, CodecContext, CodecError, Context,
-    Exact, GroupQuant, Hadamard, Identity, Knorm, LloydMax, Merge, Outliers, Pca, Prefix,
-    Progressive, Random, Scored, ScoredBy, Step, Streaming, Svd, Tables, Vectorwise, Zstd, names,
-    presets, registry,
+    Adaptive, Allocated, AnchorDelta, ArtefactId, Bins, Chain, Codec as _, CodecContext,
+    CodecError, Context, Exact, GroupQuant, Hadamard, Identity, Knorm, LloydMax, Merge, Outliers,
+    Pca, Prefix, Progressive, Random, Scored, ScoredBy, Step, Streaming, Svd, Tables, Vectorwise,
+    Zstd, names, presets, registry,
 };
 
 /// A chain holds at most this many stages; ids come from the wire.
@@ -130,6 +130,16 @@ impl StageConfig {
                 | Self::ExpectedAttention(_)
                 | Self::H2o(_)
         )
+    }
+
+    /// Which scores of the context's tokens the encoder needs.
+    const fn scored_by(&self) -> Option<ScoredBy> {
+        match self {
+            Self::Snapkv(_) => Some(ScoredBy::SnapKv),
+            Self::ExpectedAttention(_) => Some(ScoredBy::ExpectedAttention),
+            Self::H2o(_) => Some(ScoredBy::H2o),
+            _ => None,
+        }
     }
 
     /// Whether both ends must hold something that was fitted beforehand.
@@ -258,7 +268,8 @@ impl CodecConfig {
         let kinds: Vec<_> = stages.iter().map(StageConfig::kind).collect();
         let checked = check_order(&kinds)
             .and_then(|()| check_symbols(&stages))
-            .and_then(|()| check_outliers(&stages));
+            .and_then(|()| check_outliers(&stages))
+            .and_then(|()| check_scores(&stages));
         match checked {
             Ok(()) => Ok(Self { stages }),
             Err(reason) => Err(CodecError::Order {
@@ -292,6 +303,36 @@ impl CodecConfig {
     #[must_use]
     pub fn needs_artefact(&self) -> bool {
         self.stages.iter().any(StageConfig::needs_artefact)
+    }
+
+    /// The artefact that a stage names; `None` also where none is needed.
+    #[must_use]
+    pub fn artefact(&self) -> Option<ArtefactId> {
+        self.stages.iter().find_map(|stage| match stage {
+            StageConfig::Pca(pca) => pca.artefact,
+            StageConfig::Prefix(prefix) => prefix.artefact,
+            _ => None,
+        })
+    }
+
+    /// The same stages, none of which names its artefact.
+    #[must_use]
+    pub fn unbound(mut self) -> Self {
+        for stage in &mut self.stages {
+            match stage {
+                StageConfig::Pca(pca) => pca.artefact = None,
+                StageConfig::Prefix(prefix) => prefix.artefact = None,
+                _ => {}
+            }
+        }
+        self
+    }
+
+    /// Which scores of the context's tokens an encoder needs, see
+    /// [`ChunkEncoder::with_scores`](crate::ChunkEncoder::with_scores).
+    #[must_use]
+    pub fn scored_by(&self) -> Option<ScoredBy> {
+        self.stages.iter().find_map(StageConfig::scored_by)
     }
 
     /// Builds the codec. Stages that need a fitted artefact refuse every tile; see
@@ -475,6 +516,16 @@ fn check_outliers(stages: &[StageConfig]) -> Result<(), &'static str> {
     }
 }
 
+/// A tile comes with one set of scores.
+fn check_scores(stages: &[StageConfig]) -> Result<(), &'static str> {
+    let mut scores = stages.iter().filter_map(StageConfig::scored_by);
+    let first = scores.next();
+    match scores.find(|other| Some(*other) != first) {
+        Some(_) => Err("selections of one chain use the same scores"),
+        None => Ok(()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -622,6 +673,24 @@ mod tests {
         let error = "kivi".parse::<CodecConfig>().unwrap_err().to_string();
         assert!(error.contains("identity"), "{error}");
         assert!("identity+".repeat(1000).parse::<CodecConfig>().is_err());
+    }
+
+    #[test]
+    fn a_config_says_what_its_ends_need() {
+        let of = |id: &str| id.parse::<CodecConfig>().unwrap();
+        let bound = of("prefix-0123456789abcdef+pca-0123456789abcdef+step-m500-d15");
+        assert_eq!(
+            bound.artefact().map(|id| id.to_string()).as_deref(),
+            Some("0123456789abcdef")
+        );
+        assert_eq!(bound.unbound(), of("prefix+pca+step-m500-d15"));
+        assert_eq!(of("identity").artefact(), None);
+        assert_eq!(of("h2o-k50+identity").scored_by(), Some(ScoredBy::H2o));
+        assert_eq!(of("knorm-k50+identity").scored_by(), None);
+        assert!("h2o-k50+h2o-k20+identity".parse::<CodecConfig>().is_ok());
+        let error = "h2o-k50+snapkv-k50+identity".parse::<CodecConfig>();
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("the same scores"), "{error}");
     }
 
     #[test]

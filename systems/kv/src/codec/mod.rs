@@ -21,6 +21,7 @@
 mod artefact;
 mod chain;
 mod config;
+mod draw;
 mod entropy;
 mod explain;
 mod fit;

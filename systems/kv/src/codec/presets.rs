@@ -32,6 +32,15 @@ impl Preset {
     }
 }
 
+impl CodecConfig {
+    /// The preset that the chain is, whatever artefact its stages name.
+    #[must_use]
+    pub fn preset(&self) -> Option<&'static Preset> {
+        let unbound = self.clone().unbound();
+        presets().iter().find(|preset| preset.config() == unbound)
+    }
+}
+
 /// Every preset, in the order in which reports list them.
 #[must_use]
 pub const fn presets() -> &'static [Preset] {

@@ -15,6 +15,7 @@ mod recording;
 #[cfg(test)]
 mod tests;
 
+use super::scores::Scored;
 use super::variants::{EdgeVariant, Ready, Shared, internal, invalid, to_service};
 use crate::SystemError;
 use crate::clock::now_ns;
@@ -22,10 +23,13 @@ use crate::control::RecordItem;
 use crate::engine::{Ending, EngineLimits, SessionContext, SessionEvent, SessionRequest};
 use crate::rates::Rates;
 use celslm_kv::ContextId;
+use celslm_kv::codec::ScoredBy;
 use celslm_model::Sampling;
 use celslm_wire::ServiceError;
 use device::{Beat, ReplayDevice, Task};
-use recording::{AnswerKey, KvKey, RecordedAnswer, RecordedEnding, RecordedKv, Recording};
+use recording::{
+    AnswerKey, KvKey, RecordedAnswer, RecordedEnding, RecordedKv, Recording, ScoresKey,
+};
 use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -194,6 +198,29 @@ impl Replay {
         })
     }
 
+    /// Recorded scores of a context's tokens, in the time of the prefill that computing them takes.
+    pub(super) async fn scores(
+        &self,
+        shared: &Shared,
+        id: &ContextId,
+        by: ScoredBy,
+        deadline_ns: u64,
+    ) -> Result<Scored, ServiceError> {
+        let (recording, key) = (self.recording.clone(), scores_key(shared, id, by));
+        let read = shared.work(move || recording.scores(&key)).await?;
+        let scores = read
+            .map_err(|error| internal(&error))?
+            .ok_or_else(|| not_recorded(&format!("{by} scores of context {id}")))?;
+        let tokens = shared.context(id)?.tokens.len();
+        let (queue_ns, compute_ns) = self.prefill(tokens, deadline_ns).await?;
+        Ok(Scored {
+            scores: Arc::new(scores),
+            store_hit: false,
+            queue_ns,
+            compute_ns,
+        })
+    }
+
     /// Begins a recorded answer. The context is in the device's cache.
     pub(super) fn answer(
         &self,
@@ -246,6 +273,9 @@ impl Replay {
                 })?;
                 let id = id(context_id)?;
                 let variant = shared.variant(&path.wire_variant()?).map_err(fail)?;
+                if let Some(by) = path.codec.scored_by() {
+                    self.record_scores(shared, &id, by).await.map_err(fail)?;
+                }
                 let key = kv_key(shared, &id, &variant);
                 if self.recording.has_kv(&key) {
                     return Ok(None);
@@ -299,6 +329,25 @@ impl Replay {
                 Ok(Some(answer.text()))
             }
         }
+    }
+}
+
+impl Replay {
+    /// Has the live model score a context's tokens, unless that was done.
+    async fn record_scores(
+        &self,
+        shared: &Shared,
+        id: &ContextId,
+        by: ScoredBy,
+    ) -> Result<(), ServiceError> {
+        let key = scores_key(shared, id, by);
+        let recorded = self.recording.scores(&key).map_err(internal)?;
+        if recorded.is_none() {
+            let scored = shared.scores_live(id, by).await?;
+            let put = self.recording.put_scores(&key, &scored.scores);
+            put.map_err(internal)?;
+        }
+        Ok(())
     }
 }
 
@@ -412,6 +461,17 @@ fn kv_key(shared: &Shared, id: &ContextId, variant: &EdgeVariant) -> KvKey {
         model: shared.model().decoder.fingerprint().to_string(),
         context: id.to_string(),
         variant: format!("{}{edge}", variant.key()),
+    }
+}
+
+fn scores_key(shared: &Shared, id: &ContextId, by: ScoredBy) -> ScoresKey {
+    let engine = shared.edge_engine.as_ref();
+    ScoresKey {
+        model: engine.map_or_else(String::new, |engine| {
+            engine.model().decoder.fingerprint().to_string()
+        }),
+        context: id.to_string(),
+        by: by.name().to_owned(),
     }
 }
 

@@ -3,7 +3,9 @@
 //! A file's name is the BLAKE3 of what it answers to, and its first line states that in clear
 //! together with the BLAKE3 of the rest. Nothing is used before that has been checked.
 
+use crate::cloud::scores::extent;
 use celslm_kv::block::BlockSpec;
+use celslm_kv::codec::TokenScores;
 use celslm_kv::{ContextId, KvBlock, LayerKv};
 use celslm_model::Sampling;
 use half::f16;
@@ -147,6 +149,17 @@ pub(super) struct RecordedKv {
     pub(super) align_ns: u64,
 }
 
+/// Scores of a context's tokens.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct ScoresKey {
+    /// Fingerprint of the model that scored, in hex.
+    pub(super) model: String,
+    /// The context, in hex.
+    pub(super) context: String,
+    /// The method's name.
+    pub(super) by: String,
+}
+
 #[derive(Serialize, Deserialize)]
 struct Head<K> {
     version: u32,
@@ -173,7 +186,7 @@ impl Recording {
     /// Opens a recording, and makes it if need be.
     pub(super) fn open(dir: &Path, max_bytes: u64) -> Result<Self, RecordingError> {
         let mut held = 0;
-        for kind in ["answers", "kv"] {
+        for kind in ["answers", "kv", "scores"] {
             let folder = dir.join(kind);
             fs::create_dir_all(&folder).map_err(|e| failed("make", &folder, e))?;
             let entries = fs::read_dir(&folder).map_err(|e| failed("list", &folder, e))?;
@@ -207,6 +220,42 @@ impl Recording {
     ) -> Result<(), RecordingError> {
         let path = self.path("answers", key);
         let body = serde_json::to_vec(answer).map_err(|error| damaged(&path, error))?;
+        self.write(&path, key, None, 0, &body)
+    }
+
+    /// Scores of a context's tokens, if they were recorded.
+    pub(super) fn scores(&self, key: &ScoresKey) -> Result<Option<TokenScores>, RecordingError> {
+        let path = self.path("scores", key);
+        let Some((_, body)) = read::<ScoresKey>(&path, key)? else {
+            return Ok(None);
+        };
+        let numbers = body.as_chunks::<4>().0;
+        let (tokens, numbers) = numbers
+            .split_first()
+            .ok_or_else(|| damaged(&path, "no length"))?;
+        let tokens = u32::from_le_bytes(*tokens) as usize;
+        let numbers: Vec<f32> = numbers.iter().map(|b| f32::from_le_bytes(*b)).collect();
+        if tokens == 0 || !numbers.len().is_multiple_of(tokens) {
+            return Err(damaged(&path, "no whole number of layers"));
+        }
+        let layers = numbers.chunks_exact(tokens).map(<[f32]>::to_vec).collect();
+        let scores = TokenScores::new(0, 0, layers);
+        scores.map(Some).map_err(|error| damaged(&path, error))
+    }
+
+    /// Keeps scores of all layers and tokens of a context: the number of tokens, then the scores
+    /// layer by layer.
+    pub(super) fn put_scores(
+        &self,
+        key: &ScoresKey,
+        scores: &TokenScores,
+    ) -> Result<(), RecordingError> {
+        let path = self.path("scores", key);
+        let (layers, tokens) = extent(scores);
+        let mut body = (tokens as u32).to_le_bytes().to_vec();
+        for (_, scores) in (0..layers).filter_map(|layer| scores.layer(layer)) {
+            body.extend(scores.iter().flat_map(|score| score.to_le_bytes()));
+        }
         self.write(&path, key, None, 0, &body)
     }
 
@@ -418,6 +467,23 @@ mod tests {
         let kv = again.kv(&kv_key()).unwrap().unwrap();
         assert_eq!((kv.block, kv.align_ns), (block(), 42));
         assert!(again.has_kv(&kv_key()));
+    }
+
+    #[test]
+    fn scores_come_back_with_their_infinities() {
+        let dir = tempfile::tempdir().unwrap();
+        let recording = Recording::open(dir.path(), 1 << 20).unwrap();
+        let key = |by: &str| ScoresKey {
+            model: "aa".to_owned(),
+            context: "bb".to_owned(),
+            by: by.to_owned(),
+        };
+        let layers = vec![vec![0.5, f32::INFINITY, -1.0], vec![1.0, 2.0, 3.0]];
+        let scores = TokenScores::new(0, 0, layers).unwrap();
+        assert_eq!(recording.scores(&key("h2o")).unwrap(), None);
+        recording.put_scores(&key("h2o"), &scores).unwrap();
+        assert_eq!(recording.scores(&key("h2o")).unwrap(), Some(scores));
+        assert_eq!(recording.scores(&key("snapkv")).unwrap(), None);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use super::*;
 use crate::LoadedModel;
 use crate::cloud::variants::Compute;
+use crate::codecs::Codecs;
 use crate::engine::Pace;
 use crate::rates::RatePoint;
 use crate::spec::{KvPath, SystemSpec};
@@ -52,7 +53,7 @@ fn cloud(dir: &Path, replayed: bool) -> Shared {
         replay: replayed.then_some(options),
     };
     let (cloud, edge) = (model(dir, "cloud.gguf", 1), model(dir, "edge.gguf", 2));
-    Shared::new(cloud, Some(edge), &[], 1 << 26, compute).unwrap()
+    Shared::new(cloud, Some(edge), &[], Codecs::default(), 1 << 26, compute).unwrap()
 }
 
 fn spec() -> SystemSpec {
