@@ -2,7 +2,7 @@
 //! each channel, or for each class of channels whose symbols are about as large.
 //!
 //! Coder: asymmetric numeral systems with ranges (Duda, arXiv 1311.2540), in the form of
-//! Giesen's "Interleaved entropy coders" (arXiv 1402.3392): two states in turn, so that two
+//! Giesen's "Interleaved entropy coders" (arXiv 1402.3392): four states in turn, so that four
 //! symbols are on their way at a time. `CacheGen`'s released code sends distributions per layer
 //! and channel.
 
@@ -86,6 +86,8 @@ const BITS: u32 = 12;
 const TOTAL: u32 = 1 << BITS;
 /// States are at least this, and are refilled by two bytes at a time.
 const LOWEST: u32 = 1 << 16;
+/// States.
+const LANES: usize = 4;
 /// Symbols from `-DIRECT` to `DIRECT - 1` have entries; others are the entry `ESCAPE`, and their
 /// value stands in 15 bits behind the states' bytes.
 const DIRECT: i16 = 127;
@@ -306,10 +308,10 @@ impl SymbolCoder for TablesCoder {
         put_number(out, escaped.len() / 2);
         out.extend(escaped);
         // The decoder reads forwards, so the encoder works backwards.
-        let mut states = [LOWEST; 2];
+        let mut states = [LOWEST; LANES];
         let mut reversed: Vec<u16> = Vec::with_capacity(order.len() / 8);
         for (place, (table, entry)) in order.iter().enumerate().rev() {
-            let state = &mut states[place % 2];
+            let state = &mut states[place % LANES];
             let table = &tables[*table as usize];
             let frequency = u32::from(table.frequency[*entry as usize]);
             if u64::from(*state) >= u64::from(frequency) << (32 - BITS) {
@@ -351,30 +353,38 @@ impl SymbolCoder for TablesCoder {
             _ => tables.iter().map(Table::slots).collect(),
         };
         let table_of = self.table_of(plane, &classes);
-        let mut state = || -> Option<u32> {
-            let state = u32::from_le_bytes(*reader.take(4)?.first_chunk()?);
-            (state >= LOWEST).then_some(state)
-        };
-        // The state whose turn it is, and the other one.
-        let (mut turn, mut other) = (state()?, state()?);
+        let mut states = [0; LANES];
+        for state in &mut states {
+            *state = u32::from_le_bytes(*reader.take(4)?.first_chunk()?);
+            if *state < LOWEST {
+                return None;
+            }
+        }
         let (words, odd) = reader.rest().as_chunks::<2>();
-        let mut words = words.iter();
+        let mut next = 0;
         for (head, symbols) in symbols.chunks_exact_mut(plane.head_run()).enumerate() {
             let columns = columns(plane, head, &table_of);
             for row in symbols.chunks_exact_mut(plane.shape.head_dim()) {
                 for (channel, table, width) in &columns {
-                    let slot = turn & (TOTAL - 1);
+                    let [state, second, third, fourth] = states;
+                    let slot = state & (TOTAL - 1);
                     let word = match slots.get(*table) {
                         Some(slots) => *slots.get(slot as usize)?,
                         None => tables[*table].search(slot)?,
                     };
                     let (found, offset) = ((word >> 24) as usize, word & (TOTAL - 1));
                     let frequency = (word >> 12 & (TOTAL - 1)) + 1;
-                    turn = frequency * (turn >> BITS) + offset;
-                    if turn < LOWEST {
-                        turn = turn << 16 | u32::from(u16::from_le_bytes(*words.next()?));
-                    }
-                    std::mem::swap(&mut turn, &mut other);
+                    let left = frequency * (state >> BITS) + offset;
+                    // Behind the last word come zeros, which is noticed in the end.
+                    let word = words.get(next).map_or(0, |word| u16::from_le_bytes(*word));
+                    let refill = left < LOWEST;
+                    let state = if refill {
+                        left << 16 | u32::from(word)
+                    } else {
+                        left
+                    };
+                    states = [second, third, fourth, state];
+                    next += usize::from(refill);
                     let number = match found {
                         ESCAPE => i16::from_le_bytes(*escaped.next()?),
                         _ => symbol(found),
@@ -388,7 +398,7 @@ impl SymbolCoder for TablesCoder {
             }
         }
         // An encoder starts from the lowest states and leaves no byte over.
-        let done = turn == LOWEST && other == LOWEST && words.next().is_none() && odd.is_empty();
+        let done = states == [LOWEST; LANES] && next == words.len() && odd.is_empty();
         (done && escaped.next().is_none()).then_some(())
     }
 }
