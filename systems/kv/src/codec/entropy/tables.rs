@@ -86,6 +86,8 @@ const BITS: u32 = 12;
 const TOTAL: u32 = 1 << BITS;
 /// States are at least this, and are refilled by two bytes at a time.
 const LOWEST: u32 = 1 << 16;
+/// Slots that a search begins with at a time.
+const COARSE: usize = 64;
 /// States.
 const LANES: usize = 4;
 /// Symbols from `-DIRECT` to `DIRECT - 1` have entries; others are the entry `ESCAPE`, and their
@@ -176,12 +178,19 @@ impl Table {
         (sum == TOTAL as usize || len == 0).then(|| Self::with_starts(frequency))
     }
 
-    /// The entry of a slot, by search; `None` in an empty table.
-    fn entry_at(&self, slot: u32) -> Option<usize> {
-        // Entries that do not occur start where the next one does, so the last is taken.
-        self.start
-            .partition_point(|start| u32::from(*start) <= slot)
-            .checked_sub(1)
+    /// The entry of the first slot of each [`COARSE`]; none for an empty table.
+    fn coarse(&self) -> Vec<u8> {
+        let entry_at = |slot: usize| {
+            // Entries that do not occur start where the next one does, so the last is taken.
+            let before = self
+                .start
+                .partition_point(|start| usize::from(*start) <= slot);
+            before.saturating_sub(1) as u8
+        };
+        match self.start.is_empty() {
+            true => Vec::new(),
+            false => (0..TOTAL as usize).step_by(COARSE).map(entry_at).collect(),
+        }
     }
 
     /// The words of all [`TOTAL`] slots; none for an empty table.
@@ -193,11 +202,16 @@ impl Table {
         slots
     }
 
-    /// The word of one slot, by search.
-    fn search(&self, slot: u32) -> Option<u32> {
-        let entry = self.entry_at(slot)?;
-        let (frequency, start) = (self.frequency[entry], self.start[entry]);
-        (frequency > 0).then(|| slot_word(entry, frequency, slot as u16 - start))
+    /// The word of one slot, by search from where `coarse` says; `None` in an empty table.
+    #[inline]
+    fn search(&self, coarse: &[u8], slot: u32) -> Option<u32> {
+        let slot = slot as u16;
+        let mut entry = usize::from(*coarse.get(slot as usize / COARSE)?);
+        while self.start.get(entry + 1).is_some_and(|next| *next <= slot) {
+            entry += 1;
+        }
+        let (frequency, start) = (*self.frequency.get(entry)?, *self.start.get(entry)?);
+        (frequency > 0).then(|| slot_word(entry, frequency, slot - start))
     }
 }
 
@@ -352,6 +366,10 @@ impl SymbolCoder for TablesCoder {
             0 => Vec::new(),
             _ => tables.iter().map(Table::slots).collect(),
         };
+        let coarse: Vec<Vec<u8>> = match self.stage.classes {
+            0 => tables.iter().map(Table::coarse).collect(),
+            _ => Vec::new(),
+        };
         let table_of = self.table_of(plane, &classes);
         let mut states = [0; LANES];
         for state in &mut states {
@@ -370,7 +388,7 @@ impl SymbolCoder for TablesCoder {
                     let slot = state & (TOTAL - 1);
                     let word = match slots.get(*table) {
                         Some(slots) => *slots.get(slot as usize)?,
-                        None => tables[*table].search(slot)?,
+                        None => tables[*table].search(&coarse[*table], slot)?,
                     };
                     let (found, offset) = ((word >> 24) as usize, word & (TOTAL - 1));
                     let frequency = (word >> 12 & (TOTAL - 1)) + 1;
