@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;
@@ -17,6 +17,7 @@ use safetensors::{Dtype, SafeTensorError, SafeTensors};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::CodecError;
+use super::matrix::Panels;
 use crate::align::BridgeEnd;
 use crate::block::{KvError, read_f16_le, write_f16_le};
 use crate::file::{self, Unread};
@@ -165,24 +166,32 @@ pub(super) struct LayerBasis {
     /// weigh the same: `[row]`, positive.
     pub(super) weight: Vec<f32>,
     /// Orthonormal rows, by falling variance: `[row, row]`.
-    pub(super) basis: Vec<f32>,
+    pub(super) basis: Vec<f16>,
     /// Variance of each component, of what the predictor leaves: `[row]`.
     pub(super) variance: Vec<f32>,
     /// From the weighted rows of the layers below, the nearest first, to this layer's:
     /// `[below * row, row]`.
-    pub(super) predictor: Vec<f32>,
+    pub(super) predictor: Vec<f16>,
     /// Rows of the first tokens that all contexts had in common, as they are:
     /// `[prefix_tokens, row]`.
     pub(super) prefix: Vec<f16>,
 }
 
 /// A fitted artefact.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct CodecArtefact {
     id: ArtefactId,
     bytes: u64,
     header: Header,
     layers: Vec<LayerBasis>,
+    maps: Vec<LayerMaps>,
+}
+
+/// By what was fitted; the rest follows from that.
+impl PartialEq for CodecArtefact {
+    fn eq(&self, other: &Self) -> bool {
+        (self.id, &self.header, &self.layers) == (other.id, &other.header, &other.layers)
+    }
 }
 
 impl CodecArtefact {
@@ -192,6 +201,7 @@ impl CodecArtefact {
             bytes: 0,
             header,
             layers,
+            maps: Vec::new(),
         };
         // What is used is what a file holds: fp16 where the file has fp16.
         artefact = Self::from_bytes(&artefact.to_bytes()?)?;
@@ -243,6 +253,11 @@ impl CodecArtefact {
         self.layers.get(layer)
     }
 
+    /// The products that a layer's tiles take.
+    pub(super) fn maps(&self, layer: usize) -> Option<&LayerMaps> {
+        self.maps.get(layer)
+    }
+
     pub(super) fn layers(&self) -> &[LayerBasis] {
         &self.layers
     }
@@ -272,22 +287,18 @@ impl CodecArtefact {
                 let bytes = numbers.iter().flat_map(|x| x.to_le_bytes()).collect();
                 tensors.push((name(layer, part), Dtype::F32, vec![row], bytes));
             }
-            for (part, numbers) in [("basis", &basis.basis), ("predictor", &basis.predictor)] {
+            for (part, numbers) in [
+                ("basis", &basis.basis),
+                ("predictor", &basis.predictor),
+                ("prefix", &basis.prefix),
+            ] {
                 if numbers.is_empty() {
                     continue;
                 }
-                let mut halves = vec![f16::ZERO; numbers.len()];
-                halves.convert_from_f32_slice(numbers);
-                let mut bytes = vec![0; halves.len() * 2];
-                write_f16_le(&halves, &mut bytes);
+                let mut bytes = vec![0; numbers.len() * 2];
+                write_f16_le(numbers, &mut bytes);
                 let shape = vec![numbers.len() / row, row];
                 tensors.push((name(layer, part), Dtype::F16, shape, bytes));
-            }
-            if !basis.prefix.is_empty() {
-                let mut bytes = vec![0; basis.prefix.len() * 2];
-                write_f16_le(&basis.prefix, &mut bytes);
-                let shape = vec![basis.prefix.len() / row, row];
-                tensors.push((name(layer, "prefix"), Dtype::F16, shape, bytes));
             }
         }
         let views = tensors.iter().map(|(name, dtype, shape, bytes)| {
@@ -342,27 +353,22 @@ impl CodecArtefact {
             )));
         }
         let row = 2 * header.model.shape.width();
-        let read = |layer, part, dtype, rows: usize| read(&tensors, layer, part, dtype, rows, row);
+        let read_f32 = |layer, part| read_f32(&tensors, layer, part, row);
+        let read_f16 = |layer, part, rows: usize| match rows {
+            0 => Ok(Vec::new()),
+            _ => read_f16(&tensors, layer, part, [rows, row]),
+        };
         let mut layers = Vec::new();
         let mut expected = 0;
         for layer in 0..num_layers {
             let below = layer.min(header.prior_layers);
             let basis = LayerBasis {
-                mean: read(layer, "mean", Dtype::F32, 1)?,
-                weight: read(layer, "weight", Dtype::F32, 1)?,
-                variance: read(layer, "variance", Dtype::F32, 1)?,
-                basis: read(layer, "basis", Dtype::F16, row)?,
-                predictor: match below {
-                    0 => Vec::new(),
-                    _ => read(layer, "predictor", Dtype::F16, below * row)?,
-                },
-                prefix: match header.prefix_tokens {
-                    0 => Vec::new(),
-                    tokens => read(layer, "prefix", Dtype::F16, tokens)?
-                        .into_iter()
-                        .map(f16::from_f32)
-                        .collect(),
-                },
+                mean: read_f32(layer, "mean")?,
+                weight: read_f32(layer, "weight")?,
+                variance: read_f32(layer, "variance")?,
+                basis: read_f16(layer, "basis", row)?,
+                predictor: read_f16(layer, "predictor", below * row)?,
+                prefix: read_f16(layer, "prefix", header.prefix_tokens)?,
             };
             expected += 4 + usize::from(below > 0) + usize::from(header.prefix_tokens > 0);
             for (part, numbers) in [("weight", &basis.weight), ("variance", &basis.variance)] {
@@ -389,11 +395,15 @@ impl CodecArtefact {
         let hash = blake3::hash(bytes);
         let mut id = [0; 8];
         id.copy_from_slice(&hash.as_bytes()[..8]);
+        let maps = (0..num_layers)
+            .map(|layer| LayerMaps::new(&layers, layer))
+            .collect();
         Ok(Self {
             id: ArtefactId(id),
             bytes: bytes.len() as u64,
             header,
             layers,
+            maps,
         })
     }
 
@@ -426,48 +436,139 @@ fn name(layer: usize, part: &str) -> String {
     format!("layers.{layer}.{part}")
 }
 
-fn read(
-    tensors: &SafeTensors<'_>,
-    layer: usize,
-    part: &str,
+/// A tensor's bytes, after its type and shape were checked.
+fn view<'a>(
+    tensors: &'a SafeTensors<'_>,
+    name: &str,
     dtype: Dtype,
-    rows: usize,
-    row: usize,
-) -> Result<Vec<f32>, ArtefactError> {
-    let name = name(layer, part);
+    shape: &[usize],
+) -> Result<&'a [u8], ArtefactError> {
     let wrong = |reason: String| ArtefactError::Tensor {
-        name: name.clone(),
+        name: name.to_owned(),
         reason,
     };
     let view = tensors
-        .tensor(&name)
+        .tensor(name)
         .map_err(|error| wrong(error.to_string()))?;
-    let shape = match dtype {
-        Dtype::F16 => vec![rows, row],
-        _ => vec![row],
-    };
-    if view.dtype() != dtype || view.shape() != shape {
-        let (found, shape_found) = (view.dtype(), view.shape());
+    let (found, found_shape) = (view.dtype(), view.shape());
+    if found != dtype || found_shape != shape {
         return Err(wrong(format!(
-            "{found:?} {shape_found:?}, expected {dtype:?} {shape:?}"
+            "{found:?} {found_shape:?}, expected {dtype:?} {shape:?}"
         )));
     }
-    let numbers: Vec<f32> = if dtype == Dtype::F16 {
-        let mut halves = vec![f16::ZERO; rows * row];
-        read_f16_le(view.data(), &mut halves);
-        halves.iter().map(|x| x.to_f32()).collect()
-    } else {
-        let chunks = view.data().as_chunks::<4>().0;
-        chunks
-            .iter()
-            .map(|bytes| f32::from_le_bytes(*bytes))
-            .collect()
-    };
-    if numbers.iter().all(|x| x.is_finite()) {
-        Ok(numbers)
-    } else {
-        Err(wrong("a number is not finite".to_owned()))
+    Ok(view.data())
+}
+
+fn not_finite(name: String) -> ArtefactError {
+    ArtefactError::Tensor {
+        name,
+        reason: "a number is not finite".to_owned(),
     }
+}
+
+fn read_f32(
+    tensors: &SafeTensors<'_>,
+    layer: usize,
+    part: &str,
+    row: usize,
+) -> Result<Vec<f32>, ArtefactError> {
+    let name = name(layer, part);
+    let data = view(tensors, &name, Dtype::F32, &[row])?;
+    let numbers: Vec<f32> = data
+        .as_chunks::<4>()
+        .0
+        .iter()
+        .map(|bytes| f32::from_le_bytes(*bytes))
+        .collect();
+    match numbers.iter().all(|x| x.is_finite()) {
+        true => Ok(numbers),
+        false => Err(not_finite(name)),
+    }
+}
+
+fn read_f16(
+    tensors: &SafeTensors<'_>,
+    layer: usize,
+    part: &str,
+    shape: [usize; 2],
+) -> Result<Vec<f16>, ArtefactError> {
+    let name = name(layer, part);
+    let data = view(tensors, &name, Dtype::F16, &shape)?;
+    let mut numbers = vec![f16::ZERO; shape[0] * shape[1]];
+    read_f16_le(data, &mut numbers);
+    match numbers.iter().all(|x| x.is_finite()) {
+        true => Ok(numbers),
+        false => Err(not_finite(name)),
+    }
+}
+
+/// The products that a layer's tiles take, means and weights multiplied in: from keys and values
+/// as they are to components, and back.
+///
+/// Components are in the order in which the tile of `pca` has them: those of even rank, then those
+/// of odd rank.
+#[derive(Debug, Clone)]
+pub(super) struct LayerMaps {
+    /// From the row of each layer below, the nearest first, to this layer's, `[row, row]` each;
+    /// and what is added where they take part: `[row]`.
+    pub(super) predict: Vec<Panels>,
+    pub(super) predict_offset: Vec<f32>,
+    /// From components of even and of odd rank to the row, `[row / 2, row]` each.
+    pub(super) synthesis: [Panels; 2],
+    /// From the row to components, `[row, row]`: for encoders only.
+    analysis: OnceLock<Panels>,
+}
+
+impl LayerMaps {
+    fn new(layers: &[LayerBasis], layer: usize) -> Self {
+        let own = &layers[layer];
+        let row = own.mean.len();
+        let (basis, predictor) = (widen(&own.basis), widen(&own.predictor));
+        let mut predict_offset = own.mean.clone();
+        let predict = predictor.chunks_exact(row * row).enumerate();
+        let predict = predict
+            .map(|(depth, predictor)| {
+                let lower = &layers[layer - 1 - depth];
+                for (i, factors) in predictor.chunks_exact(row).enumerate() {
+                    let shift = lower.mean[i] * lower.weight[i];
+                    for (j, factor) in factors.iter().enumerate() {
+                        predict_offset[j] -= shift * factor / own.weight[j];
+                    }
+                }
+                Panels::new(row, row, |i, j| {
+                    predictor[i * row + j] * lower.weight[i] / own.weight[j]
+                })
+            })
+            .collect();
+        Self {
+            predict,
+            predict_offset,
+            synthesis: [0, 1].map(|parity| {
+                Panels::new(row / 2, row, |i, j| {
+                    basis[(2 * i + parity) * row + j] / own.weight[j]
+                })
+            }),
+            analysis: OnceLock::new(),
+        }
+    }
+
+    /// From the row to components; computed when it is first asked for. `own` is the layer's.
+    pub(super) fn analysis(&self, own: &LayerBasis) -> &Panels {
+        self.analysis.get_or_init(|| {
+            let row = own.mean.len();
+            let basis = widen(&own.basis);
+            Panels::new(row, row, |i, place| {
+                let component = place % (row / 2) * 2 + place / (row / 2);
+                basis[component * row + i] * own.weight[i]
+            })
+        })
+    }
+}
+
+fn widen(numbers: &[f16]) -> Vec<f32> {
+    let mut wide = vec![0.0; numbers.len()];
+    numbers.convert_to_f32_slice(&mut wide);
+    wide
 }
 
 /// What a chain is built with beside its settings.

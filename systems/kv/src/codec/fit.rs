@@ -286,12 +286,12 @@ impl ArtefactFitter {
                 basis: falling
                     .clone()
                     .flat_map(|component| (0..row).map(move |i| (i, component)))
-                    .map(|(i, component)| narrow(vectors[(i, component)]))
+                    .map(|(i, component)| f16::from_f64(vectors[(i, component)]))
                     .collect(),
                 variance: falling.map(|i| narrow(values[i].max(0.0))).collect(),
                 predictor: (0..own)
                     .flat_map(|i| (0..row).map(move |j| (i, j)))
-                    .map(|(i, j)| narrow(predictor[(i, j)]))
+                    .map(|(i, j)| f16::from_f64(predictor[(i, j)]))
                     .collect(),
                 prefix: self
                     .prefix

@@ -26,6 +26,7 @@ mod entropy;
 mod explain;
 mod fit;
 mod frame;
+mod matrix;
 mod presets;
 mod quantise;
 mod registry;

@@ -12,7 +12,7 @@
 mod adaptive;
 mod context;
 mod fixed;
-mod model;
+mod nibble;
 mod range_coder;
 mod tables;
 mod zstd;
@@ -52,6 +52,23 @@ impl<'a> Plane<'a> {
         &self.widths[head * head_dim..][..head_dim]
     }
 
+    /// The coded channels of one head, ascending.
+    fn columns(&self, head: usize) -> Vec<usize> {
+        let widths = self.head_widths(head).iter();
+        widths
+            .enumerate()
+            .filter(|(_, width)| **width > 0)
+            .map(|(channel, _)| channel)
+            .collect()
+    }
+
+    /// One more than the largest symbol of each of some channels of a head.
+    fn halves(&self, head: usize, columns: &[usize]) -> Vec<i16> {
+        let widths = self.head_widths(head);
+        let half = |channel: &usize| 1 << (widths[*channel] - 1);
+        columns.iter().map(half).collect()
+    }
+
     /// Symbols of one head.
     const fn head_run(&self) -> usize {
         self.shape.tokens() * self.shape.head_dim()
@@ -75,6 +92,13 @@ pub(super) trait SymbolCoder: Debug + Send + Sync {
 const fn fits(symbol: i32, width: u8) -> bool {
     let half = 1 << (width - 1);
     -half <= symbol && symbol < half
+}
+
+/// Whether all symbols of a row are among those of their channels; see [`Plane::halves`].
+fn fit(row: &[i16], halves: &[i16]) -> bool {
+    row.iter().zip(halves).fold(true, |fit, (symbol, half)| {
+        fit & (-half <= *symbol) & (symbol < half)
+    })
 }
 
 #[cfg(test)]

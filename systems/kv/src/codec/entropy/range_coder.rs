@@ -18,11 +18,6 @@ const FAST: u8 = 5;
 const SLOW: u8 = 8;
 
 impl Bit {
-    /// Starts from a probability of zero, of 2^16.
-    pub(in crate::codec) const fn new(zero: u16) -> Self {
-        Self::sure(zero, 0)
-    }
-
     /// Starts from a probability of zero as though it came of so many bits.
     pub(in crate::codec) const fn sure(zero: u16, seen: u8) -> Self {
         // Neither estimate may reach the ends, or a bit would have no room in the range.
@@ -108,20 +103,6 @@ impl<'a> Encoder<'a> {
         }
     }
 
-    /// Writes the lowest `count` bits, at most 16, of a number as equally likely.
-    pub(in crate::codec) fn put_raw(&mut self, bits: u32, count: u32) {
-        for place in (0..count).rev() {
-            self.range >>= 1;
-            if bits >> place & 1 == 1 {
-                self.low += u64::from(self.range);
-            }
-            while self.range < NARROW {
-                self.range <<= 8;
-                self.shift();
-            }
-        }
-    }
-
     fn shift(&mut self) {
         let carry = (self.low >> 32) as u8;
         if self.low < 0xff00_0000 || carry == 1 {
@@ -196,24 +177,6 @@ impl<'a> Decoder<'a> {
         bit
     }
 
-    /// Reads `count` bits, at most 16, of a number.
-    pub(in crate::codec) fn get_raw(&mut self, count: u32) -> u32 {
-        let mut bits = 0;
-        for _ in 0..count {
-            self.range >>= 1;
-            let bit = self.code >= self.range;
-            if bit {
-                self.code -= self.range;
-            }
-            bits = bits << 1 | u32::from(bit);
-            while self.range < NARROW {
-                self.range <<= 8;
-                self.code = self.code << 8 | u32::from(self.byte());
-            }
-        }
-        bits
-    }
-
     /// Whether more bytes were read than there are: what was decoded since is made up.
     #[inline]
     pub(in crate::codec) const fn overran(&self) -> bool {
@@ -234,22 +197,17 @@ mod tests {
     proptest! {
         #[test]
         fn bits_round_trip_and_lengths_are_exact(
-            bits in proptest::collection::vec(any::<bool>(), 0..2000),
-            raw in proptest::collection::vec(0_u32..65_536, 0..20), zero: u16,
+            bits in proptest::collection::vec(any::<bool>(), 0..2000), zero: u16,
         ) {
             let mut bytes = Vec::new();
             let mut encoder = Encoder::new(&mut bytes);
-            let mut model = Bit::new(zero);
+            let mut model = Bit::sure(zero, 0);
             bits.iter().for_each(|bit| encoder.put(&mut model, *bit));
-            raw.iter().for_each(|number| encoder.put_raw(*number, 16));
             encoder.finish();
             let mut decoder = Decoder::new(&bytes);
-            let mut model = Bit::new(zero);
+            let mut model = Bit::sure(zero, 0);
             for bit in &bits {
                 prop_assert_eq!(decoder.get(&mut model), *bit);
-            }
-            for number in &raw {
-                prop_assert_eq!(decoder.get_raw(16), *number);
             }
             prop_assert!(decoder.is_done());
         }
@@ -259,12 +217,12 @@ mod tests {
     fn sure_bits_cost_little() {
         let mut bytes = Vec::new();
         let mut encoder = Encoder::new(&mut bytes);
-        let mut model = Bit::new(1 << 15);
+        let mut model = Bit::sure(1 << 15, 0);
         (0..80_000).for_each(|_| encoder.put(&mut model, false));
         encoder.finish();
         assert!(bytes.len() < 64, "{} bytes", bytes.len());
         let mut decoder = Decoder::new(&bytes);
-        let mut model = Bit::new(1 << 15);
+        let mut model = Bit::sure(1 << 15, 0);
         assert!((0..80_000).all(|_| !decoder.get(&mut model)));
         assert!(decoder.is_done() && !decoder.overran());
     }
@@ -272,7 +230,7 @@ mod tests {
     #[test]
     fn probabilities_keep_off_the_ends() {
         for bit in [false, true] {
-            let mut model = Bit::new(0);
+            let mut model = Bit::sure(0, 0);
             for _ in 0..100_000 {
                 model.learn(bit);
                 assert!((16..65_520).contains(&model.zero()), "{}", model.zero());

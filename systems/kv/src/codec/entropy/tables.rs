@@ -2,7 +2,7 @@
 //! each channel, or for each class of channels whose symbols are about as large.
 //!
 //! Coder: asymmetric numeral systems with ranges (Duda, arXiv 1311.2540), in the form of
-//! Giesen's "Interleaved entropy coders" (arXiv 1402.3392): two states in turn, so that two
+//! Giesen's "Interleaved entropy coders" (arXiv 1402.3392): four states in turn, so that four
 //! symbols are on their way at a time. `CacheGen`'s released code sends distributions per layer
 //! and channel.
 
@@ -86,6 +86,10 @@ const BITS: u32 = 12;
 const TOTAL: u32 = 1 << BITS;
 /// States are at least this, and are refilled by two bytes at a time.
 const LOWEST: u32 = 1 << 16;
+/// Slots that a search begins with at a time.
+const COARSE: usize = 64;
+/// States.
+const LANES: usize = 4;
 /// Symbols from `-DIRECT` to `DIRECT - 1` have entries; others are the entry `ESCAPE`, and their
 /// value stands in 15 bits behind the states' bytes.
 const DIRECT: i16 = 127;
@@ -174,12 +178,19 @@ impl Table {
         (sum == TOTAL as usize || len == 0).then(|| Self::with_starts(frequency))
     }
 
-    /// The entry of a slot, by search; `None` in an empty table.
-    fn entry_at(&self, slot: u32) -> Option<usize> {
-        // Entries that do not occur start where the next one does, so the last is taken.
-        self.start
-            .partition_point(|start| u32::from(*start) <= slot)
-            .checked_sub(1)
+    /// The entry of the first slot of each [`COARSE`]; none for an empty table.
+    fn coarse(&self) -> Vec<u8> {
+        let entry_at = |slot: usize| {
+            // Entries that do not occur start where the next one does, so the last is taken.
+            let before = self
+                .start
+                .partition_point(|start| usize::from(*start) <= slot);
+            before.saturating_sub(1) as u8
+        };
+        match self.start.is_empty() {
+            true => Vec::new(),
+            false => (0..TOTAL as usize).step_by(COARSE).map(entry_at).collect(),
+        }
     }
 
     /// The words of all [`TOTAL`] slots; none for an empty table.
@@ -191,11 +202,16 @@ impl Table {
         slots
     }
 
-    /// The word of one slot, by search.
-    fn search(&self, slot: u32) -> Option<u32> {
-        let entry = self.entry_at(slot)?;
-        let (frequency, start) = (self.frequency[entry], self.start[entry]);
-        (frequency > 0).then(|| slot_word(entry, frequency, slot as u16 - start))
+    /// The word of one slot, by search from where `coarse` says; `None` in an empty table.
+    #[inline]
+    fn search(&self, coarse: &[u8], slot: u32) -> Option<u32> {
+        let slot = slot as u16;
+        let mut entry = usize::from(*coarse.get(slot as usize / COARSE)?);
+        while self.start.get(entry + 1).is_some_and(|next| *next <= slot) {
+            entry += 1;
+        }
+        let (frequency, start) = (*self.frequency.get(entry)?, *self.start.get(entry)?);
+        (frequency > 0).then(|| slot_word(entry, frequency, slot - start))
     }
 }
 
@@ -306,10 +322,10 @@ impl SymbolCoder for TablesCoder {
         put_number(out, escaped.len() / 2);
         out.extend(escaped);
         // The decoder reads forwards, so the encoder works backwards.
-        let mut states = [LOWEST; 2];
+        let mut states = [LOWEST; LANES];
         let mut reversed: Vec<u16> = Vec::with_capacity(order.len() / 8);
         for (place, (table, entry)) in order.iter().enumerate().rev() {
-            let state = &mut states[place % 2];
+            let state = &mut states[place % LANES];
             let table = &tables[*table as usize];
             let frequency = u32::from(table.frequency[*entry as usize]);
             if u64::from(*state) >= u64::from(frequency) << (32 - BITS) {
@@ -350,31 +366,43 @@ impl SymbolCoder for TablesCoder {
             0 => Vec::new(),
             _ => tables.iter().map(Table::slots).collect(),
         };
-        let table_of = self.table_of(plane, &classes);
-        let mut state = || -> Option<u32> {
-            let state = u32::from_le_bytes(*reader.take(4)?.first_chunk()?);
-            (state >= LOWEST).then_some(state)
+        let coarse: Vec<Vec<u8>> = match self.stage.classes {
+            0 => tables.iter().map(Table::coarse).collect(),
+            _ => Vec::new(),
         };
-        // The state whose turn it is, and the other one.
-        let (mut turn, mut other) = (state()?, state()?);
+        let table_of = self.table_of(plane, &classes);
+        let mut states = [0; LANES];
+        for state in &mut states {
+            *state = u32::from_le_bytes(*reader.take(4)?.first_chunk()?);
+            if *state < LOWEST {
+                return None;
+            }
+        }
         let (words, odd) = reader.rest().as_chunks::<2>();
-        let mut words = words.iter();
+        let mut next = 0;
         for (head, symbols) in symbols.chunks_exact_mut(plane.head_run()).enumerate() {
             let columns = columns(plane, head, &table_of);
             for row in symbols.chunks_exact_mut(plane.shape.head_dim()) {
                 for (channel, table, width) in &columns {
-                    let slot = turn & (TOTAL - 1);
+                    let [state, second, third, fourth] = states;
+                    let slot = state & (TOTAL - 1);
                     let word = match slots.get(*table) {
                         Some(slots) => *slots.get(slot as usize)?,
-                        None => tables[*table].search(slot)?,
+                        None => tables[*table].search(&coarse[*table], slot)?,
                     };
                     let (found, offset) = ((word >> 24) as usize, word & (TOTAL - 1));
                     let frequency = (word >> 12 & (TOTAL - 1)) + 1;
-                    turn = frequency * (turn >> BITS) + offset;
-                    if turn < LOWEST {
-                        turn = turn << 16 | u32::from(u16::from_le_bytes(*words.next()?));
-                    }
-                    std::mem::swap(&mut turn, &mut other);
+                    let left = frequency * (state >> BITS) + offset;
+                    // Behind the last word come zeros, which is noticed in the end.
+                    let word = words.get(next).map_or(0, |word| u16::from_le_bytes(*word));
+                    let refill = left < LOWEST;
+                    let state = if refill {
+                        left << 16 | u32::from(word)
+                    } else {
+                        left
+                    };
+                    states = [second, third, fourth, state];
+                    next += usize::from(refill);
                     let number = match found {
                         ESCAPE => i16::from_le_bytes(*escaped.next()?),
                         _ => symbol(found),
@@ -388,7 +416,7 @@ impl SymbolCoder for TablesCoder {
             }
         }
         // An encoder starts from the lowest states and leaves no byte over.
-        let done = turn == LOWEST && other == LOWEST && words.next().is_none() && odd.is_empty();
+        let done = states == [LOWEST; LANES] && next == words.len() && odd.is_empty();
         (done && escaped.next().is_none()).then_some(())
     }
 }

@@ -306,6 +306,7 @@ impl Quantise for AllocatedQuantiser {
         let coded = widths.iter().flatten().filter(|width| **width > 0).count();
         let scales = read_scales(side, coded).ok_or_else(|| bad_scales(Allocated::NAME))?;
         let mut scales = scales.into_iter();
+        let mut row = vec![0.0_f32; head_dim];
         let head_run = shape.tokens() * head_dim;
         let sides = tile.sides().into_iter().zip([&symbols.k, &symbols.v]);
         for ((numbers, symbols), widths) in sides.zip(&widths) {
@@ -322,13 +323,15 @@ impl Quantise for AllocatedQuantiser {
                     .collect();
                 let rows = head.chunks_exact_mut(head_dim);
                 for (numbers, symbols) in rows.zip(symbols.chunks_exact(head_dim)) {
-                    let columns = numbers.iter_mut().zip(symbols).zip(&scales).zip(widths);
+                    let columns = row.iter_mut().zip(symbols).zip(&scales).zip(widths);
                     for (((x, symbol), scale), width) in columns {
-                        *x = match width {
-                            0 => half::f16::ZERO,
-                            _ => finite(level(LEVELS[usize::from(*width) - 1], *symbol) * scale),
+                        let number = match width {
+                            0 => 0.0,
+                            _ => level(LEVELS[usize::from(*width) - 1], *symbol) * scale,
                         };
+                        *x = number.clamp(-65504.0, 65504.0);
                     }
+                    numbers.convert_from_f32_slice(&row);
                 }
             }
         }

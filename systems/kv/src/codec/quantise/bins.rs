@@ -149,6 +149,7 @@ impl Quantise for Bins {
         let scales = read_scales(side, 2 * channels).ok_or_else(|| bad_scales(Self::NAME))?;
         let head_run = shape.tokens() * head_dim;
         let mut scales = scales.chunks_exact(head_dim);
+        let mut row = vec![0.0_f32; head_dim];
         for (numbers, symbols) in tile.sides().into_iter().zip([&symbols.k, &symbols.v]) {
             let heads = numbers.chunks_exact_mut(head_run);
             for ((head, symbols), scales) in
@@ -156,9 +157,10 @@ impl Quantise for Bins {
             {
                 let rows = head.chunks_exact_mut(head_dim);
                 for (numbers, symbols) in rows.zip(symbols.chunks_exact(head_dim)) {
-                    for ((x, symbol), scale) in numbers.iter_mut().zip(symbols).zip(scales) {
-                        *x = finite(f32::from(*symbol) * (scale * bin));
+                    for ((x, symbol), scale) in row.iter_mut().zip(symbols).zip(scales) {
+                        *x = (f32::from(*symbol) * (scale * bin)).clamp(-65504.0, 65504.0);
                     }
+                    numbers.convert_from_f32_slice(&row);
                 }
             }
         }

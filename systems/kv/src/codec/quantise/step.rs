@@ -11,7 +11,7 @@ use std::sync::Arc;
 use half::slice::HalfFloatSliceExt;
 use serde::{Deserialize, Serialize};
 
-use super::{Quantise, Symbols, check_finite, finite};
+use super::{Quantise, Symbols, check_finite};
 use crate::codec::{CodecArtefact, CodecError, Tile, TileMut, TileShape, TileSpec};
 
 /// Divides by `milli / 1000` and rounds, towards zero for what lies within `deadzone` percent of
@@ -55,6 +55,8 @@ impl From<Step> for Fields {
 
 /// Bits of a symbol.
 const WIDTH: u8 = 12;
+/// Numbers that are worked on at a time.
+const LANES: usize = 16;
 
 impl Step {
     pub(in crate::codec) const NAME: &str = "step";
@@ -111,19 +113,24 @@ impl Step {
         let rows = numbers.chunks_exact(shape.head_dim());
         for (numbers, symbols) in rows.zip(symbols.chunks_exact_mut(shape.head_dim())) {
             numbers.convert_to_f32_slice(&mut row);
-            for (symbol, x) in symbols.iter_mut().zip(&row) {
-                let scaled = x * inverse;
-                let magnitude = (scaled.abs() + offset).floor().min(most);
-                *symbol = if scaled < 0.0 {
-                    -magnitude as i16
-                } else {
-                    magnitude as i16
-                };
-                if magnitude > 0.0 {
-                    let kind = usize::from(magnitude > 1.0);
-                    sums[kind] += f64::from(scaled.abs() - magnitude);
-                    counts[kind] += 1;
+            // Sums in lanes, so that the loop has no branch and fills a vector.
+            let (mut errors, mut ones) = ([[0.0_f32; LANES]; 2], [[0_u32; LANES]; 2]);
+            for (symbols, row) in symbols.chunks_mut(LANES).zip(row.chunks(LANES)) {
+                for (lane, (symbol, x)) in symbols.iter_mut().zip(row).enumerate() {
+                    let scaled = x * inverse;
+                    let magnitude = (scaled.abs() + offset).floor().min(most);
+                    *symbol = magnitude.copysign(scaled) as i16;
+                    let error = scaled.abs() - magnitude;
+                    let kinds = [magnitude == 1.0, magnitude > 1.0];
+                    for (kind, is) in kinds.into_iter().enumerate() {
+                        errors[kind][lane] += if is { error } else { 0.0 };
+                        ones[kind][lane] += u32::from(is);
+                    }
                 }
+            }
+            for kind in 0..2 {
+                sums[kind] += f64::from(errors[kind].iter().sum::<f32>());
+                counts[kind] += ones[kind].iter().sum::<u32>();
             }
         }
         [0, 1].map(|kind| {
@@ -141,15 +148,23 @@ impl Step {
     ) {
         let places = places.map(|place| (f32::from(place) - 128.0) / 256.0);
         let size = self.size();
-        for (x, symbol) in numbers.iter_mut().zip(symbols) {
-            let magnitude = f32::from(symbol.unsigned_abs());
-            let place = match symbol.unsigned_abs() {
-                0 => 0.0,
-                1 => places[0],
-                _ => places[1],
-            };
-            let number = (magnitude + place) * size;
-            *x = finite(if *symbol < 0 { -number } else { number });
+        let mut row = [0.0_f32; 8 * LANES];
+        let runs = numbers.chunks_mut(row.len()).zip(symbols.chunks(row.len()));
+        for (numbers, symbols) in runs {
+            let row = &mut row[..numbers.len()];
+            for (x, symbol) in row.iter_mut().zip(symbols) {
+                let signed = f32::from(*symbol);
+                let magnitude = signed.abs();
+                let far = if magnitude > 1.0 {
+                    places[1]
+                } else {
+                    places[0]
+                };
+                let place = if magnitude == 0.0 { 0.0 } else { far };
+                let number = (magnitude + place) * size;
+                *x = number.clamp(0.0, 65504.0).copysign(signed);
+            }
+            numbers.convert_from_f32_slice(row);
         }
     }
 }

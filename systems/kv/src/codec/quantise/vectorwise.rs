@@ -8,7 +8,7 @@ use half::f16;
 use half::slice::HalfFloatSliceExt;
 use serde::{Deserialize, Serialize};
 
-use super::{Quantise, Symbols, bad_scales, check_finite, finite, read_scales, round_to};
+use super::{Quantise, Symbols, bad_scales, check_finite, read_scales, round_to};
 use crate::codec::{CodecError, Tile, TileMut, TileShape, TileSpec};
 
 /// Divides a token's keys (values), all heads together, by their largest magnitude and rounds to
@@ -162,6 +162,7 @@ impl Quantise for Vectorwise {
         let (tokens, head_dim) = (shape.tokens(), shape.head_dim());
         let most = self.most(tile.spec());
         let peaks = read_scales(side, 2 * tokens).ok_or_else(|| bad_scales(Self::NAME))?;
+        let mut wide = vec![0.0_f32; head_dim];
         let sides = tile.sides().into_iter().zip([&symbols.k, &symbols.v]);
         for (((numbers, symbols), most), peaks) in sides.zip(most).zip(peaks.chunks_exact(tokens)) {
             let rows = numbers.chunks_exact_mut(head_dim);
@@ -170,9 +171,10 @@ impl Quantise for Vectorwise {
                 .zip(peaks.iter().cycle())
             {
                 let step = peak / f32::from(most);
-                for (x, symbol) in row.iter_mut().zip(symbols) {
-                    *x = finite(f32::from(*symbol) * step);
+                for (x, symbol) in wide.iter_mut().zip(symbols) {
+                    *x = (f32::from(*symbol) * step).clamp(-65504.0, 65504.0);
                 }
+                row.convert_from_f32_slice(&wide);
             }
         }
         Ok(())

@@ -5,6 +5,7 @@
 //! token to token, let the tokens of a group be coded side by side.
 
 use half::f16;
+use half::slice::HalfFloatSliceExt;
 use serde::{Deserialize, Serialize};
 
 use crate::codec::frame::{Reader, number_len, put_section};
@@ -89,14 +90,18 @@ impl AnchorDelta {
     fn shift(&self, shape: TileShape, rows: &mut [f16], anchors: &[f16], sign: f32) {
         let head_dim = shape.head_dim();
         let (anchor_offsets, others) = self.split(shape.tokens());
+        let mut wide = vec![0.0_f32; head_dim];
+        let mut wide_anchor = wide.clone();
         let heads = rows.chunks_exact_mut(others.len() * head_dim);
         for (rows, anchors) in heads.zip(anchors.chunks_exact(anchor_offsets.len() * head_dim)) {
             for (row, offset) in rows.chunks_exact_mut(head_dim).zip(&others) {
                 let anchor = &anchors[offset / self.group * head_dim..][..head_dim];
-                for (x, anchor) in row.iter_mut().zip(anchor) {
-                    let sum = x.to_f32() + sign * anchor.to_f32();
-                    *x = f16::from_f32(sum.clamp(-65504.0, 65504.0));
+                anchor.convert_to_f32_slice(&mut wide_anchor);
+                row.convert_to_f32_slice(&mut wide);
+                for (x, anchor) in wide.iter_mut().zip(&wide_anchor) {
+                    *x = (*x + sign * anchor).clamp(-65504.0, 65504.0);
                 }
+                row.convert_from_f32_slice(&wide);
             }
         }
     }

@@ -7,13 +7,12 @@
 
 use std::sync::Arc;
 
-use faer::linalg::matmul::matmul;
-use faer::{Accum, MatMut, MatRef, Par};
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 use serde::{Deserialize, Serialize};
 
-use crate::codec::artefact::{LayerBasis, basis_of};
+use crate::codec::artefact::{LayerBasis, LayerMaps, basis_of};
+use crate::codec::matrix::ROWS;
 use crate::codec::{
     ArtefactId, Beside, Codec, CodecArtefact, CodecError, Prior, Tile, TileMut, TileShape, TileSpec,
 };
@@ -28,8 +27,8 @@ use crate::codec::{
 /// example in a transfer that starts in the middle, a layer is coded by itself.
 ///
 /// Loses on text unlike the calibration text, whose variance lies in other directions, and costs
-/// `4 * width` multiplications per number to decode, three times that with two layers to predict
-/// from.
+/// up to `2 * width` multiplications per number to decode, and as many more for each layer to
+/// predict from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Pca {
@@ -100,83 +99,122 @@ impl PcaCodec {
         Ok(spec.with_shape(inner_shape(spec.shape)?))
     }
 
-    /// What the layers below predict, weighted, `[tokens, row]`.
-    fn predict(
-        &self,
-        spec: &TileSpec,
-        basis: &LayerBasis,
-        prior: &[Prior<'_>],
-    ) -> Result<Vec<f32>, CodecError> {
-        let (tokens, row) = (spec.shape.tokens(), basis.mean.len());
-        let mut predicted = vec![0.0; tokens * row];
-        let below = basis.predictor.len() / (row * row);
-        if !self.stage.predict || below == 0 || prior.len() < below {
-            return Ok(predicted);
-        }
-        let mut weighted = vec![0.0; tokens * row];
-        for (depth, prior) in prior[..below].iter().enumerate() {
-            let lower = self.basis(spec.layer - 1 - depth)?;
-            weigh(spec.shape, prior.k, prior.v, lower, &mut weighted);
-            let weights = &basis.predictor[depth * row * row..][..row * row];
-            matmul(
-                MatMut::from_row_major_slice_mut(&mut predicted, tokens, row),
-                Accum::Add,
-                MatRef::from_row_major_slice(&weighted, tokens, row),
-                MatRef::from_row_major_slice(weights, row, row),
-                1.0,
-                Par::Seq,
-            );
-        }
-        Ok(predicted)
+    fn maps(&self, layer: usize) -> Result<&LayerMaps, CodecError> {
+        let artefact = self.artefact.as_ref();
+        artefact
+            .and_then(|artefact| artefact.maps(layer))
+            .ok_or_else(|| CodecError::Artefact {
+                codec: self.stage.id(),
+                reason: format!("the artefact has no layer {layer}"),
+            })
     }
+}
+
+/// Tokens that are worked on at a time: their rows stay near the core.
+const STRIP: usize = 8 * ROWS;
+
+/// What the layers below say about a layer, a strip of tokens at a time.
+struct Predictor<'a> {
+    shape: TileShape,
+    basis: &'a LayerBasis,
+    maps: &'a LayerMaps,
+    /// The layers to predict from, none where there are not enough.
+    prior: &'a [Prior<'a>],
+    /// `[STRIP, row]`.
+    lower: Vec<f32>,
+}
+
+impl<'a> Predictor<'a> {
+    fn new(
+        stage: &Pca,
+        shape: TileShape,
+        (basis, maps): (&'a LayerBasis, &'a LayerMaps),
+        prior: &'a [Prior<'a>],
+    ) -> Self {
+        let below = maps.predict.len();
+        let enough = stage.predict && below > 0 && prior.len() >= below;
+        Self {
+            shape,
+            basis,
+            maps,
+            prior: if enough { &prior[..below] } else { &[] },
+            lower: vec![0.0; if enough { STRIP * basis.mean.len() } else { 0 }],
+        }
+    }
+
+    /// Writes what is predicted of the tokens from `first` on, the means where nothing is.
+    fn predict(&mut self, first: usize, out: &mut [f32]) {
+        let row = self.basis.mean.len();
+        let start = match self.prior {
+            [] => &self.basis.mean,
+            _ => &self.maps.predict_offset,
+        };
+        for out in out.chunks_exact_mut(row) {
+            out.copy_from_slice(start);
+        }
+        for (prior, map) in self.prior.iter().zip(&self.maps.predict) {
+            let lower = &mut self.lower[..out.len()];
+            widen(self.shape, [prior.k, prior.v], first, lower);
+            map.add_product(lower, out, |_| row);
+        }
+    }
+}
+
+/// First token and number of tokens of each strip, and that number filled up to a multiple of
+/// [`ROWS`].
+fn strips(tokens: usize) -> impl Iterator<Item = (usize, usize, usize)> {
+    (0..tokens).step_by(STRIP).map(move |first| {
+        let count = STRIP.min(tokens - first);
+        (first, count, count.next_multiple_of(ROWS))
+    })
 }
 
 fn inner_shape(shape: TileShape) -> Result<TileShape, CodecError> {
     TileShape::new(1, shape.tokens(), shape.num_kv_heads() * shape.head_dim())
 }
 
-/// Rows of weighted distances from the mean: `out` is `[tokens, row]`.
-fn weigh(shape: TileShape, k: &[f16], v: &[f16], basis: &LayerBasis, out: &mut [f32]) {
+/// Rows of keys and values of the tokens from `first` on, as many as `rows` has or there are.
+fn widen(shape: TileShape, sides: [&[f16]; 2], first: usize, rows: &mut [f32]) {
     let (tokens, head_dim) = (shape.tokens(), shape.head_dim());
-    let row = basis.mean.len();
-    for (side, numbers) in [k, v].into_iter().enumerate() {
+    let width = shape.num_kv_heads() * head_dim;
+    for (side, numbers) in sides.into_iter().enumerate() {
         for (head, numbers) in numbers.chunks_exact(tokens * head_dim).enumerate() {
-            let start = side * row / 2 + head * head_dim;
-            let (mean, weight) = (&basis.mean[start..], &basis.weight[start..]);
-            let rows = numbers.chunks_exact(head_dim);
-            for (numbers, out) in rows.zip(out.chunks_exact_mut(row)) {
-                let out = &mut out[start..start + head_dim];
-                numbers.convert_to_f32_slice(out);
-                for ((x, mean), weight) in out.iter_mut().zip(mean).zip(weight) {
-                    *x = (*x - mean) * weight;
-                }
+            let start = side * width + head * head_dim;
+            let numbers = numbers[first * head_dim..].chunks_exact(head_dim);
+            for (numbers, row) in numbers.zip(rows.chunks_exact_mut(2 * width)) {
+                numbers.convert_to_f32_slice(&mut row[start..start + head_dim]);
             }
         }
     }
 }
 
-/// The reverse of [`weigh`], into fp16 numbers that are finite.
-fn unweigh(rows: &mut [f32], basis: &LayerBasis, shape: TileShape, sides: [&mut [f16]; 2]) {
+/// The reverse of [`widen`], into fp16 numbers that are finite.
+fn narrow(shape: TileShape, rows: &mut [f32], mean: &[f32], first: usize, sides: [&mut [f16]; 2]) {
     let (tokens, head_dim) = (shape.tokens(), shape.head_dim());
-    let row = basis.mean.len();
-    for rows in rows.chunks_exact_mut(row) {
-        for ((x, mean), weight) in rows.iter_mut().zip(&basis.mean).zip(&basis.weight) {
-            let number = *x / weight + mean;
+    let width = shape.num_kv_heads() * head_dim;
+    for row in rows.chunks_exact_mut(2 * width) {
+        for (x, mean) in row.iter_mut().zip(mean) {
             // Finite bytes and a finite artefact can still overflow on the way.
-            *x = if number.is_nan() { *mean } else { number }.clamp(-65504.0, 65504.0);
+            *x = if x.is_nan() { *mean } else { *x }.clamp(-65504.0, 65504.0);
         }
     }
     for (side, numbers) in sides.into_iter().enumerate() {
         for (head, numbers) in numbers.chunks_exact_mut(tokens * head_dim).enumerate() {
-            let start = side * row / 2 + head * head_dim;
-            for (numbers, rows) in numbers
-                .chunks_exact_mut(head_dim)
-                .zip(rows.chunks_exact(row))
-            {
-                numbers.convert_from_f32_slice(&rows[start..start + head_dim]);
+            let start = side * width + head * head_dim;
+            let numbers = numbers[first * head_dim..].chunks_exact_mut(head_dim);
+            for (numbers, row) in numbers.zip(rows.chunks_exact(2 * width)) {
+                numbers.convert_from_f32_slice(&row[start..start + head_dim]);
             }
         }
     }
+}
+
+/// One more than the last channel that is not zero in all rows.
+fn active(numbers: &[f16], channels: usize) -> usize {
+    numbers.chunks_exact(channels).fold(0, |active, row| {
+        let beyond = row[active..].iter().rposition(|x| x.to_bits() << 1 != 0);
+        beyond.map_or(active, |last| active + last + 1)
+    })
 }
 
 impl Codec for PcaCodec {
@@ -202,28 +240,31 @@ impl Codec for PcaCodec {
     fn encode(&self, tile: &Tile<'_>, out: &mut Vec<u8>) -> Result<(), CodecError> {
         let spec = tile.spec();
         self.check_shape(spec.shape)?;
-        let basis = self.basis(spec.layer)?;
-        let (tokens, row) = (spec.shape.tokens(), basis.mean.len());
-        let predicted = self.predict(spec, basis, tile.beside().prior)?;
-        let mut rows = vec![0.0; tokens * row];
-        weigh(spec.shape, tile.k(), tile.v(), basis, &mut rows);
-        rows.iter_mut()
-            .zip(&predicted)
-            .for_each(|(x, predicted)| *x -= predicted);
-        let mut components = predicted;
-        matmul(
-            MatMut::from_row_major_slice_mut(&mut components, tokens, row),
-            Accum::Replace,
-            MatRef::from_row_major_slice(&rows, tokens, row),
-            MatRef::from_row_major_slice(&basis.basis, row, row).transpose(),
-            1.0,
-            Par::Seq,
-        );
-        let rank = |parity: usize| -> Vec<f16> {
-            let ranks = components.iter().skip(parity).step_by(2);
-            ranks.map(|x| f16::from_f32(*x)).collect()
-        };
-        let (even, odd) = (rank(0), rank(1));
+        let fitted = (self.basis(spec.layer)?, self.maps(spec.layer)?);
+        let analysis = fitted.1.analysis(fitted.0);
+        let (tokens, row) = (spec.shape.tokens(), fitted.0.mean.len());
+        let mut predictor = Predictor::new(&self.stage, spec.shape, fitted, tile.beside().prior);
+        let mut sides = [(); 2].map(|()| vec![f16::ZERO; tokens * row / 2]);
+        let mut numbers = vec![0.0; STRIP * row];
+        let mut predicted = vec![0.0; STRIP * row];
+        let mut components = vec![0.0; STRIP * row];
+        for (first, count, rows) in strips(tokens) {
+            let (numbers, predicted) = (&mut numbers[..rows * row], &mut predicted[..rows * row]);
+            predictor.predict(first, predicted);
+            widen(spec.shape, [tile.k(), tile.v()], first, numbers);
+            let pairs = numbers.iter_mut().zip(predicted);
+            pairs.for_each(|(x, predicted)| *x -= *predicted);
+            let components = &mut components[..rows * row];
+            components.fill(0.0);
+            analysis.add_product(numbers, components, |_| row);
+            for (index, components) in components.chunks_exact(row).take(count).enumerate() {
+                let (even, odd) = components.split_at(row / 2);
+                for (side, numbers) in sides.iter_mut().zip([even, odd]) {
+                    side[(first + index) * row / 2..][..row / 2].convert_from_f32_slice(numbers);
+                }
+            }
+        }
+        let [even, odd] = sides;
         let beside = Beside {
             positions: tile.beside().positions,
             prior: &[],
@@ -235,8 +276,8 @@ impl Codec for PcaCodec {
     fn decode(&self, bytes: &[u8], tile: &mut TileMut<'_>) -> Result<(), CodecError> {
         let spec = *tile.spec();
         self.check_shape(spec.shape)?;
-        let basis = self.basis(spec.layer)?;
-        let (tokens, row) = (spec.shape.tokens(), basis.mean.len());
+        let fitted = (self.basis(spec.layer)?, self.maps(spec.layer)?);
+        let (tokens, row) = (spec.shape.tokens(), fitted.0.mean.len());
         let inner_spec = Self::inner_spec(&spec)?;
         let mut even = vec![f16::ZERO; inner_spec.shape.elements()];
         let mut odd = even.clone();
@@ -246,34 +287,25 @@ impl Codec for PcaCodec {
         };
         let mut inner = TileMut::new(inner_spec, &mut even, &mut odd)?.with_beside(beside)?;
         tile.decode_inner(&mut inner, |inner| self.inner.decode(bytes, inner))?;
-        let mut components = vec![0.0; tokens * row];
-        for ((pair, even), odd) in components
-            .as_chunks_mut::<2>()
-            .0
-            .iter_mut()
-            .zip(&even)
-            .zip(&odd)
-        {
-            *pair = [even.to_f32(), odd.to_f32()];
+        let mut predictor = Predictor::new(&self.stage, spec.shape, fitted, tile.beside().prior);
+        let mut sums = vec![0.0; STRIP * row];
+        let mut components = vec![0.0; STRIP * row / 2];
+        for (first, count, rows) in strips(tokens) {
+            let sums = &mut sums[..rows * row];
+            predictor.predict(first, sums);
+            for (side, map) in [&even, &odd].into_iter().zip(&fitted.1.synthesis) {
+                let side = &side[first * row / 2..(first + count) * row / 2];
+                // Components of high rank are mostly zero in all of some tokens: not multiplied.
+                let mut used = [0; STRIP / ROWS];
+                for (used, side) in used.iter_mut().zip(side.chunks(ROWS * row / 2)) {
+                    *used = active(side, row / 2);
+                }
+                side.convert_to_f32_slice(&mut components[..count * row / 2]);
+                map.add_product(&components[..rows * row / 2], sums, |tile| used[tile]);
+            }
+            let sums = &mut sums[..count * row];
+            narrow(spec.shape, sums, &fitted.0.mean, first, tile.sides());
         }
-        let mut rows = self.predict(&spec, basis, tile.beside().prior)?;
-        // At low rates the components of high rank are zero in all tokens: half of the work.
-        let active = components
-            .chunks_exact(row)
-            .filter_map(|row| row.iter().rposition(|x| *x != 0.0))
-            .max()
-            .map_or(0, |last| last + 1);
-        if active > 0 {
-            matmul(
-                MatMut::from_row_major_slice_mut(&mut rows, tokens, row),
-                Accum::Add,
-                MatRef::from_row_major_slice(&components, tokens, row).subcols(0, active),
-                MatRef::from_row_major_slice(&basis.basis, row, row).subrows(0, active),
-                1.0,
-                Par::Seq,
-            );
-        }
-        unweigh(&mut rows, basis, spec.shape, tile.sides());
         Ok(())
     }
 
