@@ -24,6 +24,10 @@ link:
 test:
     cargo test --workspace
 
+# Decoders and readers under libFuzzer, so many executions each; see systems/kv/fuzz/README.md.
+fuzz executions="10000000" *names:
+    systems/kv/fuzz/run {{executions}} {{names}}
+
 # What CI runs.
 ci:
     bash .ci/run

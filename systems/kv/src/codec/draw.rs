@@ -3,6 +3,7 @@
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
 use half::f16;
+use half::slice::HalfFloatSliceExt as _;
 
 use super::artefact::{ArtefactError, CodecArtefact};
 use super::select::mix;
@@ -30,12 +31,14 @@ impl CodecArtefact {
                 .map(|component| deviations[component] * normal.next())
                 .collect();
             let mut rows = vec![0.0; tokens * row];
-            let mut add = |factor: &[f32], matrix: &[f32]| {
+            let mut add = |factor: &[f32], matrix: &[f16]| {
+                let mut wide = vec![0.0_f32; matrix.len()];
+                matrix.convert_to_f32_slice(&mut wide);
                 matmul(
                     MatMut::from_row_major_slice_mut(&mut rows, tokens, row),
                     Accum::Add,
                     MatRef::from_row_major_slice(factor, tokens, row),
-                    MatRef::from_row_major_slice(matrix, row, row),
+                    MatRef::from_row_major_slice(&wide, row, row),
                     1.0,
                     Par::Seq,
                 );

@@ -282,7 +282,7 @@ const FAMILIES: &[Family] = &[
     Family {
         name: "cachegen",
         varies: "bin width in percent of the default level's (the paper has levels and does not \
-                 state their widths); anchors of 8 bits bound it at some 16 times",
+                 state their widths); anchors of 8 bits bound it at some 13 times",
         ids: || {
             let widths = [25, 50, 75, 100, 150, 200, 300, 450, 700, 1000];
             ids("anchor_delta-g10+bins-w", &widths, "+adaptive")

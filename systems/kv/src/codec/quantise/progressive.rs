@@ -275,6 +275,14 @@ impl Codec for ProgressiveCodec {
             codec: self.stage.id(),
             reason: reason.to_owned(),
         };
+        let most = self.encoded_len(shape);
+        if bytes.len() > most {
+            return Err(CodecError::Length {
+                codec: self.stage.id(),
+                expected: most,
+                found: bytes.len(),
+            });
+        }
         let Some((planes, bits)) = bytes.split_first() else {
             for side in tile.sides() {
                 side.fill(f16::ZERO);
@@ -366,5 +374,30 @@ impl Codec for ProgressiveCodec {
 
     fn decodes_prefixes(&self) -> bool {
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Bits that a range coder has use for can be more than an encoder ever writes.
+    #[test]
+    fn payloads_longer_than_any_are_refused() {
+        let shape = TileShape::new(1, 1, 1).unwrap();
+        let codec = ProgressiveCodec::new(Progressive::new(250).unwrap(), None);
+        let (mut k, mut v) = ([f16::ZERO], [f16::ZERO]);
+        let mut tile = TileMut::new(TileSpec::alone(shape), &mut k, &mut v).unwrap();
+        let bytes = [8, 0xff, 0, 0xd2, 0x5c, 0x7c];
+        let refused = codec.decode(&bytes, &mut tile);
+        assert!(matches!(
+            refused,
+            Err(CodecError::Length {
+                expected: 5,
+                found: 6,
+                ..
+            })
+        ));
+        assert!(codec.decode(&bytes[..5], &mut tile).is_ok());
     }
 }

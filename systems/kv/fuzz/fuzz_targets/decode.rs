@@ -1,0 +1,6 @@
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(
+    init: celslm_kv_fuzz::start(celslm_kv_fuzz::decode::seeds),
+    |data: &[u8]| celslm_kv_fuzz::decode::run(data)
+);
