@@ -23,6 +23,8 @@ pub fn report_input(dir: &Path, config: &Config, plan: &Plan, manifest: &Manifes
         tpot_ms: config.slo.tpot_ms,
     });
     input.environment = facts(config, manifest);
+    // After what the machine is: what stands behind the ids of the rows.
+    input.environment.extend(named_codecs(plan));
     input.cells = plan
         .groups
         .iter()
@@ -72,7 +74,7 @@ fn notes(config: &Config, manifest: &Manifest) -> Vec<String> {
     }
     if let Some(artefact) = &manifest.codec_artefact {
         notes.push(format!(
-            "Codecs whose id names {} use numbers that were fitted beforehand: {:.1} MB that both ends hold, a fixed cost which no request's bytes contain.",
+            "Codecs whose id names the artefact {} were fitted beforehand: {:.1} MB that both ends hold, a fixed cost which no request's bytes contain.",
             artefact.id,
             artefact.bytes as f64 / 1e6
         ));
@@ -155,6 +157,21 @@ impl Facts {
             quota.map_or_else(String::new, |quota| format!("{quota} CPUs")),
         );
     }
+}
+
+/// The codecs that have a name, with the ids under which the report lists them.
+fn named_codecs(plan: &Plan) -> Vec<(String, String)> {
+    let mut named = Vec::new();
+    let paths = plan.cells.iter().filter_map(|cell| cell.spec.kv.as_ref());
+    for preset in paths.map(|path| (path.codec.preset(), path.codec.id())) {
+        if let (Some(preset), id) = preset {
+            let fact = (format!("codec {}", preset.name), id);
+            if !named.contains(&fact) {
+                named.push(fact);
+            }
+        }
+    }
+    named
 }
 
 /// The machine and the build of a run over a link.

@@ -82,9 +82,11 @@ fn codecs_with_an_artefact_are_fitted_explained_run_and_replayed() {
     assert_eq!(recorded["bytes"], bytes);
     let report = read("report.md");
     let facts = format!("{id} ({bytes} bytes at each end");
+    let named = format!("| codec celslm | prefix-{id}+");
     for part in [
         "a fixed cost which no request's bytes contain",
         facts.as_str(),
+        named.as_str(),
     ] {
         assert!(report.contains(part), "{report}\nlacks {part}");
     }

@@ -145,12 +145,11 @@ fn write(
                     estimate.context_tokens
                 )?;
                 if let Some(ms) = estimate.transfer_ms {
-                    write!(
-                        out,
-                        ", {}.{} s at the link's rate",
-                        ms / 1000,
-                        ms % 1000 / 100
-                    )?;
+                    match ms {
+                        0..100 => write!(out, ", {ms} ms")?,
+                        _ => write!(out, ", {}.{} s", ms / 1000, ms % 1000 / 100)?,
+                    }
+                    write!(out, " at the link's rate")?;
                 }
             }
             writeln!(out)?;
