@@ -122,8 +122,9 @@ impl Sensitivity {
         }
     }
 
-    /// Factors for [`ArtefactOptions::sensitivity`](celslm_kv::codec::ArtefactOptions), `[layer][2
-    /// * width]`: the square root of each number's sensitivity, with a geometric mean of one.
+    /// Factors for the sensitivity of [`ArtefactOptions`](celslm_kv::codec::ArtefactOptions), by
+    /// layer and number of a token's row: the square root of each number's sensitivity, with a
+    /// geometric mean of one.
     ///
     /// A head's sensitivity is spread over its key channels as its queries are. Single measurements
     /// are noisy, so that none counts for less than [`FLOOR`] of the median.

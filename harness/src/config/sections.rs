@@ -1132,13 +1132,18 @@ mod tests {
         for entry in std::fs::read_dir(configs().join("experiments")).unwrap() {
             let path = entry.unwrap().path();
             let source = ConfigSource::read(&path, Vec::new()).unwrap();
+            let stem = path.file_stem().unwrap().to_str().unwrap();
+            if source.is_evaluation() {
+                let file = source.parse_evaluation();
+                let file = file.unwrap_or_else(|error| panic!("{error}"));
+                assert_eq!(stem, file.experiment.name);
+                assert!(!file.codecs().is_empty());
+                continue;
+            }
             let config = source.parse().unwrap_or_else(|error| panic!("{error}"));
             let (_, plan) = crate::fixture::planned(&config);
             assert!(!plan.blocks.is_empty());
-            assert_eq!(
-                path.file_stem().unwrap().to_str().unwrap(),
-                config.experiment.name
-            );
+            assert_eq!(stem, config.experiment.name);
             names.push(config.experiment.name);
         }
         for name in ["example", "quick", "smoke"] {

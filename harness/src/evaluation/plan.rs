@@ -79,10 +79,7 @@ impl EvaluationPlan {
             .map_or_else(CodecContext::default, |artefact| {
                 CodecContext::new(Arc::clone(artefact))
             });
-        let artefact_bytes = inputs
-            .artefact
-            .as_ref()
-            .map_or(0, |a| a.file_bytes() as u64);
+        let artefact_bytes = inputs.artefact.as_ref().map_or(0, |a| a.file_bytes());
         let mut kinds = vec![(
             ArmKind::Reference,
             "uncompressed".to_owned(),

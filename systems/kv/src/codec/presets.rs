@@ -81,8 +81,9 @@ pub const fn presets() -> &'static [Preset] {
             name: "kvtc",
             source: "KVTC, arXiv 2511.01815",
             remark: "principal components per layer, keys and values together, instead of across \
-                     layers; bits by dynamic programming at 2.0 a number, zstd for DEFLATE; 4 sinks \
-                     and a window of 32 (paper: 128)",
+                     layers, in the artefact's basis, which is that of what celslm's prediction \
+                     leaves and weighted by its sensitivity; bits by dynamic programming at 2.0 a \
+                     number, zstd for DEFLATE; 4 sinks and a window of 32 (paper: 128)",
             id: "exact-s4-w32+pca+allocated-t20-dp+zstd-l3",
             family: "kvtc",
         },
