@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use celslm::exit::ExitCode;
 use celslm_reports::ReportInput;
+use celslm_reports::evaluation::EvaluationInput;
 use clap::Args;
 
 use super::listing;
@@ -25,7 +26,10 @@ pub(crate) struct ReportArgs {
 
 /// Runs the command.
 pub(crate) fn run(args: &ReportArgs) -> anyhow::Result<ExitCode> {
-    let report = celslm_reports::build(&ReportInput::read(&args.dir)?)?;
+    let report = match EvaluationInput::read(&args.dir)? {
+        Some(input) => celslm_reports::evaluation::build(&input)?,
+        None => celslm_reports::build(&ReportInput::read(&args.dir)?)?,
+    };
     listing::show(&report.terminal());
     listing::show(&format!("\n{}\n", args.dir.join("report.md").display()));
     Ok(ExitCode::Ok)
