@@ -1,8 +1,9 @@
 //! What was fitted beforehand and both ends hold: bases, variances and predictors of a model's KV.
 //!
 //! File: safetensors, per layer a mean, weights and variances (`F32`), a basis and, from the
-//! second layer on, a predictor (`F16`); the header is JSON in the file's metadata. Its bytes do
-//! not cross the link with a context, so reports state them beside the wire size.
+//! second layer on, a predictor (`F16`), and plain weights, variances and a basis; the header is
+//! JSON in the file's metadata. Its bytes do not cross the link with a context, so reports state
+//! them beside the wire size.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -25,7 +26,7 @@ use crate::file::{self, Unread};
 /// An artefact's file larger than this is refused before it is read.
 pub const MAX_ARTEFACT_BYTES: u64 = 1 << 30;
 
-const SCHEMA_VERSION: u32 = 1;
+pub(super) const SCHEMA_VERSION: u32 = 2;
 const METADATA_KEY: &str = "celslm_codec";
 /// Most first tokens that an artefact holds.
 pub(super) const MAX_PREFIX_TOKENS: usize = 256;
@@ -177,6 +178,22 @@ pub(super) struct LayerBasis {
     pub(super) prefix: Vec<f16>,
 }
 
+/// One layer's principal components by themselves, of keys and values that are scaled by side.
+#[derive(Debug)]
+pub(super) struct PlainBasis {
+    /// One number for keys and one for values, spread over the row: `[row]`, positive.
+    pub(super) weight: Vec<f32>,
+    /// Orthonormal rows, by falling variance: `[row, row]`.
+    pub(super) basis: Vec<f16>,
+    /// Variance of each component: `[row]`.
+    pub(super) variance: Vec<f32>,
+}
+
+/// Tensors of a [`PlainBasis`] in the file.
+const PLAIN_WEIGHT: &str = "plain_weight";
+const PLAIN_BASIS: &str = "plain_basis";
+const PLAIN_VARIANCE: &str = "plain_variance";
+
 /// A fitted artefact.
 #[derive(Debug, Clone)]
 pub struct CodecArtefact {
@@ -185,27 +202,32 @@ pub struct CodecArtefact {
     header: Header,
     layers: Vec<LayerBasis>,
     maps: Vec<LayerMaps>,
+    /// The same with plain bases; that has none of its own.
+    plain: Option<Arc<CodecArtefact>>,
 }
 
 /// By what was fitted; the rest follows from that.
 impl PartialEq for CodecArtefact {
     fn eq(&self, other: &Self) -> bool {
-        (self.id, &self.header, &self.layers) == (other.id, &other.header, &other.layers)
+        let fitted = |artefact: &Self| (artefact.id, artefact.header.clone());
+        (fitted(self), &self.layers, &self.plain) == (fitted(other), &other.layers, &other.plain)
     }
 }
 
 impl CodecArtefact {
-    pub(super) fn new(header: Header, layers: Vec<LayerBasis>) -> Result<Self, ArtefactError> {
-        let mut artefact = Self {
-            id: ArtefactId([0; 8]),
-            bytes: 0,
-            header,
-            layers,
-            maps: Vec::new(),
-        };
+    pub(super) fn new(
+        header: &Header,
+        layers: &[LayerBasis],
+        plain: &[PlainBasis],
+    ) -> Result<Self, ArtefactError> {
         // What is used is what a file holds: fp16 where the file has fp16.
-        artefact = Self::from_bytes(&artefact.to_bytes()?)?;
-        Ok(artefact)
+        Self::from_bytes(&to_bytes(header, layers, plain)?)
+    }
+
+    /// The same artefact with plain bases: of the covariance alone, as published methods have
+    /// them, with no layer predicted and no weights but one a side.
+    pub(super) const fn plain(&self) -> Option<&Arc<Self>> {
+        self.plain.as_ref()
     }
 
     /// Its name, part of the ids of chains that use it.
@@ -272,41 +294,17 @@ impl CodecArtefact {
     /// # Errors
     /// [`ArtefactError::Header`] or [`ArtefactError::Container`].
     pub fn to_bytes(&self) -> Result<Vec<u8>, ArtefactError> {
-        let malformed = |error: serde_json::Error| ArtefactError::Header {
-            reason: error.to_string(),
-        };
-        let header = serde_json::to_string(&self.header).map_err(malformed)?;
-        let row = self.row();
-        let mut tensors: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = Vec::new();
-        for (layer, basis) in self.layers.iter().enumerate() {
-            for (part, numbers) in [
-                ("mean", &basis.mean),
-                ("weight", &basis.weight),
-                ("variance", &basis.variance),
-            ] {
-                let bytes = numbers.iter().flat_map(|x| x.to_le_bytes()).collect();
-                tensors.push((name(layer, part), Dtype::F32, vec![row], bytes));
-            }
-            for (part, numbers) in [
-                ("basis", &basis.basis),
-                ("predictor", &basis.predictor),
-                ("prefix", &basis.prefix),
-            ] {
-                if numbers.is_empty() {
-                    continue;
-                }
-                let mut bytes = vec![0; numbers.len() * 2];
-                write_f16_le(numbers, &mut bytes);
-                let shape = vec![numbers.len() / row, row];
-                tensors.push((name(layer, part), Dtype::F16, shape, bytes));
-            }
-        }
-        let views = tensors.iter().map(|(name, dtype, shape, bytes)| {
-            TensorView::new(*dtype, shape.clone(), bytes).map(|view| (name, view))
-        });
-        let views = views.collect::<Result<Vec<_>, _>>()?;
-        let metadata = HashMap::from([(METADATA_KEY.to_owned(), header)]);
-        Ok(safetensors::serialize(views, Some(metadata))?)
+        let plain: Vec<PlainBasis> = self
+            .plain
+            .iter()
+            .flat_map(|plain| &plain.layers)
+            .map(|layer| PlainBasis {
+                weight: layer.weight.clone(),
+                basis: layer.basis.clone(),
+                variance: layer.variance.clone(),
+            })
+            .collect();
+        to_bytes(&self.header, &self.layers, &plain)
     }
 
     /// Reads a file's content; every size is checked against the header before anything is
@@ -344,9 +342,9 @@ impl CodecArtefact {
                 header.prefix_tokens
             )));
         }
-        // A header may claim any number of layers; each has four to six tensors.
+        // A header may claim any number of layers; each has seven to nine tensors.
         let num_layers = header.model.shape.num_layers;
-        if tensors.len() > num_layers.saturating_mul(6) || tensors.len() < num_layers {
+        if tensors.len() > num_layers.saturating_mul(9) || tensors.len() < num_layers {
             return Err(malformed(format!(
                 "{} tensors for {num_layers} layers",
                 tensors.len()
@@ -358,7 +356,7 @@ impl CodecArtefact {
             0 => Ok(Vec::new()),
             _ => read_f16(&tensors, layer, part, [rows, row]),
         };
-        let mut layers = Vec::new();
+        let (mut layers, mut plain) = (Vec::new(), Vec::new());
         let mut expected = 0;
         for layer in 0..num_layers {
             let below = layer.min(header.prior_layers);
@@ -370,13 +368,21 @@ impl CodecArtefact {
                 predictor: read_f16(layer, "predictor", below * row)?,
                 prefix: read_f16(layer, "prefix", header.prefix_tokens)?,
             };
-            expected += 4 + usize::from(below > 0) + usize::from(header.prefix_tokens > 0);
-            for (part, numbers) in [("weight", &basis.weight), ("variance", &basis.variance)] {
-                let smallest = if part == "weight" {
-                    f32::MIN_POSITIVE
-                } else {
-                    0.0
-                };
+            expected += 7 + usize::from(below > 0) + usize::from(header.prefix_tokens > 0);
+            let alone = LayerBasis {
+                mean: basis.mean.clone(),
+                weight: read_f32(layer, PLAIN_WEIGHT)?,
+                variance: read_f32(layer, PLAIN_VARIANCE)?,
+                basis: read_f16(layer, PLAIN_BASIS, row)?,
+                predictor: Vec::new(),
+                prefix: Vec::new(),
+            };
+            for (part, numbers, smallest) in [
+                ("weight", &basis.weight, f32::MIN_POSITIVE),
+                ("variance", &basis.variance, 0.0),
+                (PLAIN_WEIGHT, &alone.weight, f32::MIN_POSITIVE),
+                (PLAIN_VARIANCE, &alone.variance, 0.0),
+            ] {
                 if numbers.iter().any(|x| *x < smallest) {
                     return Err(ArtefactError::Tensor {
                         name: name(layer, part),
@@ -385,6 +391,7 @@ impl CodecArtefact {
                 }
             }
             layers.push(basis);
+            plain.push(alone);
         }
         if tensors.len() != expected {
             return Err(ArtefactError::Tensor {
@@ -395,16 +402,23 @@ impl CodecArtefact {
         let hash = blake3::hash(bytes);
         let mut id = [0; 8];
         id.copy_from_slice(&hash.as_bytes()[..8]);
-        let maps = (0..num_layers)
-            .map(|layer| LayerMaps::new(&layers, layer))
-            .collect();
-        Ok(Self {
+        let held = |header, layers: Vec<LayerBasis>, plain| Self {
             id: ArtefactId(id),
             bytes: bytes.len() as u64,
             header,
+            maps: (0..num_layers)
+                .map(|layer| LayerMaps::new(&layers, layer))
+                .collect(),
             layers,
-            maps,
-        })
+            plain,
+        };
+        let alone = Header {
+            prior_layers: 0,
+            prefix_tokens: 0,
+            ..header.clone()
+        };
+        let plain = held(alone, plain, None);
+        Ok(held(header, layers, Some(Arc::new(plain))))
     }
 
     /// Writes the file beside its final place and renames it, so that no reader sees half of it.
@@ -430,6 +444,51 @@ impl CodecArtefact {
             Err(Unread::TooLarge(bytes)) => Err(ArtefactError::TooLarge { path, bytes }),
         }
     }
+}
+
+/// The file's content.
+fn to_bytes(
+    header: &Header,
+    layers: &[LayerBasis],
+    plain: &[PlainBasis],
+) -> Result<Vec<u8>, ArtefactError> {
+    let row = 2 * header.model.shape.width();
+    let header = serde_json::to_string(header).map_err(|error| ArtefactError::Header {
+        reason: error.to_string(),
+    })?;
+    let mut tensors: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = Vec::new();
+    for (layer, (basis, plain)) in layers.iter().zip(plain).enumerate() {
+        for (part, numbers) in [
+            ("mean", &basis.mean),
+            ("weight", &basis.weight),
+            ("variance", &basis.variance),
+            (PLAIN_WEIGHT, &plain.weight),
+            (PLAIN_VARIANCE, &plain.variance),
+        ] {
+            let bytes = numbers.iter().flat_map(|x| x.to_le_bytes()).collect();
+            tensors.push((name(layer, part), Dtype::F32, vec![row], bytes));
+        }
+        for (part, numbers) in [
+            ("basis", &basis.basis),
+            ("predictor", &basis.predictor),
+            ("prefix", &basis.prefix),
+            (PLAIN_BASIS, &plain.basis),
+        ] {
+            if numbers.is_empty() {
+                continue;
+            }
+            let mut bytes = vec![0; numbers.len() * 2];
+            write_f16_le(numbers, &mut bytes);
+            let shape = vec![numbers.len() / row, row];
+            tensors.push((name(layer, part), Dtype::F16, shape, bytes));
+        }
+    }
+    let views = tensors.iter().map(|(name, dtype, shape, bytes)| {
+        TensorView::new(*dtype, shape.clone(), bytes).map(|view| (name, view))
+    });
+    let views = views.collect::<Result<Vec<_>, _>>()?;
+    let metadata = HashMap::from([(METADATA_KEY.to_owned(), header)]);
+    Ok(safetensors::serialize(views, Some(metadata))?)
 }
 
 fn name(layer: usize, part: &str) -> String {
@@ -584,6 +643,14 @@ impl CodecContext {
     pub const fn new(artefact: Arc<CodecArtefact>) -> Self {
         Self {
             artefact: Some(artefact),
+        }
+    }
+
+    /// The context of a chain whose components are plain.
+    pub(super) fn plain(&self) -> Self {
+        let plain = |artefact: &Arc<CodecArtefact>| artefact.plain().cloned();
+        Self {
+            artefact: self.artefact.as_ref().and_then(plain),
         }
     }
 

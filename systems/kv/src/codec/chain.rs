@@ -6,7 +6,7 @@ use super::entropy::{AdaptiveCoder, ContextCoder, Packed, SymbolCoder, TablesCod
 use super::quantise::{AllocatedQuantiser, Coded, ProgressiveCodec, Quantise, StepQuantiser};
 use super::select::{ExactCodec, PrefixCodec, ScoredBy, Selected};
 use super::transform::{
-    AnchorDeltaCodec, HadamardCodec, MergeCodec, OutliersCodec, PcaCodec, SvdCodec,
+    AnchorDeltaCodec, CentreCodec, HadamardCodec, MergeCodec, OutliersCodec, PcaCodec, SvdCodec,
 };
 use super::{
     Beside, Codec, CodecConfig, CodecContext, CodecError, Explanation, GroupQuant, Identity,
@@ -81,12 +81,15 @@ fn build(stages: &[StageConfig], context: &CodecContext) -> Box<dyn Codec> {
     let (before, rest) = stages.split_at(at);
     // What a quantiser expects of components holds behind pca only, whose id names the artefact.
     // Anywhere else two ends with the same id could differ in what they hold.
-    let has_pca = before
+    let fitted = before
         .iter()
-        .any(|stage| matches!(stage, StageConfig::Pca(_)));
-    let nothing = CodecContext::default();
-    let fitted = if has_pca { context } else { &nothing };
-    let mut codec = quantise_and_code(rest, fitted);
+        .rev()
+        .find_map(|stage| match stage {
+            StageConfig::Pca(stage) => Some(stage.context(context)),
+            _ => None,
+        })
+        .unwrap_or_default();
+    let mut codec = quantise_and_code(rest, &fitted);
     for (index, stage) in before.iter().enumerate().rev() {
         codec = match stage {
             StageConfig::Outliers(stage) => {
@@ -103,15 +106,18 @@ fn build(stages: &[StageConfig], context: &CodecContext) -> Box<dyn Codec> {
             StageConfig::AnchorDelta(stage) => {
                 let mut anchors = vec![StageConfig::GroupQuant(GroupQuant::BITS_8)];
                 anchors.extend_from_slice(&rest[1..]);
-                let anchors = quantise_and_code(&anchors, fitted);
+                let anchors = quantise_and_code(&anchors, &fitted);
                 Box::new(AnchorDeltaCodec::new(*stage, anchors, codec))
             }
+            StageConfig::Centre => Box::new(CentreCodec::new(codec)),
             StageConfig::Merge(stage) => Box::new(MergeCodec::new(*stage, codec)),
             StageConfig::Hadamard(stage) => Box::new(HadamardCodec::new(*stage, codec)),
             StageConfig::Svd(stage) => Box::new(SvdCodec::new(*stage, codec)),
-            StageConfig::Pca(stage) => {
-                Box::new(PcaCodec::new(*stage, context.artefact.clone(), codec))
-            }
+            StageConfig::Pca(stage) => Box::new(PcaCodec::new(
+                *stage,
+                stage.context(context).artefact,
+                codec,
+            )),
             StageConfig::Prefix(stage) => {
                 Box::new(PrefixCodec::new(*stage, context.artefact.clone(), codec))
             }

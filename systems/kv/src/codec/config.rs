@@ -7,7 +7,7 @@ use serde::de::value::{MapAccessDeserializer, StrDeserializer};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::{
-    Adaptive, Allocated, AnchorDelta, ArtefactId, Bins, Chain, Codec as _, CodecContext,
+    Adaptive, Allocated, AnchorDelta, ArtefactId, Bins, Centre, Chain, Codec as _, CodecContext,
     CodecError, Context, Exact, GroupQuant, Hadamard, Identity, Knorm, LloydMax, Merge, Outliers,
     Pca, Prefix, Progressive, Random, Scored, ScoredBy, Step, Streaming, Svd, Tables, Vectorwise,
     Zstd, names, presets, registry,
@@ -52,6 +52,8 @@ pub enum StageConfig {
     H2o(Scored),
     /// See [`AnchorDelta`].
     AnchorDelta(AnchorDelta),
+    /// See [`Centre`].
+    Centre,
     /// See [`Outliers`].
     Outliers(Outliers),
     /// See [`Merge`].
@@ -102,6 +104,7 @@ impl StageConfig {
             | Self::ExpectedAttention(_)
             | Self::H2o(_) => StageKind::Select,
             Self::AnchorDelta(_)
+            | Self::Centre
             | Self::Outliers(_)
             | Self::Merge(_)
             | Self::Hadamard(_)
@@ -173,6 +176,7 @@ impl fmt::Display for StageConfig {
             Self::ExpectedAttention(stage) => stage.id(ScoredBy::ExpectedAttention),
             Self::H2o(stage) => stage.id(ScoredBy::H2o),
             Self::AnchorDelta(stage) => stage.id(),
+            Self::Centre => Centre::NAME.to_owned(),
             Self::Outliers(stage) => stage.id(),
             Self::Merge(stage) => stage.id(),
             Self::Hadamard(stage) => stage.id(),
@@ -211,6 +215,7 @@ impl FromStr for StageConfig {
             "expected_attention" => scored().map(Self::ExpectedAttention),
             "h2o" => scored().map(Self::H2o),
             AnchorDelta::NAME => AnchorDelta::parse(parameters).map(Self::AnchorDelta),
+            Centre::NAME => none(Self::Centre),
             Outliers::NAME => Outliers::parse(parameters).map(Self::Outliers),
             Merge::NAME => Merge::parse(parameters).map(Self::Merge),
             Hadamard::NAME => Hadamard::parse(parameters).map(Self::Hadamard),
@@ -629,9 +634,11 @@ mod tests {
             "group_quant-3b-g32+tables-c8+zstd-l3",
             "outliers-c25-b2+hadamard-s0+lloyd_max-3b",
             "merge-s50-a30+group_quant-4b-g32",
+            "centre+hadamard-s0+lloyd_max-4b",
             "pca+allocated-t20-dp+zstd-l3",
             "exact-s4-w0+pca-predict-0123456789abcdef+step-m500-d15+context",
             "pca-0123456789abcdef+progressive-m250",
+            "pca-plain-0123456789abcdef+allocated-t20-dp",
         ] {
             assert_eq!(id.parse::<CodecConfig>().unwrap().to_string(), id);
         }
@@ -655,9 +662,11 @@ mod tests {
             "group_quant-4b-g32+zstd-l3+context",
             "group_quant-4b-g32+context+tables-c8",
             "zstd-l20",
+            "centre-1+identity",
             "pca-+step-m500-d15",
             "pca-0123456789ABCDEF+step-m500-d15",
             "pca-predict-+step-m500-d15",
+            "pca-plain-predict+step-m500-d15",
             "pca+progressive-m250+context",
             "outliers-c25-b2+hadamard-s0+lloyd_max-4b",
             "outliers-c25-b1+group_quant-4b-g32",

@@ -485,6 +485,102 @@ fn artefacts_round_trip_and_are_checked() {
     assert!(matches!(without, Err(CodecError::Artefact { .. })));
 }
 
+/// Plain components know neither of the layers below nor of what errors cost, and are those of the
+/// covariance: on what it was fitted on they have no correlation, and the stated variances.
+#[test]
+fn plain_components_are_those_of_the_covariance() {
+    let model = *context().artefact.unwrap().model();
+    let shape = TileShape::new(2, 400, 32).unwrap();
+    let layers: Vec<LayerKv> = (0..2)
+        .map(|layer| LayerKv {
+            k: numbers(shape, 5 + layer),
+            v: numbers(shape, 50 + layer),
+        })
+        .collect();
+    let (fingerprint, kv_shape) = (model.fingerprint, model.shape);
+    let block = KvBlock::new(fingerprint, kv_shape, 0, 0..400, KeyRope::Pre, layers).unwrap();
+    let fit = |sensitivity: Option<Vec<Vec<f32>>>, prior_layers| {
+        let options = crate::codec::ArtefactOptions {
+            sensitivity,
+            prior_layers,
+            skip_tokens: 0,
+            ..crate::codec::ArtefactOptions::new("hash", "test")
+        };
+        let mut fitter = crate::codec::ArtefactFitter::new(model, options).unwrap();
+        fitter.add(&block).unwrap();
+        Arc::new(fitter.finish().unwrap())
+    };
+    let skewed = (0..2).map(|_| (1..=128).map(|i| i as f32 / 64.0).collect());
+    let (weighted, unweighted) = (fit(Some(skewed.collect()), 1), fit(None, 0));
+    assert_ne!(weighted.layers(), unweighted.layers());
+    assert_eq!(
+        weighted.plain().unwrap().layers(),
+        unweighted.plain().unwrap().layers()
+    );
+    for (layer, own) in weighted.plain().unwrap().layers().iter().enumerate() {
+        let spec = TileSpec {
+            layer,
+            num_layers: 2,
+            ..TileSpec::alone(shape)
+        };
+        let maps = weighted.plain().unwrap().maps(layer).unwrap();
+        assert!(maps.predict.is_empty());
+        let kv = &block.layers()[layer];
+        let tile = Tile::new(spec, &kv.k, &kv.v).unwrap();
+        // Without coding, components come back as they are: fp16 of both.
+        let config: CodecConfig = "pca-plain+identity".parse().unwrap();
+        let context = CodecContext::new(weighted.clone());
+        let mut bytes = Vec::new();
+        let chain = config.build_with(&context).unwrap();
+        chain.encode(&tile, &mut bytes).unwrap();
+        let (k, v, _) = decode_at(&chain, spec, &bytes).unwrap();
+        let pairs = kv.k.iter().chain(&kv.v).zip(k.iter().chain(&v));
+        for (x, y) in pairs {
+            assert!((x.to_f32() - y.to_f32()).abs() < 0.05, "{x} {y}");
+        }
+        let components: Vec<f64> = bytes
+            .as_chunks::<2>()
+            .0
+            .iter()
+            .map(|pair| f16::from_le_bytes(*pair).to_f64())
+            .collect();
+        let (even, odd) = components.split_at(400 * 64);
+        let of = |rank: usize, token: usize| [even, odd][rank % 2][token * 64 + rank / 2];
+        for (rank, stated) in own.variance.iter().enumerate() {
+            let together = |other: usize| -> f64 {
+                (0..400).map(|t| of(rank, t) * of(other, t)).sum::<f64>() / 400.0
+            };
+            let stated = f64::from(*stated);
+            let found = together(rank);
+            assert!(
+                (found - stated).abs() < 0.02 * stated + 1e-3,
+                "{found} {stated}"
+            );
+            let other = (rank + 1) % own.variance.len();
+            assert!(together(other).abs() < 0.02, "{rank}: {}", together(other));
+        }
+    }
+    // A chain that allocates bits by variances takes those of its own components.
+    let chain = |id: &str| {
+        let config: CodecConfig = id.parse().unwrap();
+        config
+            .build_with(&CodecContext::new(weighted.clone()))
+            .unwrap()
+    };
+    let tile = Tile::new(
+        TileSpec::alone(shape),
+        &block.layers()[0].k,
+        &block.layers()[0].v,
+    );
+    let tile = tile.unwrap();
+    let [alone, plain] = ["pca+allocated-t20-dp", "pca-plain+allocated-t20-dp"].map(|id| {
+        let mut bytes = Vec::new();
+        chain(id).encode(&tile, &mut bytes).unwrap();
+        decode(&chain(id), shape, &bytes).unwrap()
+    });
+    assert_ne!(alone, plain);
+}
+
 /// Both directions of a chain that predicts see the same decoded layers, in a transfer by chunks.
 #[test]
 fn prediction_crosses_in_chunks() {

@@ -4,7 +4,8 @@
 //! together, all heads of a layer; KVTC (arXiv 2511.01815) takes them across layers too. Here
 //! layers are tied by prediction instead: the layers below, as decoded, predict the next one, and
 //! the basis is that of what is left. So a layer can be decoded as soon as its own bytes are
-//! there, which a basis across layers does not allow.
+//! there, which a basis across layers does not allow. Beside it, for methods as published, stand
+//! the components of the layer by itself, with neither prediction nor sensitivity.
 
 use faer::linalg::solvers::Solve;
 use faer::{Mat, Side};
@@ -12,7 +13,7 @@ use half::f16;
 
 use super::artefact::{
     ArtefactError, ArtefactManifest, CodecArtefact, Header, LayerBasis, MAX_PREFIX_TOKENS,
-    MAX_PRIOR_LAYERS,
+    MAX_PRIOR_LAYERS, PlainBasis, SCHEMA_VERSION,
 };
 use crate::align::{BridgeEnd, Moments};
 use crate::block::{KeyRope, KvBlock, LayerKv};
@@ -226,7 +227,7 @@ impl ArtefactFitter {
             self.prefix_tokens
         };
         let mut weights: Vec<Vec<f64>> = Vec::new();
-        let mut layers = Vec::new();
+        let (mut layers, mut plain) = (Vec::new(), Vec::new());
         for (layer, moments) in self.moments.iter().enumerate() {
             let below = layer.min(self.options.prior_layers);
             let own = below * row;
@@ -244,6 +245,15 @@ impl ArtefactFitter {
                 let scale = if mean > 0.0 { mean.sqrt().recip() } else { 1.0 };
                 weight[run].fill(scale);
             }
+            let alone = Mat::from_fn(row, row, |i, j| {
+                covariance(own + i, own + j) * weight[i] * weight[j]
+            });
+            let (basis, variance) = components(&alone, layer)?;
+            plain.push(PlainBasis {
+                weight: weight.iter().copied().map(narrow).collect(),
+                basis,
+                variance,
+            });
             if let Some(sensitivity) = &self.options.sensitivity {
                 weight
                     .iter_mut()
@@ -272,23 +282,12 @@ impl ArtefactFitter {
                     .solve(&cross);
                 left -= cross.transpose() * &predictor;
             }
-            let symmetric = Mat::from_fn(row, row, |i, j| (left[(i, j)] + left[(j, i)]) / 2.0);
-            let eigen = symmetric
-                .self_adjoint_eigen(Side::Lower)
-                .map_err(|_| unfit(format!("layer {layer}: no principal components")))?;
-            let (vectors, values) = (eigen.U(), eigen.S().column_vector());
-            let narrow = |x: f64| x as f32;
-            // Eigenvalues come in rising order.
-            let falling = (0..row).rev();
+            let (basis, variance) = components(&left, layer)?;
             layers.push(LayerBasis {
                 mean: centred.mean_x[own..].iter().copied().map(narrow).collect(),
                 weight: weights[layer].iter().copied().map(narrow).collect(),
-                basis: falling
-                    .clone()
-                    .flat_map(|component| (0..row).map(move |i| (i, component)))
-                    .map(|(i, component)| f16::from_f64(vectors[(i, component)]))
-                    .collect(),
-                variance: falling.map(|i| narrow(values[i].max(0.0))).collect(),
+                basis,
+                variance,
                 predictor: (0..own)
                     .flat_map(|i| (0..row).map(move |j| (i, j)))
                     .map(|(i, j)| f16::from_f64(predictor[(i, j)]))
@@ -300,7 +299,7 @@ impl ArtefactFitter {
             });
         }
         let header = Header {
-            schema_version: 1,
+            schema_version: SCHEMA_VERSION,
             model: self.model,
             prior_layers: self.options.prior_layers,
             prefix_tokens,
@@ -313,8 +312,33 @@ impl ArtefactFitter {
                 created_by: self.options.created_by.clone(),
             },
         };
-        CodecArtefact::new(header, layers)
+        CodecArtefact::new(&header, &layers, &plain)
     }
+}
+
+const fn narrow(x: f64) -> f32 {
+    x as f32
+}
+
+/// Principal components of a covariance, which rounding may have left not quite symmetric, and
+/// their variances, by falling variance.
+fn components(covariance: &Mat<f64>, layer: usize) -> Result<(Vec<f16>, Vec<f32>), ArtefactError> {
+    let row = covariance.nrows();
+    let symmetric = Mat::from_fn(row, row, |i, j| {
+        f64::midpoint(covariance[(i, j)], covariance[(j, i)])
+    });
+    let eigen = symmetric
+        .self_adjoint_eigen(Side::Lower)
+        .map_err(|_| unfit(format!("layer {layer}: no principal components")))?;
+    let (vectors, values) = (eigen.U(), eigen.S().column_vector());
+    // Eigenvalues come in rising order.
+    let falling = (0..row).rev();
+    let basis = falling
+        .clone()
+        .flat_map(|component| (0..row).map(move |i| (i, component)))
+        .map(|(i, component)| f16::from_f64(vectors[(i, component)]));
+    let variance = falling.map(|i| narrow(values[i].max(0.0)));
+    Ok((basis.collect(), variance.collect()))
 }
 
 /// One token's keys, all heads, then its values.

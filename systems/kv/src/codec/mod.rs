@@ -55,7 +55,7 @@ pub use registry::{CodecEntry, names, registry};
 pub use scores::TokenScores;
 pub use select::{Exact, Knorm, Prefix, Random, Scored, ScoredBy, Streaming};
 pub use tile::{Beside, Held, MAX_TILE_ELEMENTS, Prior, Tile, TileMut, TileShape, TileSpec};
-pub use transform::{AnchorDelta, Hadamard, Merge, Outliers, Pca, Svd};
+pub use transform::{AnchorDelta, Centre, Hadamard, Merge, Outliers, Pca, PcaBasis, Svd};
 
 use std::fmt::Debug;
 

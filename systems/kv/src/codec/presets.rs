@@ -80,17 +80,17 @@ pub const fn presets() -> &'static [Preset] {
         Preset {
             name: "kvtc",
             source: "KVTC, arXiv 2511.01815",
-            remark: "principal components per layer, keys and values together, instead of across \
-                     layers, in the artefact's basis, which is that of what celslm's prediction \
-                     leaves and weighted by its sensitivity; bits by dynamic programming at 2.0 a \
-                     number, zstd for DEFLATE; 4 sinks and a window of 32 (paper: 128)",
-            id: "exact-s4-w32+pca+allocated-t20-dp+zstd-l3",
+            remark: "principal components per layer, keys and values together and scaled alike, \
+                     instead of across layers; bits by dynamic programming at 2.0 a number, zstd \
+                     for DEFLATE; 4 sinks and a window of 32 (paper: 128)",
+            id: "exact-s4-w32+pca-plain+allocated-t20-dp+zstd-l3",
             family: "kvtc",
         },
         Preset {
             name: "turbo",
             source: "TurboQuant, arXiv 2504.19874",
-            remark: "the variant for mean squared error at 4 bits; keys before RoPE",
+            remark: "the variant for mean squared error at 4 bits; keys before RoPE, whose offsets \
+                     its scale, a token's norm, does not see (turbo-centred takes them off)",
             id: "hadamard-s0+lloyd_max-4b",
             family: "turbo",
         },
@@ -115,6 +115,15 @@ pub const fn presets() -> &'static [Preset] {
             remark: "as turbo-3.5bit, with 2 and 4 bits",
             id: "outliers-c25-b2+hadamard-s0+lloyd_max-2b",
             family: "turbo",
+        },
+        Preset {
+            name: "turbo-centred",
+            source: "TurboQuant, arXiv 2504.19874, with the offsets of channels taken off",
+            remark: "as turbo-3.5bit, behind each channel's mean over the chunk, which is sent: not \
+                     in the paper, and what this quantiser needs on models whose keys stand far \
+                     from zero",
+            id: "centre+outliers-c25-b2+hadamard-s0+lloyd_max-3b",
+            family: "turbo-centred",
         },
         Preset {
             name: "minicache",
@@ -159,7 +168,8 @@ pub const fn presets() -> &'static [Preset] {
         Preset {
             name: "celslm-progressive",
             source: "this project",
-            remark: "as celslm without prediction, as an embedded stream",
+            remark: "as celslm without prediction, as an embedded stream; the components are those \
+                     of what prediction would leave",
             id: "prefix+exact-s4-w0+pca+progressive-m350",
             family: "celslm-progressive",
         },
@@ -253,6 +263,18 @@ const GROUPS: [&str; 8] = [
     "8b-g32", "8b-g64", "4b-g32", "4b-g64", "3b-g32", "3b-g64", "2b-g32", "2b-g64",
 ];
 
+/// `TurboQuant`'s chains, by what they send.
+const ROTATED: [&str; 8] = [
+    "hadamard-s0+lloyd_max-5b",
+    "hadamard-s0+lloyd_max-4b",
+    "outliers-c25-b2+hadamard-s0+lloyd_max-3b",
+    "hadamard-s0+lloyd_max-3b",
+    "outliers-c25-b2+hadamard-s0+lloyd_max-2b",
+    "hadamard-s0+lloyd_max-2b",
+    "outliers-c25-b2+hadamard-s0+lloyd_max-1b",
+    "hadamard-s0+lloyd_max-1b",
+];
+
 /// Thousandths of a step, of a mean standard deviation of the components: 5 to 64 times smaller.
 const STEPS: [usize; 11] = [200, 275, 350, 450, 600, 800, 1000, 1400, 2000, 2800, 4000];
 
@@ -311,25 +333,18 @@ const FAMILIES: &[Family] = &[
         varies: "tenths of a bit per number",
         ids: || {
             let tenths = [40, 30, 25, 20, 15, 10, 7, 5, 3, 2];
-            ids("exact-s4-w32+pca+allocated-t", &tenths, "-dp+zstd-l3")
+            ids("exact-s4-w32+pca-plain+allocated-t", &tenths, "-dp+zstd-l3")
         },
     },
     Family {
         name: "turbo",
         varies: "bits, by halves with outlier channels; up to 12 times smaller",
-        ids: || {
-            let bits = [
-                "hadamard-s0+lloyd_max-5b",
-                "hadamard-s0+lloyd_max-4b",
-                "outliers-c25-b2+hadamard-s0+lloyd_max-3b",
-                "hadamard-s0+lloyd_max-3b",
-                "outliers-c25-b2+hadamard-s0+lloyd_max-2b",
-                "hadamard-s0+lloyd_max-2b",
-                "outliers-c25-b2+hadamard-s0+lloyd_max-1b",
-                "hadamard-s0+lloyd_max-1b",
-            ];
-            between("", &bits, "")
-        },
+        ids: || between("", &ROTATED, ""),
+    },
+    Family {
+        name: "turbo-centred",
+        varies: "as turbo, behind each channel's mean",
+        ids: || between("centre+", &ROTATED, ""),
     },
     Family {
         name: "minicache",

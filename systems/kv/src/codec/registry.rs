@@ -1,9 +1,9 @@
 //! The table of codec stages, in the order in which reports list them.
 
 use super::{
-    Adaptive, Allocated, AnchorDelta, Bins, CodecConfig, Context, Exact, GroupQuant, Hadamard,
-    Identity, Knorm, LloydMax, Merge, Outliers, Pca, Prefix, Progressive, Random, ScoredBy,
-    StageKind, Step, Streaming, Svd, Tables, Vectorwise, Zstd,
+    Adaptive, Allocated, AnchorDelta, Bins, Centre, CodecConfig, Context, Exact, GroupQuant,
+    Hadamard, Identity, Knorm, LloydMax, Merge, Outliers, Pca, Prefix, Progressive, Random,
+    ScoredBy, StageKind, Step, Streaming, Svd, Tables, Vectorwise, Zstd,
 };
 
 /// One registered stage.
@@ -93,7 +93,7 @@ const STAGES: &[CodecEntry] = &[
         source: "KVTC, arXiv 2511.01815",
         examples: || {
             chains(&[
-                "pca+allocated-t20-dp+zstd-l3",
+                "pca-plain+allocated-t20-dp+zstd-l3",
                 "pca+allocated-t30-wf+tables-c16",
             ])
         },
@@ -186,6 +186,19 @@ const STAGES: &[CodecEntry] = &[
         },
     },
     CodecEntry {
+        name: Centre::NAME,
+        kind: StageKind::Transform,
+        summary: "takes each channel's mean over the tile off",
+        source: "zero points of channels: KIVI, arXiv 2402.02750",
+        examples: || {
+            chains(&[
+                "centre+hadamard-s0+lloyd_max-4b",
+                "centre+outliers-c25-b2+hadamard-s0+lloyd_max-3b",
+                "exact-s4-w0+centre+identity",
+            ])
+        },
+    },
+    CodecEntry {
         name: Outliers::NAME,
         kind: StageKind::Transform,
         summary: "more bits for the channels with the most energy",
@@ -219,7 +232,7 @@ const STAGES: &[CodecEntry] = &[
     CodecEntry {
         name: Pca::NAME,
         kind: StageKind::Transform,
-        summary: "principal components of what the layers below do not predict; needs an artefact",
+        summary: "principal components, of what the layers below do not predict or plain; needs an artefact",
         source: "KVTC, arXiv 2511.01815; prediction is this project's",
         examples: || {
             chains(&[

@@ -3,7 +3,8 @@
 //!
 //! Principal components before quantisation: KVTC (arXiv 2511.01815). Prediction from decoded
 //! layers: the closed loop of differential coding, with a linear predictor that is best for the
-//! noise which its inputs carry (Wiener). The basis never crosses the link.
+//! noise which its inputs carry (Wiener). The basis never crosses the link. The method as published
+//! neither predicts nor knows which errors matter: `plain` has its components.
 
 use std::sync::Arc;
 
@@ -14,15 +15,38 @@ use serde::{Deserialize, Serialize};
 use crate::codec::artefact::{LayerBasis, LayerMaps, basis_of};
 use crate::codec::matrix::ROWS;
 use crate::codec::{
-    ArtefactId, Beside, Codec, CodecArtefact, CodecError, Prior, Tile, TileMut, TileShape, TileSpec,
+    ArtefactId, Beside, Codec, CodecArtefact, CodecContext, CodecError, Prior, Tile, TileMut,
+    TileShape, TileSpec,
 };
+
+/// Which of an artefact's components a tile is turned into.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PcaBasis {
+    /// Those of what prediction leaves, with nothing predicted.
+    #[default]
+    Alone,
+    /// Those of what prediction leaves, of that.
+    Predict,
+    /// Those of the layer by itself, errors weighed by its side's variance alone.
+    Plain,
+}
+
+impl PcaBasis {
+    /// The name in ids; the first has none.
+    const ALL: [(Self, &str); 3] = [
+        (Self::Alone, ""),
+        (Self::Predict, "predict"),
+        (Self::Plain, "plain"),
+    ];
+}
 
 /// Turns a token's keys and values, all heads of a layer, into components of falling variance.
 ///
 /// The rest of the chain sees a tile of one head: its keys are the components of even rank, its
 /// values those of odd rank, `[1, tokens, num_kv_heads * head_dim]` each. Numbers are weighted
 /// before, so that a squared error of one weighs the same in every component and layer. With
-/// `predict`, as many layers below as the artefact has predictors for are subtracted first, as the
+/// [`PcaBasis::Predict`], as many layers below as the artefact has predictors for are subtracted first, as the
 /// receiver has decoded them; chunks must then come layer by layer. Without those layers, for
 /// example in a transfer that starts in the middle, a layer is coded by itself.
 ///
@@ -32,9 +56,9 @@ use crate::codec::{
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Pca {
-    /// Whether to predict from the layers below.
+    /// Which components.
     #[serde(default)]
-    pub predict: bool,
+    pub basis: PcaBasis,
     /// The artefact; that of the context at hand when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub artefact: Option<ArtefactId>,
@@ -43,29 +67,47 @@ pub struct Pca {
 impl Pca {
     pub(in crate::codec) const NAME: &str = "pca";
 
-    /// Reads the parameters of an id: nothing, `predict`, an artefact, or `predict-` and one.
+    /// Reads the parameters of an id: nothing, `predict` or `plain`, an artefact, or one of these
+    /// words, `-` and an artefact.
     pub(in crate::codec) fn parse(text: &str) -> Option<Self> {
-        let (predict, artefact) = match text.strip_prefix("predict") {
-            None => (false, text),
-            Some("") => (true, ""),
-            Some(rest) => (true, rest.strip_prefix('-')?),
-        };
+        let (basis, artefact) = PcaBasis::ALL
+            .into_iter()
+            .filter(|(_, word)| !word.is_empty())
+            .find_map(|(basis, word)| Some((basis, text.strip_prefix(word)?)))
+            .map_or(Some((PcaBasis::Alone, text)), |(basis, rest)| match rest {
+                "" => Some((basis, "")),
+                // A dash with nothing behind it is no id.
+                rest => Some((basis, rest.strip_prefix('-').filter(|id| !id.is_empty())?)),
+            })?;
         let artefact = match artefact {
             "" => None,
             id => Some(id.parse().ok()?),
         };
-        Some(Self { predict, artefact })
+        Some(Self { basis, artefact })
     }
 
     pub(in crate::codec) fn id(&self) -> String {
         let mut id = Self::NAME.to_owned();
-        if self.predict {
-            id.push_str("-predict");
+        let words = PcaBasis::ALL.into_iter();
+        for (_, word) in words.filter(|(basis, word)| *basis == self.basis && !word.is_empty()) {
+            id.push_str(&format!("-{word}"));
         }
         if let Some(artefact) = self.artefact {
             id.push_str(&format!("-{artefact}"));
         }
         id
+    }
+
+    /// What the stage and all that codes its components use of a context.
+    pub(in crate::codec) fn context(&self, context: &CodecContext) -> CodecContext {
+        match self.basis {
+            PcaBasis::Alone | PcaBasis::Predict => context.clone(),
+            PcaBasis::Plain => context.plain(),
+        }
+    }
+
+    const fn predicts(&self) -> bool {
+        matches!(self.basis, PcaBasis::Predict)
     }
 }
 
@@ -132,7 +174,7 @@ impl<'a> Predictor<'a> {
         prior: &'a [Prior<'a>],
     ) -> Self {
         let below = maps.predict.len();
-        let enough = stage.predict && below > 0 && prior.len() >= below;
+        let enough = stage.predicts() && below > 0 && prior.len() >= below;
         Self {
             shape,
             basis,
@@ -326,7 +368,7 @@ impl Codec for PcaCodec {
     }
 
     fn prior_layers(&self) -> usize {
-        match (&self.artefact, self.stage.predict) {
+        match (&self.artefact, self.stage.predicts()) {
             (Some(artefact), true) => artefact.prior_layers(),
             _ => 0,
         }
