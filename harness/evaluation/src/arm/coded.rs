@@ -1,9 +1,10 @@
 //! The edge's own KV through a codec chain, chunk by chunk as over a link.
 
+use std::ops::Range;
 use std::sync::Arc;
 
-use celslm_kv::codec::{Beside, Chain, Codec as _, Explanation, Prior, TileShape, TileSpec};
-use celslm_kv::{Assembler, ChunkEncoder, KvChunk, LayerKv, chunk};
+use celslm_kv::codec::{ByteCount, Chain, Codec as _, Explanation};
+use celslm_kv::{Assembler, ChunkEncoder, KvBlock, KvChunk, LayerKv, chunk};
 use celslm_model::KvPrefix;
 use celslm_reports::evaluation::BytePart;
 
@@ -25,10 +26,13 @@ impl Arm for Coded {
             Some(by) => Some(case.scores(evaluator.model, by)?),
             None => None,
         };
+        let encoder = || ChunkEncoder::new(chain.clone()).with_scores(scores.clone());
+        let plan = chunk::plan(block.spec(), settings.chunk_tokens, chain)?;
         let start = (settings.now_ns)();
-        let mut encoder = ChunkEncoder::new(chain.clone()).with_scores(scores);
-        let chunks: Vec<KvChunk> = chunk::plan(block.spec(), settings.chunk_tokens, chain)?
-            .map(|(layer, tokens)| encoder.encode(block, layer, tokens))
+        let mut encode = encoder();
+        let chunks: Vec<KvChunk> = plan
+            .clone()
+            .map(|(layer, tokens)| encode.encode(block, layer, tokens))
             .collect::<Result<_, _>>()?;
         let encoded = (settings.now_ns)();
         let mut assembler = Assembler::new(
@@ -62,7 +66,7 @@ impl Arm for Coded {
             message_bytes: (settings.message_bytes)(block.spec(), &id, &chunks)
                 .map_err(EvaluationError::Message)?,
             parts: match case.is_accounted() {
-                true => account(chain, case, &decoded, &chunks)?,
+                true => account(encoder(), block, plan)?,
                 false => Vec::new(),
             },
             decoded: Some(decoded),
@@ -72,71 +76,20 @@ impl Arm for Coded {
     }
 }
 
-/// What the payload bytes are spent on.
+/// What the payload bytes are spent on. Encodes again, so that the time of encoding is not that of
+/// the account.
 fn account(
-    chain: &Chain,
-    case: &Case<'_>,
-    decoded: &Decoded,
-    chunks: &[KvChunk],
+    mut encoder: ChunkEncoder,
+    block: &KvBlock,
+    plan: impl Iterator<Item = (usize, Range<usize>)>,
 ) -> Result<Vec<BytePart>, EvaluationError> {
-    let spec = case.block().spec();
-    let refused = |error: &dyn std::fmt::Display| {
-        EvaluationError::Arm(format!("account for {}: {error}", chain.id()))
-    };
     let mut total = Explanation::default();
-    for chunk in chunks {
-        let tokens = chunk.tokens.clone();
-        let shape = TileShape::new(spec.shape.num_kv_heads, tokens.len(), spec.shape.head_dim)
-            .map_err(|error| refused(&error))?;
-        let place = TileSpec {
-            shape,
-            layer: chunk.layer,
-            num_layers: spec.shape.num_layers,
-            first_token: tokens.start,
-            end_token: spec.positions.end,
-        };
-        let below = chain.prior_layers().min(chunk.layer);
-        let mut prior = Vec::with_capacity(below);
-        for depth in 1..=below {
-            let layer = &decoded.layers[chunk.layer - depth];
-            prior.push(cut(layer, tokens.clone(), case.tokens().len(), shape));
-        }
-        let prior: Vec<Prior<'_>> = prior
-            .iter()
-            .map(|layer| Prior {
-                k: &layer.k,
-                v: &layer.v,
-            })
-            .collect();
-        let beside = Beside {
-            positions: None,
-            prior: &prior,
-        };
-        let explained = chain
-            .explain(place, beside, &chunk.payload)
-            .map_err(|error| refused(&error))?;
-        total.add(&explained);
+    for (layer, tokens) in plan {
+        total.add(&encoder.explain(block, layer, tokens)?.1);
     }
-    Ok(total
-        .parts
-        .iter()
-        .map(|part| BytePart {
-            part: format!("{} {}", part.stage, part.what),
-            bytes: part.bytes as u64,
-        })
-        .collect())
-}
-
-/// A run of tokens of a layer.
-fn cut(layer: &LayerKv, tokens: std::ops::Range<usize>, of: usize, shape: TileShape) -> LayerKv {
-    let cut = |side: &[half::f16]| {
-        side.chunks_exact(of * shape.head_dim())
-            .flat_map(|head| &head[tokens.start * shape.head_dim()..tokens.end * shape.head_dim()])
-            .copied()
-            .collect()
+    let part = |part: &ByteCount| BytePart {
+        part: format!("{} {}", part.stage, part.what),
+        bytes: part.bytes as u64,
     };
-    LayerKv {
-        k: cut(&layer.k),
-        v: cut(&layer.v),
-    }
+    Ok(total.parts.iter().map(part).collect())
 }
