@@ -50,7 +50,7 @@ pub(crate) fn run(
     let stop = Arc::new(AtomicBool::new(false));
     watch_for_interrupts(&stop)?;
     let (mut store, found) = match args.resume {
-        true => EvaluationStore::resume(&dir, &file, &plan)?,
+        true => EvaluationStore::resume(&dir, &plan)?,
         false => EvaluationStore::create(&dir)?,
     };
     let mut manifest = EvaluationManifest::new(&file, &inputs, &plan);
