@@ -61,6 +61,9 @@ pub(super) fn findings(boards: &[Board]) -> Vec<Finding> {
     findings
 }
 
+/// Most arms that a finding lists.
+const NAMED: usize = 10;
+
 fn completeness(board: &Board) -> Vec<String> {
     let names = |state: State| -> Vec<String> {
         let arms = board.arms.iter().filter(|a| a.state() == state);
@@ -90,10 +93,15 @@ fn completeness(board: &Board) -> Vec<String> {
     for (state, word) in [(State::NotRun, "Not run"), (State::Partial, "Incomplete")] {
         let names = names(state);
         if !names.is_empty() {
+            // While a sweep is under way this is most of its arms.
+            let more = match names.len().saturating_sub(NAMED) {
+                0 => String::new(),
+                more => format!(" and {more} more"),
+            };
             out.push(format!(
-                "{word}, {}: {}.",
+                "{word}, {}: {}{more}.",
                 count(names.len(), "arm"),
-                names.join(", ")
+                names[..names.len().min(NAMED)].join(", ")
             ));
         }
     }
