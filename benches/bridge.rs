@@ -49,14 +49,14 @@ fn map(criterion: &mut Criterion) {
     };
     let (source, target) = (end(1, 28, 128), end(2, 24, 64));
     let layer_map = Depth::default()
-        .layer_map(28, 24)
+        .layer_map(28, 24, None)
         .expect("both have layers");
     let mut options = FitOptions::new("depth", "seeded noise", 1, "bench");
     options.lambdas = vec![1.0];
-    let mut fitter = BridgeFitter::new(source, target, layer_map, options).expect("covers");
+    let mut fitter = BridgeFitter::new(source, target, &layer_map, options).expect("covers");
     for (seed, split) in [(1, Split::Fit), (2, Split::Validation), (3, Split::HeldOut)] {
         let (from, to) = (block(&source, 256, seed), block(&target, 256, !seed));
-        fitter.add_to(split, &from, &to).expect("blocks pair");
+        fitter.add_to(split, &from, &to, None).expect("blocks pair");
     }
     let bridge = fitter.finish().expect("noise is not singular");
     let context = block(&source, TOKENS, 4);

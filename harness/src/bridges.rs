@@ -52,9 +52,11 @@ pub fn resolve(
             let bytes = std::fs::read(&path).map_err(|error| {
                 Verdict::Config(format!(
                     "alignment {} needs the bridge {}: {error}; fit it with \
-                     `celslm align fit --cloud {} --edge {} --text DIR`",
+                     `celslm align fit --alignment {} --mapping {} --cloud {} --edge {} --text DIR`",
                     alignment.id(),
                     path.display(),
+                    alignment.id(),
+                    alignment.mapping(),
                     config.models.cloud,
                     config.models.edge
                 ))

@@ -4,7 +4,7 @@
 use anyhow::{Context as _, bail};
 use celslm_datasets::recall_document;
 use celslm_evaluation::{Case, Evaluator, Sensitivity, Settings};
-use celslm_kv::align::{Bridge, BridgeEnd, BridgeFitter, FitOptions};
+use celslm_kv::align::{Bridge, BridgeEnd, BridgeFitter, FitOptions, SimilarityFitter};
 use celslm_kv::codec::{ArtefactFitter, ArtefactOptions, CodecArtefact};
 use celslm_kv::{AlignmentConfig, KvBlock};
 use celslm_systems::{DEFAULT_CHUNK_TOKENS, LoadedModel};
@@ -12,7 +12,8 @@ use celslm_systems::{DEFAULT_CHUNK_TOKENS, LoadedModel};
 use crate::calibration::{Calibration, as_document};
 
 /// Fits a bridge. `tell` hears of progress (tokens used, tokens in all) and says whether to go
-/// on.
+/// on. For an alignment that is measured the text is read twice: first to compare the layers,
+/// then to fit along the map that follows.
 ///
 /// # Errors
 /// Unusable text, two models that do not share a tokenizer, and a fit that does not solve.
@@ -21,25 +22,47 @@ pub fn fit(
     edge: &LoadedModel,
     alignment: &AlignmentConfig,
     calibration: &Calibration,
-    tell: impl FnMut(usize, usize) -> bool,
+    mut tell: impl FnMut(usize, usize) -> bool,
 ) -> anyhow::Result<Bridge> {
     let text = calibration.read()?;
     let method = alignment.method();
     let (source, target) = (end(cloud), end(edge));
-    let layer_map = method.layer_map(source.shape.num_layers, target.shape.num_layers)?;
-    let options = FitOptions::new(alignment.id(), &text.hash, calibration.seed, &created_by());
-    let mut fitter = BridgeFitter::new(source, target, layer_map, options)?;
-    let add = |context: &str| -> anyhow::Result<usize> {
+    let mut options = FitOptions::new(alignment.id(), &text.hash, calibration.seed, &created_by());
+    if let Some(mapping) = alignment.mapping_config() {
+        options = options.with_mapping(mapping.clone());
+    }
+    let pair = |context: &str| -> anyhow::Result<(KvBlock, KvBlock)> {
         let tokens = cloud.context_tokens(context)?;
         if tokens != edge.context_tokens(context)? {
             bail!(
                 "the two models do not share a tokenizer: a bridge relates the KV of the same tokens"
             );
         }
-        fitter.add(&prefill(cloud, &tokens)?, &prefill(edge, &tokens)?)?;
-        Ok(tokens.len())
+        Ok((prefill(cloud, &tokens)?, prefill(edge, &tokens)?))
     };
-    text.feed(add, tell)?;
+    let mut similarity = None;
+    if alignment.needs_similarity() {
+        let mut fitter = SimilarityFitter::new(source, target, options.skip_tokens)?;
+        let add = |context: &str| -> anyhow::Result<usize> {
+            let (from, to) = pair(context)?;
+            fitter.add(&from, &to)?;
+            Ok(from.num_tokens())
+        };
+        text.feed(add, &mut tell)?;
+        similarity = Some(fitter.finish()?);
+    }
+    let layer_map = method.layer_map(
+        source.shape.num_layers,
+        target.shape.num_layers,
+        similarity.as_ref(),
+    )?;
+    let mut fitter = BridgeFitter::new(source, target, &layer_map, options)?;
+    let add = |context: &str| -> anyhow::Result<usize> {
+        let (from, to) = pair(context)?;
+        fitter.add(&from, &to)?;
+        Ok(from.num_tokens())
+    };
+    text.feed(add, &mut tell)?;
     Ok(fitter.finish()?)
 }
 
@@ -156,9 +179,11 @@ pub fn describe(bridge: &Bridge) -> String {
     let manifest = bridge.manifest();
     let (k, v) = manifest.mean_r2();
     format!(
-        "{} → {}: {} tokens fitted, {} held out, held-out R² {k:.3} (keys) {v:.3} (values)",
+        "{} → {}, {} {}: {} tokens fitted, {} held out, held-out R² {k:.3} (keys) {v:.3} (values)",
         bridge.source().shape,
         bridge.target().shape,
+        bridge.alignment(),
+        bridge.mapping(),
         manifest.fit_tokens,
         manifest.held_out_tokens
     )

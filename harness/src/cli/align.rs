@@ -7,8 +7,8 @@ use celslm::catalogue::Catalogue;
 use celslm::config::ModelsConfig;
 use celslm::exit::{ExitCode, Verdict};
 use celslm::fit;
-use celslm_kv::AlignmentConfig;
 use celslm_kv::align::Bridge;
+use celslm_kv::{AlignmentConfig, MappingConfig};
 use clap::{Args, Subcommand};
 
 use super::calibration::{CalibrationArgs, Fitting, make_folder_of, safetensors_in};
@@ -24,13 +24,14 @@ pub(crate) struct AlignArgs {
 enum AlignCommand {
     /// Fit a bridge on calibration text
     ///
-    /// Both models prefill the same contexts, cut from the text; a centred ridge regression
-    /// relates each edge layer to the cloud layer that the alignment gives it, keys (pre-RoPE)
-    /// and values apart. A tenth of the contexts chooses the regularisation, another tenth is
-    /// held out for R². Use text that no evaluation asks about.
+    /// Both models prefill the same contexts, cut from the text; the mapping relates each edge
+    /// layer's keys (pre-RoPE) and values to those of the cloud layers that the alignment gives
+    /// it. A tenth of the contexts chooses the regularisation, another tenth is held out for R².
+    /// Use text that no evaluation asks about.
     #[command(after_help = "\
 Examples:
   celslm align fit --text data/calibration
+  celslm align fit --text data/calibration --alignment all --mapping joint
   celslm align fit --text books --tokens 8000 --out /tmp/small.safetensors")]
     Fit(FitArgs),
     /// List the bridges beside the configurations, with their fit
@@ -44,6 +45,9 @@ struct FitArgs {
     /// Alignment to fit for
     #[arg(long, value_name = "NAME", default_value = "depth")]
     alignment: String,
+    /// Mapping to fit; `celslm ls mappings` has them
+    #[arg(long, value_name = "NAME", default_value = "ridge")]
+    mapping: MappingConfig,
     /// Cloud model
     #[arg(long, value_name = "NAME", default_value_t = ModelsConfig::default().cloud)]
     cloud: String,
@@ -64,7 +68,7 @@ pub(crate) fn run(args: &AlignArgs) -> anyhow::Result<ExitCode> {
 }
 
 fn fit(args: &FitArgs) -> anyhow::Result<ExitCode> {
-    let alignment = alignment(&args.alignment)?;
+    let alignment = alignment(&args.alignment)?.with_mapping(args.mapping.clone());
     let calibration = args.calibration.calibration();
     let mut fitting = Fitting::begin()?;
     let (cloud, edge) = (fitting.load(&args.cloud)?, fitting.load(&args.edge)?);

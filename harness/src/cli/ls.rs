@@ -77,14 +77,9 @@ fn rows(registry: Registry, catalogue: &Catalogue) -> anyhow::Result<Vec<[String
             .iter()
             .map(|entry| row(entry.name, &format!("{} ({})", entry.summary, entry.source)))
             .collect(),
-        Registry::Mappings => celslm_kv::align::registry()
+        Registry::Mappings => celslm_kv::align::mappings()
             .iter()
-            .map(|entry| {
-                row(
-                    (entry.example)().mapping(),
-                    &format!("with alignment {}", entry.name),
-                )
-            })
+            .map(|entry| row(entry.name, &format!("{} ({})", entry.summary, entry.source)))
             .collect(),
         Registry::Codecs => celslm_kv::codec::registry()
             .iter()

@@ -74,8 +74,13 @@ impl Cell {
             ..
         }) = &self.spec.kv
         {
+            let mapped = match alignment.mapping() {
+                // What every alignment maps by unless something else is said.
+                "none" | "ridge" => alignment.to_string(),
+                mapping => format!("{alignment} {mapping}"),
+            };
             parts.extend([
-                alignment.to_string(),
+                mapped,
                 artefacts::name(codec),
                 schedule.to_string(),
                 format!("chunk {chunk_tokens}"),

@@ -19,7 +19,9 @@ mod file;
 pub mod ident;
 pub mod store;
 
-pub use align::{AlignError, AlignmentConfig, Bridge, BridgeEnd, BridgeError, BridgeFitter};
+pub use align::{
+    AlignError, AlignmentConfig, Bridge, BridgeEnd, BridgeError, BridgeFitter, MappingConfig,
+};
 pub use block::{BlockSpec, KeyRope, KvBlock, KvError, KvShape, LayerKv};
 pub use chunk::{Assembler, ChunkEncoder, ChunkError, KvChunk};
 pub use codec::{Chain, Codec, CodecConfig, CodecError};

@@ -42,7 +42,7 @@ pub fn seeds() -> crate::Seeds {
     let artefact = fit(end(1)).to_bytes().expect("a small artefact");
     let options = FitOptions::new("depth", "hash", 7, "fuzz");
     let map = vec![vec![0], vec![1]];
-    let mut fitter = BridgeFitter::new(end(1), end(2), map, options).expect("a map of the shapes");
+    let mut fitter = BridgeFitter::new(end(1), end(2), &map, options).expect("a map of the shapes");
     for seed in 0..10 {
         let contexts = [1, 2].map(|byte| block(end(byte), 40, seed + u64::from(byte)));
         fitter

@@ -1,7 +1,9 @@
 //! Bridges: a fitted alignment and mapping between two models, as a file and as a function.
 //!
-//! File: safetensors, per target layer and side a weight (`F16`, `[source_width,
-//! target_width]`), a bias and a mean (`F32`); the header is JSON in the file's metadata.
+//! File: safetensors; the header is JSON in the file's metadata and says which heads each part of
+//! the bridge reads and writes. Part `i` has a `weight` `[source_width, target_width]` or its
+//! factors `down` `[source_width, rank]` and `up` `[rank, target_width]`, in `F16` or in `I8` with
+//! scales of rows and columns, and a `bias` and a `mean` (`F32`).
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -13,8 +15,10 @@ use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensorError, SafeTensors};
 use serde::{Deserialize, Serialize};
 
-use super::ridge::Affine;
-use super::{AlignError, check_layer_map, ridge};
+use super::mapping::Part;
+use super::slot::gather;
+use super::weights::Scales;
+use super::{Affine, AlignError, KvSide, MappingConfig, Matrix, Slot, Storage, Weights};
 use crate::block::{BlockSpec, KeyRope, KvBlock, KvShape, LayerKv, read_f16_le, write_f16_le};
 use crate::file::{self, Unread};
 use crate::ident::ModelFingerprint;
@@ -22,7 +26,8 @@ use crate::ident::ModelFingerprint;
 /// A bridge file larger than this is refused before it is read.
 pub const MAX_BRIDGE_BYTES: u64 = 2 << 30;
 
-const SCHEMA_VERSION: u32 = 1;
+/// Version 2: parts of any shape, in two factors, in 8 bits.
+const SCHEMA_VERSION: u32 = 2;
 const METADATA_KEY: &str = "celslm_bridge";
 
 /// Rows that are mapped at a time: one block of source and target rows stays in the cache.
@@ -107,7 +112,8 @@ pub struct BridgeEnd {
     pub shape: KvShape,
 }
 
-/// How one target layer was fitted. In f32, which survives being written as JSON exactly.
+/// How one target layer was fitted. In f32, which survives being written as JSON exactly. The
+/// largest lambda where a layer's heads differ in it, 0 where the mapping has none.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LayerFit {
@@ -154,110 +160,148 @@ impl BridgeManifest {
 }
 
 /// Everything but the tensors, as it stands in the file.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Header {
-    pub(super) schema_version: u32,
-    pub(super) source: BridgeEnd,
-    pub(super) target: BridgeEnd,
-    pub(super) alignment: String,
-    pub(super) mapping: String,
-    pub(super) layer_map: Vec<Vec<usize>>,
-    pub(super) k_gain: f32,
-    pub(super) v_gain: f32,
-    pub(super) manifest: BridgeManifest,
+struct Header {
+    schema_version: u32,
+    source: BridgeEnd,
+    target: BridgeEnd,
+    alignment: String,
+    mapping: MappingConfig,
+    storage: Storage,
+    k_gain: f32,
+    v_gain: f32,
+    manifest: BridgeManifest,
+    parts: Vec<PartHeader>,
 }
 
-/// The maps of one target layer.
-#[derive(Debug, Clone, PartialEq)]
-pub struct LayerWeights {
-    /// Map of the keys, pre-RoPE to pre-RoPE.
-    pub k: Affine,
-    /// Map of the values.
-    pub v: Affine,
+/// What a part reads and writes.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PartHeader {
+    inputs: Vec<Slot>,
+    outputs: Vec<Slot>,
+    /// Of a map in two factors.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    rank: Option<usize>,
+}
+
+/// The one field that is read before the rest of a header is.
+#[derive(Deserialize)]
+struct Version {
+    schema_version: u32,
 }
 
 /// A fitted alignment and mapping from the cloud's model to the edge's.
 ///
-/// A source row is the pre-RoPE keys (or the values) of one token: all heads of the first
-/// source layer, then of the next, `[num_kv_heads * head_dim]` each. A target row is all heads
-/// of one target layer.
+/// It consists of parts that together write every head of every target layer once. A source row
+/// is the pre-RoPE keys and the values of one token in the heads that the part reads,
+/// `[inputs, head_dim]`; a target row is the same for the heads that it writes.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Bridge {
-    header: Header,
-    layers: Vec<LayerWeights>,
+    source: BridgeEnd,
+    target: BridgeEnd,
+    alignment: String,
+    mapping: MappingConfig,
+    storage: Storage,
+    k_gain: f32,
+    v_gain: f32,
+    manifest: BridgeManifest,
+    parts: Vec<Part>,
 }
 
 impl Bridge {
-    pub(super) fn new(
+    pub(super) const fn new(
         source: BridgeEnd,
         target: BridgeEnd,
         alignment: String,
-        layer_map: Vec<Vec<usize>>,
+        mapping: MappingConfig,
+        storage: Storage,
         manifest: BridgeManifest,
-        layers: Vec<LayerWeights>,
+        parts: Vec<Part>,
     ) -> Self {
-        let (schema_version, mapping) = (SCHEMA_VERSION, ridge::NAME.to_owned());
-        let header = Header {
-            schema_version,
+        Self {
             source,
             target,
             alignment,
             mapping,
-            layer_map,
+            storage,
             k_gain: 1.0,
             v_gain: 1.0,
             manifest,
-        };
-        Self { header, layers }
+            parts,
+        }
     }
 
     /// The model whose KV is mapped.
     #[must_use]
     pub const fn source(&self) -> &BridgeEnd {
-        &self.header.source
+        &self.source
     }
 
     /// The model that the mapped KV is for.
     #[must_use]
     pub const fn target(&self) -> &BridgeEnd {
-        &self.header.target
+        &self.target
     }
 
     /// Id of the alignment.
     #[must_use]
     pub fn alignment(&self) -> &str {
-        &self.header.alignment
+        &self.alignment
     }
 
-    /// Id of the mapping.
+    /// The mapping, with its parameters.
     #[must_use]
-    pub fn mapping(&self) -> &str {
-        &self.header.mapping
+    pub const fn mapping(&self) -> &MappingConfig {
+        &self.mapping
     }
 
-    /// Source layers of every target layer.
+    /// How the weights are stored.
     #[must_use]
-    pub fn layer_map(&self) -> &[Vec<usize>] {
-        &self.header.layer_map
+    pub const fn storage(&self) -> Storage {
+        self.storage
+    }
+
+    /// For every target layer the source layers that it is mapped from, ascending.
+    #[must_use]
+    pub fn layer_map(&self) -> Vec<Vec<usize>> {
+        let of = |layer: usize| {
+            let writes = |part: &&Part| part.outputs.iter().any(|slot| slot.layer == layer);
+            let parts = self.parts.iter().filter(writes);
+            let mut layers: Vec<usize> = parts
+                .flat_map(|part| part.inputs.iter().map(|slot| slot.layer))
+                .collect();
+            layers.sort_unstable();
+            layers.dedup();
+            layers
+        };
+        (0..self.target.shape.num_layers).map(of).collect()
+    }
+
+    /// Multiplications that mapping one token takes.
+    #[must_use]
+    pub fn multiplications(&self) -> usize {
+        let parts = self.parts.iter();
+        parts.map(|part| part.affine.multiplications()).sum()
     }
 
     /// What the bridge was fitted on.
     #[must_use]
     pub const fn manifest(&self) -> &BridgeManifest {
-        &self.header.manifest
+        &self.manifest
     }
 
-    /// The maps, per target layer.
+    /// The maps.
     #[must_use]
-    pub fn layers(&self) -> &[LayerWeights] {
-        &self.layers
+    pub fn parts(&self) -> &[Part] {
+        &self.parts
     }
 
     /// Gains of keys and values.
     #[must_use]
     pub const fn gains(&self) -> (f32, f32) {
-        (self.header.k_gain, self.header.v_gain)
+        (self.k_gain, self.v_gain)
     }
 
     /// Sets the gains: how far predictions are stretched away from the calibration mean.
@@ -275,7 +319,7 @@ impl Bridge {
                 });
             }
         }
-        (self.header.k_gain, self.header.v_gain) = (k_gain, v_gain);
+        (self.k_gain, self.v_gain) = (k_gain, v_gain);
         Ok(())
     }
 
@@ -285,11 +329,7 @@ impl Bridge {
     /// [`BridgeError::OtherModels`], which names all four fingerprints, or
     /// [`BridgeError::OtherShape`].
     pub fn check_models(&self, source: &BridgeEnd, target: &BridgeEnd) -> Result<(), BridgeError> {
-        let Header {
-            source: own_source,
-            target: own_target,
-            ..
-        } = &self.header;
+        let (own_source, own_target) = (&self.source, &self.target);
         if (own_source.fingerprint, own_target.fingerprint)
             != (source.fingerprint, target.fingerprint)
         {
@@ -323,7 +363,7 @@ impl Bridge {
     /// [`AlignError::Block`] when the block does not suit, [`AlignError::NotFinite`] when it
     /// holds a NaN or an infinity.
     pub fn map(&self, block: &KvBlock) -> Result<KvBlock, AlignError> {
-        self.map_layers(block, 0..self.header.target.shape.num_layers)
+        self.map_layers(block, 0..self.target.shape.num_layers)
     }
 
     /// Maps some target layers, for example the next one while later source layers are still
@@ -332,15 +372,8 @@ impl Bridge {
     /// # Errors
     /// As for [`Self::map`], and [`AlignError::LayerMap`] for layers that do not exist.
     pub fn map_layers(&self, block: &KvBlock, layers: Range<usize>) -> Result<KvBlock, AlignError> {
-        let Header {
-            source,
-            target,
-            layer_map,
-            k_gain,
-            v_gain,
-            ..
-        } = &self.header;
-        check_end("source", source, block)?;
+        let target = &self.target;
+        check_end("source", &self.source, block)?;
         if layers.is_empty() || layers.end > target.shape.num_layers {
             let reason = format!(
                 "layers {layers:?} of {} target layers",
@@ -348,18 +381,21 @@ impl Bridge {
             );
             return Err(AlignError::LayerMap { reason });
         }
-        let mapped = layers.clone().map(|layer| {
-            let weights = &self.layers[layer];
-            let sources = sources(block, &layer_map[layer])?;
-            let side = |affine: &Affine, pick: fn(&LayerKv) -> &[f16], gain| {
-                let sides: Vec<&[f16]> = sources.iter().map(|source| pick(source)).collect();
-                map_side(affine, &sides, block, target.shape, gain)
-            };
-            let k = side(&weights.k, |kv| &kv.k, *k_gain)?;
-            let v = side(&weights.v, |kv| &kv.v, *v_gain)?;
-            Ok(LayerKv { k, v })
-        });
-        let mapped = mapped.collect::<Result<Vec<_>, AlignError>>()?;
+        let side = || vec![f16::ZERO; block.num_tokens() * target.shape.width()];
+        let mut mapped: Vec<LayerKv> = layers
+            .clone()
+            .map(|_| LayerKv {
+                k: side(),
+                v: side(),
+            })
+            .collect();
+        for part in &self.parts {
+            let before = |end| part.outputs.partition_point(|slot| slot.layer < end);
+            let outputs = before(layers.start)..before(layers.end);
+            if !outputs.is_empty() {
+                self.map_part(part, outputs, block, layers.start, &mut mapped)?;
+            }
+        }
         let spec = BlockSpec {
             fingerprint: target.fingerprint,
             shape: KvShape {
@@ -373,33 +409,92 @@ impl Bridge {
         Ok(KvBlock::from_spec(spec, mapped)?)
     }
 
+    /// Maps some outputs of a part into layers that begin at `first_layer`.
+    fn map_part(
+        &self,
+        part: &Part,
+        outputs: Range<usize>,
+        block: &KvBlock,
+        first_layer: usize,
+        mapped: &mut [LayerKv],
+    ) -> Result<(), AlignError> {
+        let (seq_len, head_dim) = (block.num_tokens(), self.target.shape.head_dim);
+        let columns = outputs.start * head_dim..outputs.end * head_dim;
+        let slots = &part.outputs[outputs];
+        let (mut x, mut y) = (Vec::new(), Vec::new());
+        for start in (0..seq_len).step_by(BLOCK_ROWS) {
+            let tokens = start..(start + BLOCK_ROWS).min(seq_len);
+            gather("source", block, &part.inputs, tokens.clone(), &mut x)?;
+            y.resize(tokens.len() * columns.len(), 0.0);
+            part.affine.predict(&x, columns.clone(), &mut y)?;
+            // A saturated number is an outlier that the target model can still use; a NaN, which
+            // comes from one in the source, is not.
+            if y.iter().any(|number| number.is_nan()) {
+                return Err(AlignError::NotFinite {
+                    what: "mapped rows".to_owned(),
+                });
+            }
+            for (token, row) in tokens.zip(y.chunks_exact_mut(columns.len())) {
+                let heads = row.chunks_exact_mut(head_dim).enumerate();
+                for ((index, numbers), slot) in heads.zip(slots) {
+                    let gain = match slot.side {
+                        KvSide::K => self.k_gain,
+                        KvSide::V => self.v_gain,
+                    };
+                    let column = columns.start + index * head_dim;
+                    part.affine.stretch(numbers, column, gain);
+                    numbers
+                        .iter_mut()
+                        .for_each(|number| *number = number.clamp(-65504.0, 65504.0));
+                    let side = slot.side.of_mut(&mut mapped[slot.layer - first_layer]);
+                    let place = (slot.head * seq_len + token) * head_dim;
+                    side[place..][..head_dim].convert_from_f32_slice(numbers);
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// The file's content. Equal bridges give equal bytes.
     ///
     /// # Errors
     /// [`BridgeError::Header`] or [`BridgeError::Container`].
     pub fn to_bytes(&self) -> Result<Vec<u8>, BridgeError> {
-        let header = serde_json::to_string(&self.header).map_err(|error| BridgeError::Header {
+        let part = |part: &Part| PartHeader {
+            inputs: part.inputs.clone(),
+            outputs: part.outputs.clone(),
+            rank: match part.affine.weights() {
+                Weights::Dense(_) => None,
+                Weights::Factored { down, .. } => Some(down.columns()),
+            },
+        };
+        let header = Header {
+            schema_version: SCHEMA_VERSION,
+            source: self.source,
+            target: self.target,
+            alignment: self.alignment.clone(),
+            mapping: self.mapping.clone(),
+            storage: self.storage,
+            k_gain: self.k_gain,
+            v_gain: self.v_gain,
+            manifest: self.manifest.clone(),
+            parts: self.parts.iter().map(part).collect(),
+        };
+        let header = serde_json::to_string(&header).map_err(|error| BridgeError::Header {
             reason: error.to_string(),
         })?;
-        let mut tensors: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = Vec::new();
-        for (layer, weights) in self.layers.iter().enumerate() {
-            for (side, affine) in [("k", &weights.k), ("v", &weights.v)] {
-                let (p, q) = (affine.source_width, affine.target_width);
-                let mut halves = vec![f16::ZERO; p * q];
-                halves.convert_from_f32_slice(&affine.weight);
-                let mut bytes = vec![0; halves.len() * 2];
-                write_f16_le(&halves, &mut bytes);
-                tensors.push((
-                    tensor_name(layer, side, "weight"),
-                    Dtype::F16,
-                    vec![p, q],
-                    bytes,
-                ));
-                for (part, numbers) in [("bias", &affine.bias), ("mean", &affine.mean)] {
-                    let bytes = numbers.iter().flat_map(|x| x.to_le_bytes()).collect();
-                    tensors.push((tensor_name(layer, side, part), Dtype::F32, vec![q], bytes));
+        let mut tensors = Vec::new();
+        for (index, part) in self.parts.iter().enumerate() {
+            let affine = &part.affine;
+            match affine.weights() {
+                Weights::Dense(weight) => write_matrix(&mut tensors, index, "weight", weight),
+                Weights::Factored { down, up } => {
+                    write_matrix(&mut tensors, index, "down", down);
+                    write_matrix(&mut tensors, index, "up", up);
                 }
             }
+            write_numbers(&mut tensors, index, "bias", &affine.bias);
+            write_numbers(&mut tensors, index, "mean", &affine.mean);
         }
         let views = tensors.iter().map(|(name, dtype, shape, bytes)| {
             TensorView::new(*dtype, shape.clone(), bytes).map(|view| (name, view))
@@ -422,22 +517,37 @@ impl Bridge {
             .as_ref()
             .and_then(|entries| entries.get(METADATA_KEY))
             .ok_or_else(|| malformed(format!("the metadata lack {METADATA_KEY}")))?;
-        let header: Header =
-            serde_json::from_str(header).map_err(|error| malformed(error.to_string()))?;
+        let unreadable = |error: serde_json::Error| malformed(error.to_string());
+        // Before all else: headers of other versions have other fields.
+        let Version { schema_version } = serde_json::from_str(header).map_err(unreadable)?;
+        if schema_version != SCHEMA_VERSION {
+            return Err(malformed(format!(
+                "schema version {schema_version}, known is {SCHEMA_VERSION}; fit the bridge again"
+            )));
+        }
+        let header: Header = serde_json::from_str(header).map_err(unreadable)?;
         check_header(&header).map_err(malformed)?;
         let tensors = SafeTensors::deserialize(bytes)?;
-        let mut layers = Vec::with_capacity(header.layer_map.len());
-        let width = header.target.shape.width();
-        for (layer, sources) in header.layer_map.iter().enumerate() {
-            let source_width = sources.len() * header.source.shape.width();
-            let read = |side| read_affine(&tensors, layer, side, source_width, width);
-            layers.push(LayerWeights {
-                k: read("k")?,
-                v: read("v")?,
+        let mut reader = Reader {
+            tensors: &tensors,
+            storage: header.storage,
+            read: 0,
+        };
+        let mut parts = Vec::with_capacity(header.parts.len());
+        for (index, part) in header.parts.into_iter().enumerate() {
+            let (p, q) = (
+                part.inputs.len() * header.source.shape.head_dim,
+                part.outputs.len() * header.target.shape.head_dim,
+            );
+            let affine = reader.affine(index, p, q, part.rank)?;
+            parts.push(Part {
+                inputs: part.inputs,
+                outputs: part.outputs,
+                affine,
             });
         }
         // All expected tensors are there, so a larger number means superfluous ones.
-        let expected = layers.len() * 6;
+        let expected = reader.read;
         if tensors.len() != expected {
             let reason = format!("{} tensors, {expected} are expected", tensors.len());
             return Err(BridgeError::Tensor {
@@ -445,7 +555,17 @@ impl Bridge {
                 reason,
             });
         }
-        Ok(Self { header, layers })
+        Ok(Self {
+            source: header.source,
+            target: header.target,
+            alignment: header.alignment,
+            mapping: header.mapping,
+            storage: header.storage,
+            k_gain: header.k_gain,
+            v_gain: header.v_gain,
+            manifest: header.manifest,
+            parts,
+        })
     }
 
     /// Writes the file beside its final place and renames it, so that no reader sees half of it.
@@ -515,163 +635,207 @@ pub(super) fn check_end(
     Ok(())
 }
 
-/// The source layers of one target layer.
-pub(super) fn sources<'a>(
-    block: &'a KvBlock,
-    layers: &[usize],
-) -> Result<Vec<&'a LayerKv>, AlignError> {
-    let find = |layer: &usize| {
-        block.layer(*layer).ok_or_else(|| AlignError::Block {
-            end: "source",
-            expected: format!("layer {layer}"),
-            found: format!("layers {:?}", block.layer_range()),
-        })
-    };
-    layers.iter().map(find).collect()
-}
-
-/// Gathers the rows `tokens` (relative to the block): from `[num_kv_heads, seq_len, head_dim]`
-/// per source layer to `[tokens.len(), layers * num_kv_heads * head_dim]`.
-pub(super) fn gather_rows(
-    sides: &[&[f16]],
-    seq_len: usize,
-    head_dim: usize,
-    tokens: Range<usize>,
-    rows: &mut Vec<f32>,
-) {
-    let heads: Vec<&[f16]> = sides
-        .iter()
-        .flat_map(|side| side.chunks_exact(seq_len * head_dim))
-        .collect();
-    rows.clear();
-    rows.resize(tokens.len() * heads.len() * head_dim, 0.0);
-    let mut slots = rows.chunks_exact_mut(head_dim);
-    for token in tokens {
-        for (head, slot) in heads.iter().zip(&mut slots) {
-            head[token * head_dim..][..head_dim].convert_to_f32_slice(slot);
-        }
-    }
-}
-
-fn map_side(
-    affine: &Affine,
-    sides: &[&[f16]],
-    block: &KvBlock,
-    target: KvShape,
-    gain: f32,
-) -> Result<Vec<f16>, AlignError> {
-    let (seq_len, source_dim) = (block.num_tokens(), block.shape().head_dim);
-    let head_dim = target.head_dim;
-    let mut mapped = vec![f16::ZERO; seq_len * target.width()];
-    let (mut x, mut y) = (Vec::new(), Vec::new());
-    for start in (0..seq_len).step_by(BLOCK_ROWS) {
-        let tokens = start..(start + BLOCK_ROWS).min(seq_len);
-        gather_rows(sides, seq_len, source_dim, tokens.clone(), &mut x);
-        y.resize(tokens.len() * target.width(), 0.0);
-        affine.apply(&x, gain, &mut y)?;
-        // A saturated number is an outlier that the target model can still use; a NaN, which
-        // comes from one in the source, is not.
-        if y.iter().any(|number| number.is_nan()) {
-            return Err(AlignError::NotFinite {
-                what: "mapped rows".to_owned(),
-            });
-        }
-        y.iter_mut()
-            .for_each(|number| *number = number.clamp(-65504.0, 65504.0));
-        for (token, row) in tokens.zip(y.chunks_exact(target.width())) {
-            let heads = mapped.chunks_exact_mut(seq_len * head_dim);
-            for (head, row) in heads.zip(row.chunks_exact(head_dim)) {
-                head[token * head_dim..][..head_dim].convert_from_f32_slice(row);
-            }
-        }
-    }
-    Ok(mapped)
-}
-
 fn valid_gain(gain: f32) -> bool {
     gain > 0.0 && gain <= 16.0
 }
 
 fn check_header(header: &Header) -> Result<(), String> {
     let Header {
-        schema_version,
         source,
         target,
-        mapping,
-        layer_map,
         manifest,
+        parts,
         ..
     } = header;
-    if *schema_version != SCHEMA_VERSION {
-        return Err(format!(
-            "schema version {schema_version}, known is {SCHEMA_VERSION}"
-        ));
-    }
-    if mapping != ridge::NAME {
-        return Err(format!("mapping {mapping:?}, known is {}", ridge::NAME));
-    }
     for end in [source, target] {
         end.shape.validate(1).map_err(|error| error.to_string())?;
     }
-    let (num_source, num_target) = (source.shape.num_layers, target.shape.num_layers);
-    check_layer_map(layer_map, num_source, num_target).map_err(|error| error.to_string())?;
-    if manifest.layers.len() != num_target {
+    let num_layers = target.shape.num_layers;
+    if manifest.layers.len() != num_layers {
         return Err(format!(
-            "scores of {} layers of {num_target}",
+            "scores of {} layers of {num_layers}",
             manifest.layers.len()
         ));
     }
     if !valid_gain(header.k_gain) || !valid_gain(header.v_gain) {
         return Err(format!("gains {} and {}", header.k_gain, header.v_gain));
     }
+    let mut written: Vec<Slot> = Vec::new();
+    for (index, part) in parts.iter().enumerate() {
+        check_part(part, source.shape, target.shape)
+            .map_err(|reason| format!("part {index} {reason}"))?;
+        written.extend(&part.outputs);
+    }
+    written.sort_unstable();
+    if let Some(twice) = written.windows(2).find(|pair| pair[0] == pair[1]) {
+        return Err(format!("two parts write {}", twice[0]));
+    }
+    // All of them exist and none is there twice, so their number says whether one is missing.
+    let expected = num_layers * KvSide::ALL.len() * target.shape.num_kv_heads;
+    if written.len() != expected {
+        return Err(format!("{} of {expected} heads are written", written.len()));
+    }
     Ok(())
 }
 
-fn tensor_name(layer: usize, side: &str, part: &str) -> String {
-    format!("layers.{layer}.{side}.{part}")
+fn check_part(part: &PartHeader, source: KvShape, target: KvShape) -> Result<(), String> {
+    if part.inputs.is_empty() || part.outputs.is_empty() {
+        return Err("reads or writes nothing".to_owned());
+    }
+    let missing = |slots: &[Slot], shape| slots.iter().copied().find(|slot| !slot.is_in(shape));
+    if let Some(slot) = missing(&part.inputs, source) {
+        return Err(format!("reads {slot}, which the source lacks"));
+    }
+    if let Some(slot) = missing(&part.outputs, target) {
+        return Err(format!("writes {slot}, which the target lacks"));
+    }
+    if !part.outputs.is_sorted_by(|a, b| a < b) {
+        return Err("writes heads out of order".to_owned());
+    }
+    let mut inputs = part.inputs.clone();
+    inputs.sort_unstable();
+    if inputs.windows(2).any(|pair| pair[0] == pair[1]) {
+        return Err("reads a head twice".to_owned());
+    }
+    let widths = [
+        part.inputs.len() * source.head_dim,
+        part.outputs.len() * target.head_dim,
+    ];
+    match part.rank {
+        Some(rank) if rank == 0 || widths.iter().any(|width| rank > *width) => {
+            Err(format!("has rank {rank} between widths {widths:?}"))
+        }
+        _ => Ok(()),
+    }
 }
 
-fn read_affine(
-    tensors: &SafeTensors<'_>,
-    layer: usize,
-    side: &str,
-    source_width: usize,
-    target_width: usize,
-) -> Result<Affine, BridgeError> {
-    let read = |part: &str, dtype: Dtype, shape: &[usize]| {
-        let name = tensor_name(layer, side, part);
-        let view = tensors.tensor(&name)?;
+/// Name, type, shape and bytes of a tensor.
+type Tensor = (String, Dtype, Vec<usize>, Vec<u8>);
+
+fn tensor_name(part: usize, what: &str) -> String {
+    format!("parts.{part}.{what}")
+}
+
+fn write_numbers(tensors: &mut Vec<Tensor>, part: usize, what: &str, numbers: &[f32]) {
+    let bytes = numbers.iter().flat_map(|x| x.to_le_bytes()).collect();
+    let shape = vec![numbers.len()];
+    tensors.push((tensor_name(part, what), Dtype::F32, shape, bytes));
+}
+
+fn write_matrix(tensors: &mut Vec<Tensor>, part: usize, what: &str, matrix: &Matrix) {
+    let (name, shape) = (
+        tensor_name(part, what),
+        vec![matrix.rows(), matrix.columns()],
+    );
+    if let Some((codes, scales)) = matrix.codes() {
+        let bytes = codes.iter().map(|code| code.cast_unsigned()).collect();
+        tensors.push((name, Dtype::I8, shape, bytes));
+        write_numbers(tensors, part, &format!("{what}.rows"), &scales.rows);
+        write_numbers(tensors, part, &format!("{what}.columns"), &scales.columns);
+    } else {
+        let mut halves = vec![f16::ZERO; matrix.numbers().len()];
+        halves.convert_from_f32_slice(matrix.numbers());
+        let mut bytes = vec![0; halves.len() * 2];
+        write_f16_le(&halves, &mut bytes);
+        tensors.push((name, Dtype::F16, shape, bytes));
+    }
+}
+
+/// Reads tensors of the types and shapes that the header says, and counts them.
+struct Reader<'a> {
+    tensors: &'a SafeTensors<'a>,
+    storage: Storage,
+    read: usize,
+}
+
+impl Reader<'_> {
+    fn affine(
+        &mut self,
+        part: usize,
+        p: usize,
+        q: usize,
+        rank: Option<usize>,
+    ) -> Result<Affine, BridgeError> {
+        let weights = match rank {
+            None => Weights::Dense(self.matrix(part, "weight", p, q)?),
+            Some(rank) => Weights::Factored {
+                down: self.matrix(part, "down", p, rank)?,
+                up: self.matrix(part, "up", rank, q)?,
+            },
+        };
+        Ok(Affine {
+            weights,
+            bias: self.numbers(part, "bias", q)?,
+            mean: self.numbers(part, "mean", q)?,
+        })
+    }
+
+    fn matrix(
+        &mut self,
+        part: usize,
+        what: &str,
+        rows: usize,
+        columns: usize,
+    ) -> Result<Matrix, BridgeError> {
+        let shape = [rows, columns];
+        let matrix = match self.storage {
+            Storage::F16 => {
+                let data = self.bytes(part, what, Dtype::F16, &shape)?;
+                let mut halves = vec![f16::ZERO; data.len() / 2];
+                read_f16_le(data, &mut halves);
+                Matrix::new(rows, columns, halves.to_f32_vec(), None)
+            }
+            Storage::Int8 => {
+                let data = self.bytes(part, what, Dtype::I8, &shape)?;
+                let codes: Vec<i8> = data.iter().map(|byte| byte.cast_signed()).collect();
+                let scales = Scales {
+                    rows: self.numbers(part, &format!("{what}.rows"), rows)?,
+                    columns: self.numbers(part, &format!("{what}.columns"), columns)?,
+                };
+                Matrix::from_codes(rows, columns, &codes, scales)
+            }
+        };
+        finite(part, what, matrix.numbers())?;
+        Ok(matrix)
+    }
+
+    fn numbers(&mut self, part: usize, what: &str, len: usize) -> Result<Vec<f32>, BridgeError> {
+        let data = self.bytes(part, what, Dtype::F32, &[len])?;
+        let words = data.as_chunks::<4>().0.iter();
+        let numbers: Vec<f32> = words.map(|word| f32::from_le_bytes(*word)).collect();
+        finite(part, what, &numbers)?;
+        Ok(numbers)
+    }
+
+    /// The container has checked that the data are as long as type and shape say.
+    fn bytes(
+        &mut self,
+        part: usize,
+        what: &str,
+        dtype: Dtype,
+        shape: &[usize],
+    ) -> Result<&[u8], BridgeError> {
+        let name = tensor_name(part, what);
+        let view = self.tensors.tensor(&name)?;
         if view.dtype() != dtype || view.shape() != shape {
             let found = format!("{:?} {:?}", view.dtype(), view.shape());
             let reason = format!("{found} where the header needs {dtype:?} {shape:?}");
             return Err(BridgeError::Tensor { name, reason });
         }
-        // The container has checked that the data are as long as type and shape say.
-        let numbers: Vec<f32> = if dtype == Dtype::F16 {
-            let mut halves = vec![f16::ZERO; view.data().len() / 2];
-            read_f16_le(view.data(), &mut halves);
-            halves.to_f32_vec()
-        } else {
-            view.data()
-                .as_chunks::<4>()
-                .0
-                .iter()
-                .map(|x| f32::from_le_bytes(*x))
-                .collect()
-        };
-        if !numbers.iter().all(|number| number.is_finite()) {
-            let reason = "holds a NaN or an infinity".to_owned();
-            return Err(BridgeError::Tensor { name, reason });
-        }
-        Ok(numbers)
-    };
-    Ok(Affine {
-        source_width,
-        target_width,
-        weight: read("weight", Dtype::F16, &[source_width, target_width])?,
-        bias: read("bias", Dtype::F32, &[target_width])?,
-        mean: read("mean", Dtype::F32, &[target_width])?,
-    })
+        self.read += 1;
+        Ok(view.data())
+    }
+}
+
+fn finite(part: usize, what: &str, numbers: &[f32]) -> Result<(), BridgeError> {
+    if numbers.iter().all(|number| number.is_finite()) {
+        return Ok(());
+    }
+    let (name, reason) = (
+        tensor_name(part, what),
+        "holds a NaN or an infinity".to_owned(),
+    );
+    Err(BridgeError::Tensor { name, reason })
 }
 
 #[cfg(test)]
@@ -786,7 +950,7 @@ mod tests {
         bridge.set_gains(2.0, 1.0).unwrap();
         let stretched = bridge.map(&block).unwrap();
         assert_eq!(plain.layers()[0].v, stretched.layers()[0].v);
-        let mean = bridge.layers()[0].k.mean[0];
+        let mean = bridge.parts()[0].affine.mean[0];
         let (before, after) = (plain.layers()[0].k[0], stretched.layers()[0].k[0]);
         let expected = mean + 2.0 * (before.to_f32() - mean);
         assert!(
@@ -820,11 +984,18 @@ mod tests {
             Bridge::from_bytes(&with_header(change)).unwrap_err()
         };
         for (pointer, value) in [
-            ("/schema_version", json!(2)),
+            ("/schema_version", json!(1)),
             ("/mapping", json!("magic")),
-            ("/layer_map", json!([[0]])),
-            ("/layer_map/1", json!([3])),
-            ("/layer_map/1", json!([])),
+            ("/storage", json!("bf16")),
+            ("/parts", json!([])),
+            ("/parts/1/inputs/0", json!("v3.0")),
+            ("/parts/1/inputs/0", json!("v0.1")),
+            ("/parts/1/inputs/0", json!("x0.1")),
+            ("/parts/1/inputs", json!([])),
+            ("/parts/1/outputs", json!(["k0.0", "k0.1"])),
+            ("/parts/1/outputs", json!(["v0.0"])),
+            ("/parts/1/outputs", json!(["v0.1", "v0.0"])),
+            ("/parts/1/outputs/1", json!("v9.0")),
             ("/k_gain", json!(-1.0)),
             ("/manifest/layers", json!([])),
             ("/source/shape/head_dim", json!(0)),
@@ -842,7 +1013,8 @@ mod tests {
         assert!(matches!(error, BridgeError::Header { .. }), "{error:?}");
         for (pointer, value) in [
             ("/source/shape/head_dim", json!(16)),
-            ("/layer_map/1", json!([1, 2])),
+            ("/parts/1/inputs", json!(["v0.0", "v0.1", "v1.0"])),
+            ("/storage", json!("int8")),
         ] {
             let error = refused(&|header| *header.pointer_mut(pointer).unwrap() = value.clone());
             assert!(

@@ -1,22 +1,36 @@
 //! What a config file says about alignment.
 
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use serde::de::value::MapAccessDeserializer;
 use serde::{Deserialize, Deserializer, Serialize, de};
 
-use super::{AlignError, Alignment, Depth, Identity, names};
+use super::{
+    AlignError, Alignment, All, Cka, Cosine, Depth, Identity, MappingConfig, R2, Terminal, names,
+    registry,
+};
 
-/// An alignment as configured: `"identity"`, `"depth"`, or `{ depth = { bridge = "…" } }`.
+/// An alignment as configured: `"identity"`, `"depth"`, `{ depth = { bridge = "…" } }`, or
+/// `{ all = { mapping = { joint = { rank = 512 } } } }`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AlignmentConfig {
     /// See [`Identity`].
     Identity,
+    /// See [`Terminal`].
+    Terminal(Terminal),
     /// See [`Depth`].
     Depth(Depth),
+    /// See [`All`].
+    All(All),
+    /// See [`Cka`].
+    Cka(Cka),
+    /// See [`Cosine`].
+    Cosine(Cosine),
+    /// See [`R2`].
+    R2(R2),
 }
 
 impl AlignmentConfig {
@@ -25,7 +39,12 @@ impl AlignmentConfig {
     pub fn method(&self) -> Box<dyn Alignment> {
         match self {
             Self::Identity => Box::new(Identity),
+            Self::Terminal(terminal) => Box::new(terminal.clone()),
             Self::Depth(depth) => Box::new(depth.clone()),
+            Self::All(all) => Box::new(all.clone()),
+            Self::Cka(cka) => Box::new(cka.clone()),
+            Self::Cosine(cosine) => Box::new(cosine.clone()),
+            Self::R2(r2) => Box::new(r2.clone()),
         }
     }
 
@@ -34,33 +53,78 @@ impl AlignmentConfig {
     pub const fn id(&self) -> &'static str {
         match self {
             Self::Identity => Identity::NAME,
+            Self::Terminal(_) => Terminal::NAME,
             Self::Depth(_) => Depth::NAME,
+            Self::All(_) => All::NAME,
+            Self::Cka(_) => Cka::NAME,
+            Self::Cosine(_) => Cosine::NAME,
+            Self::R2(_) => R2::NAME,
         }
     }
 
-    /// The mapping that goes with it: `none` or `ridge`.
+    /// Bridge and mapping of an alignment that maps through one.
+    const fn route(&self) -> Option<(&Option<PathBuf>, &MappingConfig)> {
+        match self {
+            Self::Identity => None,
+            Self::Terminal(Terminal(route)) | Self::All(All(route)) => {
+                Some((&route.bridge, &route.mapping))
+            }
+            Self::Depth(Depth(route))
+            | Self::Cka(Cka(route))
+            | Self::Cosine(Cosine(route))
+            | Self::R2(R2(route)) => Some((&route.bridge, &route.mapping)),
+        }
+    }
+
+    /// The id of the mapping that goes with it; `none` where nothing is mapped.
     #[must_use]
     pub const fn mapping(&self) -> &'static str {
-        match self {
-            Self::Identity => "none",
-            Self::Depth(_) => super::ridge::NAME,
+        match self.route() {
+            None => "none",
+            Some((_, mapping)) => mapping.id(),
         }
+    }
+
+    /// The mapping that goes with it, where something is mapped.
+    #[must_use]
+    pub const fn mapping_config(&self) -> Option<&MappingConfig> {
+        match self.route() {
+            None => None,
+            Some((_, mapping)) => Some(mapping),
+        }
+    }
+
+    /// The same with another mapping; `identity` maps nothing and stays as it is.
+    #[must_use]
+    pub fn with_mapping(mut self, mapping: MappingConfig) -> Self {
+        match &mut self {
+            Self::Identity => {}
+            Self::Terminal(Terminal(route)) | Self::All(All(route)) => route.mapping = mapping,
+            Self::Depth(Depth(route))
+            | Self::Cka(Cka(route))
+            | Self::Cosine(Cosine(route))
+            | Self::R2(R2(route)) => route.mapping = mapping,
+        }
+        self
     }
 
     /// Whether a [`Bridge`](super::Bridge) is needed.
     #[must_use]
     pub const fn needs_bridge(&self) -> bool {
-        matches!(self, Self::Depth(_))
+        self.route().is_some()
+    }
+
+    /// Whether the layer map needs a [`Similarity`](super::Similarity).
+    #[must_use]
+    pub const fn needs_similarity(&self) -> bool {
+        matches!(self, Self::Cka(_) | Self::Cosine(_) | Self::R2(_))
     }
 
     /// The configured bridge file. Where a bridge is needed and none is configured, the
     /// default bridge of the model pair is meant.
     #[must_use]
     pub fn bridge(&self) -> Option<&Path> {
-        match self {
-            Self::Identity => None,
-            Self::Depth(depth) => depth.bridge.as_deref(),
-        }
+        self.route().and_then(|(bridge, _)| bridge.as_deref())
     }
 }
 
@@ -75,14 +139,16 @@ impl FromStr for AlignmentConfig {
 
     /// Reads a bare name; parameters take their defaults.
     fn from_str(name: &str) -> Result<Self, AlignError> {
-        match name {
-            Identity::NAME => Ok(Self::Identity),
-            Depth::NAME => Ok(Self::Depth(Depth::default())),
-            _ => Err(AlignError::Unknown {
-                name: name.chars().take(80).collect(),
-                known: names(),
-            }),
-        }
+        let entry = registry().iter().find(|entry| entry.name == name);
+        entry.map_or_else(
+            || {
+                Err(AlignError::Unknown {
+                    name: name.chars().take(80).collect(),
+                    known: names(),
+                })
+            },
+            |entry| Ok((entry.example)()),
+        )
     }
 }
 
@@ -92,7 +158,12 @@ impl<'de> Deserialize<'de> for AlignmentConfig {
         #[serde(rename = "alignment", rename_all = "snake_case", deny_unknown_fields)]
         enum Tagged {
             Identity,
+            Terminal(Terminal),
             Depth(Depth),
+            All(All),
+            Cka(Cka),
+            Cosine(Cosine),
+            R2(R2),
         }
 
         // Bare names are also allowed for methods whose parameters all have defaults.
@@ -113,7 +184,12 @@ impl<'de> Deserialize<'de> for AlignmentConfig {
                 Ok(
                     match Tagged::deserialize(MapAccessDeserializer::new(map))? {
                         Tagged::Identity => AlignmentConfig::Identity,
+                        Tagged::Terminal(terminal) => AlignmentConfig::Terminal(terminal),
                         Tagged::Depth(depth) => AlignmentConfig::Depth(depth),
+                        Tagged::All(all) => AlignmentConfig::All(all),
+                        Tagged::Cka(cka) => AlignmentConfig::Cka(cka),
+                        Tagged::Cosine(cosine) => AlignmentConfig::Cosine(cosine),
+                        Tagged::R2(r2) => AlignmentConfig::R2(r2),
                     },
                 )
             }
@@ -126,6 +202,8 @@ impl<'de> Deserialize<'de> for AlignmentConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::align::TopRoute;
+    use crate::align::mapping::Joint;
 
     fn json(text: &str) -> Result<AlignmentConfig, String> {
         serde_json::from_str(text).map_err(|error| error.to_string())
@@ -134,9 +212,10 @@ mod tests {
     #[test]
     fn configs_are_externally_tagged() {
         let depth = |bridge: Option<&str>| {
-            AlignmentConfig::Depth(Depth {
+            AlignmentConfig::Depth(Depth(TopRoute {
                 bridge: bridge.map(Into::into),
-            })
+                ..TopRoute::default()
+            }))
         };
         assert_eq!(json(r#""identity""#), Ok(AlignmentConfig::Identity));
         assert_eq!(json(r#""depth""#), Ok(depth(None)));
@@ -146,6 +225,32 @@ mod tests {
         assert_eq!(config.bridge(), Some(Path::new("a.safetensors")));
         assert_eq!((config.id(), config.mapping()), ("depth", "ridge"));
         assert!(config.needs_bridge() && !AlignmentConfig::Identity.needs_bridge());
+        // As it was before there were other parameters: it is part of what cells are named by.
+        let written = serde_json::to_string(&config).unwrap();
+        assert_eq!(written, r#"{"depth":{"bridge":"a.safetensors"}}"#);
+    }
+
+    #[test]
+    fn mappings_are_named_with_their_alignment() {
+        let text = r#"{"r2": {"sources": 4, "mapping": {"joint": {"rank": 64}}}}"#;
+        let config = json(text).unwrap();
+        assert_eq!((config.id(), config.mapping()), ("r2", "joint"));
+        assert!(config.needs_similarity() && !json(r#""depth""#).unwrap().needs_similarity());
+        let joint = MappingConfig::Joint(Joint {
+            rank: 64,
+            ..Joint::default()
+        });
+        assert_eq!(config.mapping_config(), Some(&joint));
+        let written = serde_json::to_string(&config).unwrap();
+        assert_eq!(json(&written), Ok(config.clone()));
+        let all = json(r#"{"all": {"mapping": "joint"}}"#).unwrap();
+        assert_eq!(all.mapping(), "joint");
+        assert_eq!(
+            all.with_mapping(MappingConfig::Ridge),
+            json(r#""all""#).unwrap()
+        );
+        let none = AlignmentConfig::Identity.with_mapping(joint);
+        assert_eq!((none.mapping(), none.mapping_config()), ("none", None));
     }
 
     #[test]
@@ -162,7 +267,7 @@ mod tests {
         let error = error.unwrap_err().to_string();
         assert!(error.contains("line 3"), "{error}");
         assert!(
-            error.contains("unknown field `bridg`, expected `bridge`"),
+            error.contains("unknown field `bridg`, expected one of `sources`, `bridge`, `mapping`"),
             "{error}"
         );
     }
@@ -170,9 +275,20 @@ mod tests {
     #[test]
     fn config_errors_name_what_exists() {
         for (text, part) in [
-            (r#""dept""#, "known are identity, depth"),
-            (r#"{"dept": {}}"#, "expected `identity` or `depth`"),
-            (r#"{"depth": {"brigde": "a"}}"#, "expected `bridge`"),
+            (
+                r#""dept""#,
+                "known are identity, terminal, depth, all, cka, cosine, r2",
+            ),
+            (
+                r#"{"dept": {}}"#,
+                "expected one of `identity`, `terminal`, `depth`",
+            ),
+            (r#"{"depth": {"brigde": "a"}}"#, "expected one of `sources`"),
+            (
+                r#"{"all": {"sources": 2}}"#,
+                "expected `bridge` or `mapping`",
+            ),
+            (r#"{"depth": {"mapping": "rigde"}}"#, "no mapping is called"),
             ("3", "an alignment"),
         ] {
             let error = json(text).unwrap_err();

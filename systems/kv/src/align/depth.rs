@@ -1,25 +1,18 @@
 //! `depth`: layers at the same relative depth belong together.
 
-use std::path::PathBuf;
-
 use serde::{Deserialize, Serialize};
 
-use super::{AlignError, Alignment};
+use super::{AlignError, Alignment, Similarity, TopRoute, check_sources};
 use crate::ident::ModelFingerprint;
 
-/// Target layer `i` of `Lt` is fed by the source layer `j` of `Ls` with the least
-/// `|i / (Lt - 1) - j / (Ls - 1)|`, the lower one on a tie. Keys and values go through a ridge
-/// [`Bridge`](super::Bridge).
+/// Target layer `i` of `Lt` is fed by the `sources` source layers `j` of `Ls` with the least
+/// `|i / (Lt - 1) - j / (Ls - 1)|`, nearest first, the lower one on a tie.
 ///
 /// Needs no data to choose layers, and loses to measured alignments where two models do their
 /// work at different depths.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Depth {
-    /// The bridge file; the default bridge of the model pair if absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub bridge: Option<PathBuf>,
-}
+#[serde(transparent)]
+pub struct Depth(pub TopRoute);
 
 impl Depth {
     pub(super) const NAME: &str = "depth";
@@ -42,7 +35,9 @@ impl Alignment for Depth {
         &self,
         num_source_layers: usize,
         num_target_layers: usize,
+        _similarity: Option<&Similarity>,
     ) -> Result<Vec<Vec<usize>>, AlignError> {
+        check_sources(self.0.sources)?;
         let (Some(last_source), Some(last_target)) = (
             num_source_layers.checked_sub(1),
             num_target_layers.checked_sub(1),
@@ -59,13 +54,12 @@ impl Alignment for Depth {
             (i as u128 * last_source as u128).abs_diff(j as u128 * last_target as u128)
         };
         let nearest = |i| {
-            (0..num_source_layers)
-                .min_by_key(|j| distance(i, *j))
-                .into_iter()
+            let mut layers: Vec<usize> = (0..num_source_layers).collect();
+            layers.sort_by_key(|j| distance(i, *j));
+            layers.truncate(self.0.sources);
+            layers
         };
-        Ok((0..num_target_layers)
-            .map(|i| nearest(i).collect())
-            .collect())
+        Ok((0..num_target_layers).map(nearest).collect())
     }
 }
 
@@ -74,7 +68,8 @@ mod tests {
     use super::*;
 
     fn map(source: usize, target: usize) -> Vec<usize> {
-        Depth::default().layer_map(source, target).unwrap().concat()
+        let map = Depth::default().layer_map(source, target, None);
+        map.unwrap().concat()
     }
 
     #[test]
@@ -89,5 +84,21 @@ mod tests {
         assert_eq!(default_pair[12], 14);
         assert_eq!(default_pair[23], 27);
         assert!(default_pair.is_sorted());
+    }
+
+    #[test]
+    fn several_sources_are_the_nearest_ones() {
+        let depth = |sources| {
+            Depth(TopRoute {
+                sources,
+                ..TopRoute::default()
+            })
+        };
+        let map = depth(3).layer_map(5, 3, None).unwrap();
+        assert_eq!(map, [[0, 1, 2], [2, 1, 3], [4, 3, 2]]);
+        let all = depth(9).layer_map(2, 1, None).unwrap();
+        assert_eq!(all, [[0, 1]]);
+        let none = depth(0).layer_map(2, 1, None);
+        assert!(matches!(none, Err(AlignError::Parameter { .. })));
     }
 }

@@ -1,19 +1,26 @@
-//! Fits a ridge bridge from a stream of pairs of blocks of the same tokens.
+//! Fits a bridge from a stream of pairs of blocks of the same tokens.
 
 use half::f16;
 
-use super::bridge::{check_end, gather_rows, sources};
+use super::bridge::check_end;
+use super::mapping::{Choice, Errors, Group, Kept, Part, Problem};
+use super::moments::check_weights;
+use super::slot::gather;
 use super::{
-    AlignError, Bridge, BridgeEnd, BridgeManifest, LayerFit, LayerWeights, Moments,
-    check_layer_map, ridge,
+    AlignError, Bridge, BridgeEnd, BridgeManifest, KvSide, LayerFit, Mapping, MappingConfig,
+    Moments, Storage, check_layer_map, ridge,
 };
-use crate::block::{KvBlock, LayerKv};
+use crate::block::KvBlock;
 
 /// Contexts in one round of splits; every round has one to validate and one to hold out.
 const ROUND: u64 = 10;
 
 /// Tokens whose rows are widened to f64 at a time.
 const BLOCK_ROWS: usize = 256;
+
+/// Contexts are kept to choose or score on up to so many tokens of each split; later ones are
+/// fitted on. For the default pair that is 340 MB a split.
+const MAX_KEPT_TOKENS: u64 = 8192;
 
 /// What a pair of blocks is used for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,15 +33,15 @@ pub enum Split {
     HeldOut,
 }
 
-impl Split {
-    const ALL: [Self; 3] = [Self::Fit, Self::Validation, Self::HeldOut];
-}
-
 /// What goes into the manifest, and how to fit.
 #[derive(Debug, Clone, PartialEq)]
 pub struct FitOptions {
     /// Id of the alignment that the layer map comes from.
     pub alignment: String,
+    /// What relates the layers.
+    pub mapping: MappingConfig,
+    /// How the weights are stored.
+    pub storage: Storage,
     /// Hash of the calibration data.
     pub calibration_hash: String,
     /// Seed of the choice of calibration text.
@@ -49,11 +56,13 @@ pub struct FitOptions {
 }
 
 impl FitOptions {
-    /// Options with the default grid and the first four tokens left out.
+    /// Options for ridge, with the default grid and the first four tokens left out.
     #[must_use]
     pub fn new(alignment: &str, calibration_hash: &str, seed: u64, created_by: &str) -> Self {
         Self {
             alignment: alignment.to_owned(),
+            mapping: MappingConfig::Ridge,
+            storage: MappingConfig::Ridge.storage(),
             calibration_hash: calibration_hash.to_owned(),
             seed,
             created_by: created_by.to_owned(),
@@ -61,93 +70,199 @@ impl FitOptions {
             lambdas: ridge::LAMBDA_GRID.to_vec(),
         }
     }
+
+    /// The same with another mapping, stored as it usually is.
+    #[must_use]
+    pub fn with_mapping(self, mapping: MappingConfig) -> Self {
+        let storage = mapping.storage();
+        Self {
+            mapping,
+            storage,
+            ..self
+        }
+    }
 }
 
 /// Accumulates moments over contexts and solves for a [`Bridge`].
 ///
-/// Memory is that of the moments: per target layer, for keys and for values, in each of three
-/// splits, `p² + p·q` f64 numbers (113 MB for 24 layers, p = 256 and q = 128).
+/// Memory is that of the moments, `p² + p·q` f64 numbers for every group of targets that are
+/// mapped from the same `p` source channels (38 MB for ridge along `depth` between 28 x 256 and
+/// 24 x 128 channels, 0.8 GB for the default `joint` map; twice as much where tokens are
+/// weighted), and of the contexts that are kept to choose and to score on, at most 8192 tokens
+/// of each. Solving takes about twice the largest group's moments on top.
 #[derive(Debug)]
 pub struct BridgeFitter {
     source: BridgeEnd,
     target: BridgeEnd,
-    layer_map: Vec<Vec<usize>>,
     options: FitOptions,
+    mapping: Box<dyn Mapping>,
     contexts: u64,
-    /// In the order of [`Split::ALL`].
-    splits: [Vec<SideMoments>; 3],
+    groups: Vec<(Group, Sums)>,
+    fit_tokens: u64,
+    validation: Vec<Kept>,
+    held_out: Vec<Kept>,
 }
 
+/// The moments of one group.
 #[derive(Debug)]
-struct SideMoments {
-    k: Moments,
-    v: Moments,
+struct Sums {
+    plain: Moments,
+    weighted: Option<Moments>,
 }
 
-/// Keys or values of a layer.
-type Pick = fn(&LayerKv) -> &[f16];
+/// A context on its way into the moments.
+#[derive(Clone, Copy)]
+struct Pair<'a> {
+    source: &'a KvBlock,
+    target: &'a KvBlock,
+    first: usize,
+    weights: Option<&'a [f32]>,
+}
+
+impl<'a> From<&'a Kept> for Pair<'a> {
+    fn from(kept: &'a Kept) -> Self {
+        Self {
+            source: &kept.source,
+            target: &kept.target,
+            first: kept.first,
+            weights: kept.weights.as_deref(),
+        }
+    }
+}
+
+impl Sums {
+    fn add(&mut self, group: &Group, pair: Pair<'_>) -> Result<(), AlignError> {
+        let outputs = group.outputs();
+        let seq_len = pair.source.num_tokens();
+        let mut buffer = Vec::new();
+        for start in (pair.first..seq_len).step_by(BLOCK_ROWS) {
+            let tokens = start..(start + BLOCK_ROWS).min(seq_len);
+            let mut widen = |end, block, slots: &[_]| -> Result<Vec<f64>, AlignError> {
+                gather(end, block, slots, tokens.clone(), &mut buffer)?;
+                Ok(buffer.iter().map(|number| f64::from(*number)).collect())
+            };
+            let x = widen("source", pair.source, &group.inputs)?;
+            let y = widen("target", pair.target, &outputs)?;
+            self.plain.add(&x, &y)?;
+            if let (Some(moments), Some(weights)) = (&mut self.weighted, pair.weights) {
+                let weights = &weights[tokens.clone()];
+                let weights: Vec<f64> = weights.iter().map(|x| f64::from(*x)).collect();
+                moments.add_weighted(&x, &y, &weights)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The moments to solve from. Weights are shrunk towards equal ones as far as the number of
+    /// source channels needs.
+    fn resolved(&self) -> std::borrow::Cow<'_, Moments> {
+        use std::borrow::Cow;
+
+        self.weighted
+            .as_ref()
+            .map_or(Cow::Borrowed(&self.plain), |weighted| {
+                let least = (self.plain.count() as f64).min(2.0 * self.plain.source_width() as f64);
+                let share = self.plain.largest_share(weighted, least);
+                Cow::Owned(self.plain.blended(weighted, share))
+            })
+    }
+}
 
 impl BridgeFitter {
     /// Prepares to fit between two models along a layer map.
     ///
     /// # Errors
-    /// [`AlignError::LayerMap`] or [`AlignError::Kv`] when the map or a shape is malformed.
+    /// [`AlignError::LayerMap`] or [`AlignError::Kv`] when the map or a shape is malformed,
+    /// [`AlignError::Parameter`] for a parameter of the mapping that is out of range.
     pub fn new(
         source: BridgeEnd,
         target: BridgeEnd,
-        layer_map: Vec<Vec<usize>>,
+        layer_map: &[Vec<usize>],
         options: FitOptions,
     ) -> Result<Self, AlignError> {
         source.shape.validate(1)?;
         target.shape.validate(1)?;
-        check_layer_map(&layer_map, source.shape.num_layers, target.shape.num_layers)?;
-        let splits = Split::ALL.map(|_| {
-            let empty = |layers: &Vec<usize>| {
-                let (p, q) = (layers.len() * source.shape.width(), target.shape.width());
-                SideMoments {
-                    k: Moments::new(p, q),
-                    v: Moments::new(p, q),
-                }
+        check_layer_map(layer_map, source.shape.num_layers, target.shape.num_layers)?;
+        let mapping = options.mapping.method();
+        let groups = mapping.groups(layer_map, source.shape, target.shape)?;
+        let empty = |group: Group| {
+            let p = group.inputs.len() * source.shape.head_dim;
+            let q = group.outputs().len() * target.shape.head_dim;
+            let sums = Sums {
+                plain: Moments::new(p, q),
+                weighted: mapping.needs_weights().then(|| Moments::new(p, q)),
             };
-            layer_map.iter().map(empty).collect()
-        });
+            (group, sums)
+        };
+        let groups = groups.into_iter().map(empty).collect();
         Ok(Self {
             source,
             target,
-            layer_map,
             options,
+            mapping,
             contexts: 0,
-            splits,
+            groups,
+            fit_tokens: 0,
+            validation: Vec::new(),
+            held_out: Vec::new(),
         })
     }
 
     /// Adds one context, both blocks pre-RoPE at the same positions with all layers, and
     /// returns what it is used for: of every ten contexts the third goes to validation and the
-    /// sixth is held out. Tokens of one context never come apart, because they are not
-    /// independent.
+    /// sixth is held out, as long as there is room. Tokens of one context never come apart,
+    /// because they are not independent.
     ///
     /// # Errors
     /// [`AlignError::Block`] when a block does not suit, [`AlignError::NotFinite`] for a NaN or
-    /// an infinity. Give the fitter up then: a part of the context may have been added.
+    /// an infinity, [`AlignError::Weights`] when the mapping needs weights. Give the fitter up
+    /// then: a part of the context may have been added.
     pub fn add(&mut self, source: &KvBlock, target: &KvBlock) -> Result<Split, AlignError> {
+        let split = self.next_split(source.num_tokens() as u64);
+        self.add_to(split, source, target, None)?;
+        Ok(split)
+    }
+
+    /// Adds one context with a weight for each token of the blocks: the attention that it
+    /// receives, on any scale of the context's own, because weights are brought to a mean of one.
+    /// Mappings that do not weigh tokens ignore them.
+    ///
+    /// # Errors
+    /// As for [`Self::add`], and [`AlignError::Weights`] for weights that are none.
+    pub fn add_weighted(
+        &mut self,
+        source: &KvBlock,
+        target: &KvBlock,
+        weights: &[f32],
+    ) -> Result<Split, AlignError> {
+        let split = self.next_split(source.num_tokens() as u64);
+        self.add_to(split, source, target, Some(weights))?;
+        Ok(split)
+    }
+
+    fn next_split(&self, tokens: u64) -> Split {
         let split = match self.contexts % ROUND {
             2 => Split::Validation,
             5 => Split::HeldOut,
             _ => Split::Fit,
         };
-        self.add_to(split, source, target)?;
-        Ok(split)
+        let kept = self.tokens(split);
+        if split != Split::Fit && kept > 0 && kept + tokens > MAX_KEPT_TOKENS {
+            return Split::Fit;
+        }
+        split
     }
 
     /// Adds one context to a split of the caller's choice.
     ///
     /// # Errors
-    /// As for [`Self::add`].
+    /// As for [`Self::add_weighted`].
     pub fn add_to(
         &mut self,
         split: Split,
         source: &KvBlock,
         target: &KvBlock,
+        weights: Option<&[f32]>,
     ) -> Result<(), AlignError> {
         check_end("source", &self.source, source)?;
         check_end("target", &self.target, target)?;
@@ -158,38 +273,76 @@ impl BridgeFitter {
                 found: format!("positions {:?}", target.positions()),
             });
         }
+        for (group, _) in &self.groups {
+            // Rows of no token: all that is needed is there.
+            gather("source", source, &group.inputs, 0..0, &mut Vec::new())?;
+            gather("target", target, &group.outputs(), 0..0, &mut Vec::new())?;
+        }
         let seq_len = source.num_tokens();
-        let first = self
-            .options
-            .skip_tokens
-            .saturating_sub(source.positions().start);
-        let moments = &mut self.splits[split as usize];
-        let mut buffer = Vec::new();
-        let mut widen = |sides: &[&[f16]], head_dim, tokens| -> Vec<f64> {
-            gather_rows(sides, seq_len, head_dim, tokens, &mut buffer);
-            buffer.iter().map(|number| f64::from(*number)).collect()
+        let skipped = self.options.skip_tokens;
+        let first = skipped
+            .saturating_sub(source.positions().start)
+            .min(seq_len);
+        let weights = if self.mapping.needs_weights() {
+            Some(self.normalised(weights, first..seq_len)?)
+        } else {
+            None
         };
-        for (layer, (layers, moments)) in self.layer_map.iter().zip(moments).enumerate() {
-            let inputs = sources(source, layers)?;
-            let output = target.layer(layer).ok_or_else(|| AlignError::Block {
-                end: "target",
-                expected: format!("layer {layer}"),
-                found: format!("layers {:?}", target.layer_range()),
-            })?;
-            let sides: [(&mut Moments, Pick); 2] =
-                [(&mut moments.k, |kv| &kv.k), (&mut moments.v, |kv| &kv.v)];
-            for (moments, pick) in sides {
-                let inputs: Vec<&[f16]> = inputs.iter().map(|input| pick(input)).collect();
-                for start in (first..seq_len).step_by(BLOCK_ROWS) {
-                    let tokens = start..(start + BLOCK_ROWS).min(seq_len);
-                    let x = widen(&inputs, self.source.shape.head_dim, tokens.clone());
-                    let y = widen(&[pick(output)], self.target.shape.head_dim, tokens);
-                    moments.add(&x, &y)?;
+        match split {
+            Split::Fit => {
+                let weights = weights.as_deref();
+                let pair = Pair {
+                    source,
+                    target,
+                    first,
+                    weights,
+                };
+                for (group, sums) in &mut self.groups {
+                    sums.add(group, pair)?;
+                }
+                self.fit_tokens += (seq_len - first) as u64;
+            }
+            Split::Validation | Split::HeldOut => {
+                check_finite("source rows", source)?;
+                check_finite("target rows", target)?;
+                let kept = Kept {
+                    source: source.clone(),
+                    target: target.clone(),
+                    first,
+                    weights,
+                };
+                if split == Split::Validation {
+                    self.validation.push(kept);
+                } else {
+                    self.held_out.push(kept);
                 }
             }
         }
         self.contexts += 1;
         Ok(())
+    }
+
+    /// Weights with a mean of one over the tokens that take part.
+    fn normalised(
+        &self,
+        weights: Option<&[f32]>,
+        tokens: std::ops::Range<usize>,
+    ) -> Result<Vec<f32>, AlignError> {
+        let unfit = |reason| Err(AlignError::Weights { reason });
+        let Some(weights) = weights else {
+            return unfit(format!("mapping {} needs them", self.mapping.id()));
+        };
+        if weights.len() != tokens.end {
+            return unfit(format!("{} for {} tokens", weights.len(), tokens.end));
+        }
+        check_weights(weights)?;
+        let sum: f64 = weights[tokens.clone()].iter().map(|x| f64::from(*x)).sum();
+        if sum <= 0.0 && !tokens.is_empty() {
+            return unfit("all of them are zero".to_owned());
+        }
+        let scale = tokens.len() as f64 / sum;
+        let scaled = weights.iter().map(|x| (f64::from(*x) * scale) as f32);
+        Ok(scaled.collect())
     }
 
     /// Contexts added so far.
@@ -201,17 +354,23 @@ impl BridgeFitter {
     /// Tokens added so far to a split, those left out not counted.
     #[must_use]
     pub fn tokens(&self, split: Split) -> u64 {
-        self.splits[split as usize]
-            .first()
-            .map_or(0, |moments| moments.k.count())
+        let kept = match split {
+            Split::Fit => return self.fit_tokens,
+            Split::Validation => &self.validation,
+            Split::HeldOut => &self.held_out,
+        };
+        let tokens = kept
+            .iter()
+            .map(|kept| kept.source.num_tokens() - kept.first);
+        tokens.map(|tokens| tokens as u64).sum()
     }
 
-    /// Chooses lambda per layer and side on the validation split, fits on it and the fit split
-    /// together, and scores on the held-out split.
+    /// Chooses lambda, and whatever else the mapping leaves open, on the validation split, fits
+    /// on it and the fit split together, and scores on the held-out split.
     ///
     /// # Errors
     /// [`AlignError::TooLittleData`] when a split is empty (fewer than six contexts), otherwise
-    /// as for [`ridge::fit`].
+    /// as for [`Mapping::solve`].
     pub fn finish(self) -> Result<Bridge, AlignError> {
         for (split, what) in [
             (Split::Fit, "tokens to fit on"),
@@ -235,21 +394,26 @@ impl BridgeFitter {
         }
         let fit_tokens = self.tokens(Split::Fit) + self.tokens(Split::Validation);
         let held_out_tokens = self.tokens(Split::HeldOut);
-        let [fit, validation, held_out] = self.splits;
-        let mut layers = Vec::with_capacity(fit.len());
-        let mut scores = Vec::with_capacity(fit.len());
-        for ((fit, validation), held_out) in fit.into_iter().zip(validation).zip(held_out) {
-            let lambdas = &self.options.lambdas;
-            let (k, k_lambda, k_r2) = solve(fit.k, &validation.k, &held_out.k, lambdas)?;
-            let (v, v_lambda, v_r2) = solve(fit.v, &validation.v, &held_out.v, lambdas)?;
-            layers.push(LayerWeights { k, v });
-            scores.push(LayerFit {
-                k_lambda,
-                k_r2,
-                v_lambda,
-                v_r2,
-            });
+        let mut parts = Vec::new();
+        let mut choices = Vec::new();
+        for (group, mut sums) in self.groups {
+            let problem = Problem {
+                source: self.source.shape,
+                target: self.target.shape,
+                group: &group,
+                storage: self.options.storage,
+                lambdas: &self.options.lambdas,
+                validation: &self.validation,
+                weighted: self.mapping.needs_weights(),
+            };
+            let chosen = self.mapping.choose(&problem, &sums.resolved())?;
+            for kept in &self.validation {
+                sums.add(&group, kept.into())?;
+            }
+            parts.extend(self.mapping.solve(&problem, &sums.resolved(), &chosen)?);
+            choices.extend(chosen);
         }
+        let layers = scores(&self.target, &parts, &choices, &self.held_out)?;
         let manifest = BridgeManifest {
             calibration_hash: self.options.calibration_hash,
             fit_tokens,
@@ -257,31 +421,69 @@ impl BridgeFitter {
             skipped_tokens: self.options.skip_tokens,
             seed: self.options.seed,
             created_by: self.options.created_by,
-            layers: scores,
+            layers,
         };
-        let alignment = self.options.alignment;
         Ok(Bridge::new(
             self.source,
             self.target,
-            alignment,
-            self.layer_map,
+            self.options.alignment,
+            self.options.mapping,
+            self.options.storage,
             manifest,
-            layers,
+            parts,
         ))
     }
 }
 
-fn solve(
-    mut fit: Moments,
-    validation: &Moments,
-    held_out: &Moments,
-    lambdas: &[f64],
-) -> Result<(ridge::Affine, f32, f32), AlignError> {
-    let lambda = ridge::select_lambda(&fit, validation, lambdas)?;
-    fit.merge(validation)?;
-    let affine = ridge::fit(&fit, lambda)?;
-    let r2 = affine.r2(held_out);
-    Ok((affine, lambda as f32, r2 as f32))
+fn check_finite(what: &str, block: &KvBlock) -> Result<(), AlignError> {
+    let finite = |numbers: &[f16]| numbers.iter().all(|number| number.is_finite());
+    if block
+        .layers()
+        .iter()
+        .all(|kv| finite(&kv.k) && finite(&kv.v))
+    {
+        return Ok(());
+    }
+    Err(AlignError::NotFinite {
+        what: what.to_owned(),
+    })
+}
+
+/// Lambda and held-out R² of every target layer, tokens counting alike.
+fn scores(
+    target: &BridgeEnd,
+    parts: &[Part],
+    choices: &[Choice],
+    held_out: &[Kept],
+) -> Result<Vec<LayerFit>, AlignError> {
+    /// Lambda, squared error and squared distance from the mean.
+    type Sums = (f64, f64, f64);
+    let mut layers: Vec<[Sums; 2]> = vec![[(0.0, 0.0, 0.0); 2]; target.shape.num_layers];
+    for (part, choice) in parts.iter().zip(choices) {
+        let mut errors = Errors::new(part.outputs.len(), target.shape.head_dim);
+        for kept in held_out {
+            errors.add(part, kept, false)?;
+        }
+        for (index, slot) in part.outputs.iter().enumerate() {
+            let (error, spread) = errors.squares(index..index + 1);
+            let sums = &mut layers[slot.layer][usize::from(slot.side == KvSide::V)];
+            *sums = (sums.0.max(choice.lambda), sums.1 + error, sums.2 + spread);
+        }
+    }
+    let r2 = |sums: Sums| {
+        if sums.2 > 0.0 {
+            1.0 - sums.1 / sums.2
+        } else {
+            0.0
+        }
+    };
+    let layer = |[k, v]: [Sums; 2]| LayerFit {
+        k_lambda: k.0 as f32,
+        k_r2: r2(k) as f32,
+        v_lambda: v.0 as f32,
+        v_r2: r2(v) as f32,
+    };
+    Ok(layers.into_iter().map(layer).collect())
 }
 
 #[cfg(test)]
@@ -290,7 +492,7 @@ pub(super) mod tests {
 
     use super::*;
     use crate::align::{Alignment, Depth};
-    use crate::block::{KeyRope, KvShape};
+    use crate::block::{KeyRope, KvShape, LayerKv};
     use crate::ident::ModelFingerprint;
 
     /// Three source layers feed two target layers: layer 0 feeds 0, layer 2 feeds 1.
@@ -368,10 +570,10 @@ pub(super) mod tests {
 
     pub(in crate::align) fn fitted() -> Bridge {
         let (source, target) = ends();
-        let layer_map = Depth::default().layer_map(3, 2).unwrap();
+        let layer_map = Depth::default().layer_map(3, 2, None).unwrap();
         let mut options = FitOptions::new("depth", "hash", 7, "test 1");
         options.lambdas = vec![1e-9, 1e-2];
-        let mut fitter = BridgeFitter::new(source, target, layer_map, options).unwrap();
+        let mut fitter = BridgeFitter::new(source, target, &layer_map, options).unwrap();
         for context in 0..10 {
             let source = source_block(40, context);
             fitter.add(&source, &target_block(&source)).unwrap();
@@ -421,7 +623,7 @@ pub(super) mod tests {
         let (source, target) = ends();
         let options = FitOptions::new("depth", "hash", 0, "test");
         let layer_map = vec![vec![0], vec![1, 2]];
-        let mut fitter = BridgeFitter::new(source, target, layer_map, options).unwrap();
+        let mut fitter = BridgeFitter::new(source, target, &layer_map, options).unwrap();
         let whole = source_block(10, 1);
         let split = fitter.add(&whole, &target_block(&whole)).unwrap();
         assert_eq!((split, fitter.tokens(Split::Fit)), (Split::Fit, 6));
@@ -441,7 +643,7 @@ pub(super) mod tests {
         let (source, target) = ends();
         let options = FitOptions::new("depth", "hash", 0, "test");
         let map = vec![vec![0], vec![2]];
-        let mut fitter = BridgeFitter::new(source, target, map.clone(), options.clone()).unwrap();
+        let mut fitter = BridgeFitter::new(source, target, &map, options.clone()).unwrap();
         let whole = source_block(10, 1);
         let other = target_block(&whole);
         assert!(matches!(
@@ -467,7 +669,7 @@ pub(super) mod tests {
             fitter.finish(),
             Err(AlignError::TooLittleData { .. })
         ));
-        assert!(BridgeFitter::new(source, target, vec![vec![0]], options.clone()).is_err());
-        assert!(BridgeFitter::new(source, target, vec![vec![0], vec![3]], options).is_err());
+        assert!(BridgeFitter::new(source, target, &[vec![0]], options.clone()).is_err());
+        assert!(BridgeFitter::new(source, target, &[vec![0], vec![3]], options).is_err());
     }
 }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{AlignError, Alignment};
+use super::{AlignError, Alignment, Similarity};
 use crate::ident::ModelFingerprint;
 
 /// Layer `i` feeds layer `i` of the same model; nothing is mapped.
@@ -38,6 +38,7 @@ impl Alignment for Identity {
         &self,
         num_source_layers: usize,
         num_target_layers: usize,
+        _similarity: Option<&Similarity>,
     ) -> Result<Vec<Vec<usize>>, AlignError> {
         if num_source_layers != num_target_layers || num_target_layers == 0 {
             let alignment = Self::NAME;
@@ -67,7 +68,7 @@ mod tests {
             "{error}"
         );
         assert!(matches!(
-            Identity.layer_map(28, 24),
+            Identity.layer_map(28, 24, None),
             Err(AlignError::LayerCounts { .. })
         ));
     }

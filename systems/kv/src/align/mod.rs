@@ -6,26 +6,47 @@
 //! To add an alignment: one file with a type that implements [`Alignment`], one `mod` line
 //! here, one variant in [`AlignmentConfig`] and one line in [`registry`].
 
+mod affine;
+mod all;
 mod bridge;
+mod cka;
 mod config;
+mod cosine;
 mod depth;
 mod fitter;
 mod identity;
+pub mod mapping;
 mod moments;
+mod r2;
 mod registry;
 pub mod ridge;
+mod route;
+mod similarity;
+mod slot;
+mod spectrum;
+mod terminal;
+mod weights;
 
+pub use affine::{Affine, Weights};
+pub use all::All;
 pub use bridge::{
-    Bridge, BridgeEnd, BridgeError, BridgeManifest, LayerFit, LayerWeights, MAX_BRIDGE_BYTES,
-    OtherModels,
+    Bridge, BridgeEnd, BridgeError, BridgeManifest, LayerFit, MAX_BRIDGE_BYTES, OtherModels,
 };
+pub use cka::Cka;
 pub use config::AlignmentConfig;
+pub use cosine::Cosine;
 pub use depth::Depth;
 pub use fitter::{BridgeFitter, FitOptions, Split};
 pub use identity::Identity;
+pub use mapping::{Mapping, MappingConfig, mapping_names, mappings};
 pub use moments::Moments;
+pub use r2::R2;
 pub use registry::{AlignmentEntry, names, registry};
-pub use ridge::Affine;
+pub use route::{Route, TopRoute};
+pub use similarity::{Scores, Similarity, SimilarityFitter};
+pub use slot::{KvSide, Slot};
+pub use terminal::Terminal;
+pub use weights::{Matrix, Storage};
 
 use std::fmt::Debug;
 
@@ -42,6 +63,20 @@ pub enum AlignError {
         name: String,
         /// What exists.
         known: Vec<&'static str>,
+    },
+    /// The name of no mapping.
+    #[error("no mapping is called {name:?}; known are {}", known.join(", "))]
+    UnknownMapping {
+        /// What was asked for, cut to 80 characters.
+        name: String,
+        /// What exists.
+        known: Vec<&'static str>,
+    },
+    /// Weights of tokens that are missing or no weights.
+    #[error("the weights of the tokens do not suit: {reason}")]
+    Weights {
+        /// What is wrong with them.
+        reason: String,
     },
     /// `identity` between different models.
     #[error(
@@ -63,6 +98,14 @@ pub enum AlignError {
         num_source_layers: usize,
         /// Layers of the target.
         num_target_layers: usize,
+    },
+    /// A measured alignment without the measurement that it needs.
+    #[error("alignment {alignment} needs the similarity of the models' layers: {reason}")]
+    Similarity {
+        /// Alignment id.
+        alignment: &'static str,
+        /// What is wrong.
+        reason: String,
     },
     /// A layer map that does not cover the target or names layers that do not exist.
     #[error("the layer map is malformed: {reason}")]
@@ -143,15 +186,30 @@ pub trait Alignment: Debug + Send + Sync {
     ) -> Result<(), AlignError>;
 
     /// For every target layer its source layers, at least one each. The order of a layer's
-    /// sources is the order in which their channels are concatenated.
+    /// sources is the order in which their channels are concatenated. Measured alignments need
+    /// the similarity of the layers, others ignore it.
     ///
     /// # Errors
-    /// [`AlignError::LayerCounts`].
+    /// [`AlignError::LayerCounts`], [`AlignError::Parameter`], or [`AlignError::Similarity`] where
+    /// one is needed and there is none or one of other models.
     fn layer_map(
         &self,
         num_source_layers: usize,
         num_target_layers: usize,
+        similarity: Option<&Similarity>,
     ) -> Result<Vec<Vec<usize>>, AlignError>;
+}
+
+/// Checks a number of source layers for each target layer.
+fn check_sources(sources: usize) -> Result<(), AlignError> {
+    if sources > 0 {
+        return Ok(());
+    }
+    Err(AlignError::Parameter {
+        name: "sources",
+        value: 0.0,
+        allowed: "at least 1",
+    })
 }
 
 /// Checks a layer map against two numbers of layers.
@@ -210,11 +268,31 @@ mod conformance {
 
     #[test]
     fn every_target_layer_is_covered() {
+        // The nearer in relative depth, the more alike.
+        let similarity = |source: usize, target: usize| {
+            let depth = |layer: usize, of: usize| layer as f64 / of as f64;
+            let row = |i| {
+                let score = |j| -(depth(i, target) - depth(j, source)).abs();
+                (0..source).map(score).collect::<Vec<f64>>()
+            };
+            let scores = Scores {
+                k: (0..target).map(row).collect(),
+                v: (0..target).map(row).collect(),
+            };
+            Similarity {
+                cka: scores.clone(),
+                cosine: scores.clone(),
+                r2: scores,
+                fit_tokens: 1,
+                held_out_tokens: 1,
+            }
+        };
         for entry in registry() {
-            let method = (entry.example)().method();
+            let config = (entry.example)();
+            let method = config.method();
             for target in 1..40 {
                 for source in 1..40 {
-                    match method.layer_map(source, target) {
+                    match method.layer_map(source, target, Some(&similarity(source, target))) {
                         Ok(map) => check_layer_map(&map, source, target).unwrap(),
                         Err(error) => {
                             assert_ne!(source, target, "{}: {error}", entry.name);
@@ -222,12 +300,22 @@ mod conformance {
                         }
                     }
                 }
-                let own = method.layer_map(target, target).unwrap();
-                let straight: Vec<_> = (0..target).map(|layer| vec![layer]).collect();
-                assert_eq!(own, straight, "{} between equal depths", entry.name);
+                let own = similarity(target, target);
+                let own = method.layer_map(target, target, Some(&own)).unwrap();
+                for (layer, sources) in own.iter().enumerate() {
+                    let name = entry.name;
+                    assert!(sources.contains(&layer), "{name} between equal depths");
+                    assert!(sources.len() == 1 || sources.len() == target, "{name}");
+                }
             }
-            assert!(method.layer_map(0, 3).is_err());
-            assert!(method.layer_map(3, 0).is_err());
+            assert!(method.layer_map(0, 3, Some(&similarity(0, 3))).is_err());
+            assert!(method.layer_map(3, 0, Some(&similarity(3, 0))).is_err());
+            let other = method.layer_map(3, 3, Some(&similarity(3, 2)));
+            let none = method.layer_map(3, 3, None);
+            for unmeasured in [other, none] {
+                let refused = matches!(unmeasured, Err(AlignError::Similarity { .. }));
+                assert_eq!(refused, config.needs_similarity(), "{}", entry.name);
+            }
         }
     }
 

@@ -1,6 +1,6 @@
 //! The table of alignments, in the order in which reports list them.
 
-use super::{AlignmentConfig, Depth, Identity};
+use super::{AlignmentConfig, All, Cka, Cosine, Depth, Identity, R2, Terminal};
 
 /// One registered alignment.
 #[derive(Debug, Clone, Copy)]
@@ -26,10 +26,40 @@ pub const fn registry() -> &'static [AlignmentEntry] {
             example: || AlignmentConfig::Identity,
         },
         AlignmentEntry {
+            name: Terminal::NAME,
+            summary: "last layer to last layer, walking back",
+            source: "arXiv 2510.03215",
+            example: || AlignmentConfig::Terminal(Terminal::default()),
+        },
+        AlignmentEntry {
             name: Depth::NAME,
-            summary: "layers at the same relative depth, mapped by closed-form ridge",
+            summary: "layers at the same relative depth",
             source: "ridge maps between caches: arXiv 2608.03893",
             example: || AlignmentConfig::Depth(Depth::default()),
+        },
+        AlignmentEntry {
+            name: All::NAME,
+            summary: "every source layer feeds every target layer",
+            source: "baseline",
+            example: || AlignmentConfig::All(All::default()),
+        },
+        AlignmentEntry {
+            name: Cka::NAME,
+            summary: "source layers of the highest linear CKA",
+            source: "arXiv 1905.00414",
+            example: || AlignmentConfig::Cka(Cka::default()),
+        },
+        AlignmentEntry {
+            name: Cosine::NAME,
+            summary: "source layers whose ridge map has the highest held-out cosine",
+            source: "CE-LSLM's similarity of layers, after the map",
+            example: || AlignmentConfig::Cosine(Cosine::default()),
+        },
+        AlignmentEntry {
+            name: R2::NAME,
+            summary: "source layers whose ridge map explains most of held-out text",
+            source: "ridge maps between caches: arXiv 2608.03893",
+            example: || AlignmentConfig::R2(R2::default()),
         },
     ]
 }

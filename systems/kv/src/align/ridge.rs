@@ -1,132 +1,85 @@
 //! Centred ridge regression in closed form, from moments (mapping of arXiv 2608.03893).
 
-use faer::linalg::matmul::matmul;
 use faer::linalg::solvers::Solve;
-use faer::{Accum, Mat, MatMut, MatRef, Par, Side};
-use half::f16;
+use faer::{Mat, Side};
 
-use super::{AlignError, Moments};
-
-/// Name of the mapping in bridges and samples.
-pub const NAME: &str = "ridge";
+use super::affine::Solution;
+use super::moments::Centred;
+use super::{Affine, AlignError, Moments, Storage};
 
 /// Values of lambda to choose from, relative to the mean diagonal of the centred `XᵀX`.
 pub const LAMBDA_GRID: &[f64] = &[1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0];
 
-/// An affine map of rows: `y = mean + gain · (x W + bias − mean)`, the gain given on use.
+/// Solves `W = (XᵀX + λD)⁻¹ XᵀY` on centred moments by Cholesky, for runs of target columns that
+/// may differ in lambda; equations of one lambda are factored once. `blocks` are the widths of
+/// runs of source channels, and `D` is the mean diagonal of each run's part of `XᵀX`, so that
+/// sources of small variance are not shrunk more than those of a large one.
 ///
-/// `mean` is the target's mean over the calibration text: ridge shrinks towards it, and a gain
-/// above one stretches the prediction away from it again.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Affine {
-    pub(super) source_width: usize,
-    pub(super) target_width: usize,
-    /// `[source_width, target_width]`, row-major; every number is exact in fp16.
-    pub(super) weight: Vec<f32>,
-    pub(super) bias: Vec<f32>,
-    pub(super) mean: Vec<f32>,
-}
-
-impl Affine {
-    /// Numbers per source row.
-    #[must_use]
-    pub const fn source_width(&self) -> usize {
-        self.source_width
+/// # Errors
+/// [`AlignError::Parameter`] for a lambda that is not positive, [`AlignError::Singular`] if there
+/// is no stable solution.
+pub(super) fn solve(
+    centred: &Centred,
+    blocks: &[usize],
+    targets: &[(std::ops::Range<usize>, f64)],
+) -> Result<Vec<Mat<f64>>, AlignError> {
+    let p = centred.mean_x.len();
+    let mean_diagonal = |run: std::ops::Range<usize>| {
+        let width = run.len().max(1) as f64;
+        run.map(|i| centred.xtx[(i, i)]).sum::<f64>() / width
+    };
+    let overall = mean_diagonal(0..p);
+    let mut penalty = Vec::with_capacity(p);
+    for width in blocks {
+        let own = mean_diagonal(penalty.len()..penalty.len() + width);
+        // A source that never varies must not make the equations singular.
+        let own = if own > 0.0 { own } else { overall };
+        penalty.resize(penalty.len() + width, own);
     }
-
-    /// Numbers per target row.
-    #[must_use]
-    pub const fn target_width(&self) -> usize {
-        self.target_width
-    }
-
-    /// Weights, `[source_width, target_width]`, row-major.
-    #[must_use]
-    pub fn weight(&self) -> &[f32] {
-        &self.weight
-    }
-
-    /// Maps rows: `x` is `[n, source_width]`, `y` is `[n, target_width]`, both row-major.
-    ///
-    /// # Errors
-    /// [`AlignError::Rows`] when the lengths do not fit together.
-    pub fn apply(&self, x: &[f32], gain: f32, y: &mut [f32]) -> Result<(), AlignError> {
-        let (p, q) = (self.source_width, self.target_width);
-        let rows = x.len() / p;
-        for (found, expected) in [(x.len(), p), (y.len(), q)] {
-            if found != rows * expected {
-                return Err(AlignError::Rows {
-                    expected,
-                    rows,
-                    found,
-                });
+    debug_assert_eq!(penalty.len(), p, "the blocks are all source channels");
+    let mut solutions: Vec<Option<Mat<f64>>> = vec![None; targets.len()];
+    while let Some(open) = solutions.iter().position(Option::is_none) {
+        let lambda = targets[open].1;
+        check_lambda(lambda)?;
+        if overall <= 0.0 {
+            // A source that never varies explains nothing: predict the mean.
+            solutions[open] = Some(Mat::zeros(p, targets[open].0.len()));
+            continue;
+        }
+        let mut regularised = centred.xtx.clone();
+        for (i, penalty) in penalty.iter().enumerate() {
+            regularised[(i, i)] += lambda * penalty;
+        }
+        let factored = regularised.llt(Side::Lower);
+        drop(regularised);
+        let factored = factored.map_err(|_| AlignError::Singular { lambda })?;
+        for ((columns, other), solution) in targets.iter().zip(&mut solutions) {
+            if solution.is_none() && other.to_bits() == lambda.to_bits() {
+                let right = centred.xty.subcols(columns.start, columns.len());
+                *solution = Some(factored.solve(right));
             }
         }
-        matmul(
-            MatMut::from_row_major_slice_mut(y, rows, q),
-            Accum::Replace,
-            MatRef::from_row_major_slice(x, rows, p),
-            MatRef::from_row_major_slice(&self.weight, p, q),
-            gain,
-            Par::Seq,
-        );
-        let offset = |(bias, mean): (&f32, &f32)| mean + gain * (bias - mean);
-        let offsets: Vec<f32> = self.bias.iter().zip(&self.mean).map(offset).collect();
-        for row in y.chunks_exact_mut(q) {
-            row.iter_mut()
-                .zip(&offsets)
-                .for_each(|(y, offset)| *y += offset);
-        }
-        Ok(())
     }
-
-    /// Share of the target's variance that the map explains on other data, at gain one: one
-    /// minus the squared error over the squared distance from that data's own mean, summed
-    /// over channels. 0 where the target does not vary.
-    #[must_use]
-    pub fn r2(&self, held_out: &Moments) -> f64 {
-        if held_out.count() == 0 {
-            return 0.0;
-        }
-        let n = held_out.count() as f64;
-        let (p, q) = (self.source_width, self.target_width);
-        let moments = held_out.centred();
-        let weight = Mat::from_fn(p, q, |i, j| f64::from(self.weight[i * q + j]));
-        let mut spread = Mat::<f64>::zeros(p, q);
-        matmul(
-            &mut spread,
-            Accum::Replace,
-            &moments.xtx,
-            &weight,
-            1.0,
-            Par::Seq,
-        );
-        let mut residual = 0.0;
-        for j in 0..q {
-            let mut predicted_mean = f64::from(self.bias[j]);
-            let (mut explained, mut cross) = (0.0, 0.0);
-            for i in 0..p {
-                let w = weight[(i, j)];
-                predicted_mean += moments.mean_x[i] * w;
-                explained += w * spread[(i, j)];
-                cross += w * moments.xty[(i, j)];
-            }
-            let drift = moments.mean_y[j] - predicted_mean;
-            residual += (moments.yty[j] - 2.0 * cross + explained).max(0.0) + n * drift * drift;
-        }
-        let total: f64 = moments.yty.iter().sum();
-        if total > 0.0 {
-            1.0 - residual / total
-        } else {
-            0.0
-        }
-    }
+    Ok(solutions.into_iter().flatten().collect())
 }
 
-/// Solves `W = (XᵀX + λI)⁻¹ XᵀY` on centred moments by Cholesky, `bias = ȳ − x̄ W`.
+fn check_lambda(lambda: f64) -> Result<(), AlignError> {
+    if lambda > 0.0 && lambda.is_finite() {
+        return Ok(());
+    }
+    let allowed = "a positive number";
+    Err(AlignError::Parameter {
+        name: "lambda",
+        value: lambda,
+        allowed,
+    })
+}
+
+/// Solves for one map of all source to all target channels, `bias = ȳ − x̄ W`, with weights in
+/// fp16.
 ///
-/// `lambda` is relative to the mean diagonal of the centred `XᵀX`. The weights are rounded to
-/// fp16 before the bias is computed, so what is scored is what a bridge file holds.
+/// `lambda` is relative to the mean diagonal of the centred `XᵀX`. The weights are rounded
+/// before the bias is computed, so what is scored is what a bridge file holds.
 ///
 /// # Errors
 /// [`AlignError::TooLittleData`] without data, [`AlignError::Parameter`] for a lambda that is
@@ -141,59 +94,11 @@ pub fn fit(moments: &Moments, lambda: f64) -> Result<Affine, AlignError> {
             needed: 1,
         });
     }
-    if !(lambda > 0.0 && lambda.is_finite()) {
-        let allowed = "a positive number";
-        return Err(AlignError::Parameter {
-            name: "lambda",
-            value: lambda,
-            allowed,
-        });
-    }
-    let (p, q) = (moments.source_width(), moments.target_width());
     let centred = moments.centred();
-    let mean_diagonal = (0..p).map(|i| centred.xtx[(i, i)]).sum::<f64>() / p as f64;
-    let solution = if mean_diagonal > 0.0 {
-        let mut regularised = centred.xtx;
-        for i in 0..p {
-            regularised[(i, i)] += lambda * mean_diagonal;
-        }
-        let singular = |_| AlignError::Singular { lambda };
-        regularised
-            .llt(Side::Lower)
-            .map_err(singular)?
-            .solve(&centred.xty)
-    } else {
-        // A source that never varies explains nothing: predict the mean.
-        Mat::zeros(p, q)
-    };
-    let mut weight = Vec::with_capacity(p * q);
-    let mut bias = centred.mean_y.clone();
-    for i in 0..p {
-        for (j, bias) in bias.iter_mut().enumerate() {
-            let rounded = f16::from_f64(solution[(i, j)]);
-            if !rounded.is_finite() {
-                return Err(AlignError::NotFinite {
-                    what: "fitted weights".to_owned(),
-                });
-            }
-            *bias -= centred.mean_x[i] * rounded.to_f64();
-            weight.push(rounded.to_f32());
-        }
-    }
-    let narrow = |numbers: Vec<f64>| numbers.into_iter().map(|x| x as f32).collect::<Vec<f32>>();
-    let (bias, mean) = (narrow(bias), narrow(centred.mean_y));
-    if !bias.iter().chain(&mean).all(|x| x.is_finite()) {
-        return Err(AlignError::NotFinite {
-            what: "fitted biases".to_owned(),
-        });
-    }
-    Ok(Affine {
-        source_width: p,
-        target_width: q,
-        weight,
-        bias,
-        mean,
-    })
+    let all = 0..moments.target_width();
+    let mut solutions = solve(&centred, &[moments.source_width()], &[(all, lambda)])?;
+    let solution = Solution::Dense(solutions.swap_remove(0));
+    Affine::new(&solution, &centred.mean_x, &centred.mean_y, Storage::F16)
 }
 
 /// The lambda of `grid` whose map, fitted on `fit_on`, explains most of `validation`; the
@@ -266,6 +171,13 @@ mod tests {
             .collect()
     }
 
+    fn weight(affine: &Affine) -> &[f32] {
+        match affine.weights() {
+            crate::align::Weights::Dense(weight) => weight.numbers(),
+            crate::align::Weights::Factored { .. } => &[],
+        }
+    }
+
     fn moments(rows: usize, seed: u64, p: usize, q: usize) -> Moments {
         let x: Vec<f64> = noise(rows * p, seed)
             .iter()
@@ -285,7 +197,7 @@ mod tests {
         for i in 0..p {
             for j in 0..q {
                 let truth = ((i * 3 + j * 5) % 11) as f32 / 8.0 - 0.5;
-                assert!((affine.weight[i * q + j] - truth).abs() < 1e-6);
+                assert!((weight(&affine)[i * q + j] - truth).abs() < 1e-6);
             }
         }
         assert!(affine.r2(&moments(100, 2, p, q)) > 0.999_999_999);
@@ -312,7 +224,7 @@ mod tests {
         let (mut error, mut total) = (0.0, 0.0);
         for (x, y) in x.chunks(p).zip(y.chunks(q)) {
             for (j, y) in y.iter().enumerate() {
-                let weights = (0..p).map(|i| x[i] * f64::from(affine.weight[i * q + j]));
+                let weights = (0..p).map(|i| x[i] * f64::from(weight(&affine)[i * q + j]));
                 let predicted = f64::from(affine.bias[j]) + weights.sum::<f64>();
                 error += (y - predicted).powi(2);
             }
@@ -359,6 +271,57 @@ mod tests {
         );
         assert!(select_lambda(&exact, &Moments::new(p, q), LAMBDA_GRID).is_err());
         assert!(select_lambda(&exact, &exact, &[]).is_err());
+    }
+
+    #[test]
+    fn the_cosine_is_that_of_predictions_and_targets() {
+        let (p, q, rows) = (4, 2, 60);
+        let (x, y) = (noise(rows * p, 3), noise(rows * q, 4));
+        let mut data = Moments::new(p, q);
+        data.add(&x, &y).unwrap();
+        let affine = fit(&data, 1e-6).unwrap();
+        let narrow: Vec<f32> = x.iter().map(|x| *x as f32).collect();
+        let mut found = vec![0.0; rows * q];
+        affine.apply(&narrow, 1.0, &mut found).unwrap();
+        let (mut cross, mut left, mut right) = (0.0, 0.0, 0.0);
+        for j in 0..q {
+            let column = |t: usize| (f64::from(found[t * q + j]), y[t * q + j]);
+            let mean = |pick: fn((f64, f64)) -> f64| {
+                (0..rows).map(|t| pick(column(t))).sum::<f64>() / rows as f64
+            };
+            let (mean_found, mean_y) = (mean(|pair| pair.0), mean(|pair| pair.1));
+            for t in 0..rows {
+                let (found, y) = column(t);
+                let (found, y) = (found - mean_found, y - mean_y);
+                cross += found * y;
+                left += found * found;
+                right += y * y;
+            }
+        }
+        let direct = cross / (left * right).sqrt();
+        assert!((affine.cosine(&data) - direct).abs() < 1e-4, "{direct}");
+        assert!(direct > 0.05, "a fit of noise explains some of it");
+        let exact = moments(400, 1, p, q);
+        assert!(fit(&exact, 1e-9).unwrap().cosine(&exact) > 0.999_999);
+    }
+
+    /// With one penalty for all, a source of a millionth of the variance would be shrunk to
+    /// nothing.
+    #[test]
+    fn sources_of_small_variance_are_not_shrunk_more() {
+        let (rows, scale) = (200, 1e-3);
+        let (large, small) = (noise(rows, 1), noise(rows, 2));
+        let x: Vec<f64> = large
+            .iter()
+            .zip(&small)
+            .flat_map(|(large, small)| [*large, small * scale])
+            .collect();
+        let mut data = Moments::new(2, 1);
+        data.add(&x, &small).unwrap();
+        let solution =
+            |blocks: &[usize]| solve(&data.centred(), blocks, &[(0..1, 1e-3)]).unwrap()[0][(1, 0)];
+        assert!((solution(&[1, 1]) * scale - 1.0).abs() < 0.01);
+        assert!(solution(&[2]) * scale < 0.01);
     }
 
     #[test]
