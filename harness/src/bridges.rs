@@ -1,10 +1,12 @@
 //! Where fitted bridges are, by the alignment that maps through them.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use celslm_kv::AlignmentConfig;
+use celslm_kv::{AlignmentConfig, Bridge};
 
-use crate::config::Config;
+use crate::config::{CloudArm, Config, EvaluationFile, ModelsConfig};
+use crate::evaluation::BridgeInput;
 use crate::exit::Verdict;
 use crate::plan::BridgeFile;
 
@@ -24,6 +26,31 @@ pub fn default_path(
     configs.join("bridges").join(name)
 }
 
+/// The file that an alignment states or implies, and its bytes.
+fn read(
+    alignment: &AlignmentConfig,
+    models: &ModelsConfig,
+    configs: &Path,
+) -> Result<(PathBuf, Vec<u8>), Verdict> {
+    let path = alignment.bridge().map_or_else(
+        || default_path(configs, &models.cloud, &models.edge, alignment),
+        Path::to_owned,
+    );
+    let bytes = std::fs::read(&path).map_err(|error| {
+        Verdict::Config(format!(
+            "alignment {} needs the bridge {}: {error}; fit it with \
+             `celslm align fit --alignment {} --mapping {} --cloud {} --edge {} --text DIR`",
+            alignment.id(),
+            path.display(),
+            alignment.id(),
+            alignment.mapping(),
+            models.cloud,
+            models.edge
+        ))
+    })?;
+    Ok((path, bytes))
+}
+
 /// The bridge file of every alignment in the configuration that maps through one.
 ///
 /// # Errors
@@ -38,32 +65,32 @@ pub fn resolve(
             if !alignment.needs_bridge() || bridges.iter().any(|(known, _)| known == alignment) {
                 continue;
             }
-            let path = alignment.bridge().map_or_else(
-                || {
-                    default_path(
-                        configs,
-                        &config.models.cloud,
-                        &config.models.edge,
-                        alignment,
-                    )
-                },
-                Path::to_owned,
-            );
-            let bytes = std::fs::read(&path).map_err(|error| {
-                Verdict::Config(format!(
-                    "alignment {} needs the bridge {}: {error}; fit it with \
-                     `celslm align fit --alignment {} --mapping {} --cloud {} --edge {} --text DIR`",
-                    alignment.id(),
-                    path.display(),
-                    alignment.id(),
-                    alignment.mapping(),
-                    config.models.cloud,
-                    config.models.edge
-                ))
-            })?;
+            let (path, bytes) = read(alignment, &config.models, configs)?;
             let blake3 = blake3::hash(&bytes).to_hex().to_string();
             bridges.push((alignment.clone(), BridgeFile { path, blake3 }));
         }
+    }
+    Ok(bridges)
+}
+
+/// The bridges of an evaluation's mapped arms, one for each in their order.
+///
+/// # Errors
+/// [`Verdict::Config`] for a bridge that is not there, with the command that fits it, or that is
+/// none.
+pub fn of_evaluation(file: &EvaluationFile, configs: &Path) -> Result<Vec<BridgeInput>, Verdict> {
+    let mut bridges = Vec::new();
+    for arm in &file.evaluation.cloud {
+        let CloudArm::Mapped(arm) = arm else { continue };
+        let (path, bytes) = read(&arm.alignment, &file.models, configs)?;
+        let bridge = Bridge::from_bytes(&bytes)
+            .map_err(|error| Verdict::Config(format!("the bridge {}: {error}", path.display())))?;
+        bridges.push(BridgeInput {
+            blake3: blake3::hash(&bytes).to_hex().to_string(),
+            bytes: bytes.len() as u64,
+            bridge: Arc::new(bridge),
+            path,
+        });
     }
     Ok(bridges)
 }

@@ -282,7 +282,12 @@ impl Catalogue {
         Ok(EvaluationInputs {
             edge_model: self.model("edge", &file.models.edge, source)?,
             draws,
+            cloud_model: match file.evaluation.cloud.is_empty() {
+                true => None,
+                false => Some(self.model("cloud", &file.models.cloud, source)?),
+            },
             artefact: None,
+            bridges: Vec::new(),
         })
     }
 

@@ -83,6 +83,7 @@ pub fn measure_sensitivity(
 ) -> anyhow::Result<Sensitivity> {
     let evaluator = Evaluator {
         model,
+        cloud: None,
         settings: Settings {
             max_tokens: 1,
             chunk_tokens: DEFAULT_CHUNK_TOKENS,
@@ -166,7 +167,8 @@ fn created_by() -> String {
 }
 
 /// What a model's fingerprint and shape are.
-fn end(model: &LoadedModel) -> BridgeEnd {
+#[must_use]
+pub fn end(model: &LoadedModel) -> BridgeEnd {
     BridgeEnd {
         fingerprint: model.decoder.fingerprint(),
         shape: model.decoder.kv_shape(),

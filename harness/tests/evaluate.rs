@@ -170,3 +170,70 @@ fn what_an_evaluation_cannot_do_is_said_before_it_starts() {
     let text = assert_code(&lab.run(&["run", "whole"]), 4);
     assert!(text.contains("squad.json"), "{text}");
 }
+
+#[test]
+fn the_clouds_kv_is_mapped_and_held_against_its_controls() {
+    let lab = Lab::new();
+    let arms = "cloud = [\"alone\", { mapped = { sinks = 0 } }, \
+                { mapped = { alignment = \"depth\", shallow_layers = 5 } }]\n\
+                controls = [\"zero_kv\", \"random_kv\"]";
+    experiment(&lab, "mapped", arms);
+    let missing = assert_code(&lab.run(&["run", "mapped"]), 2);
+    assert!(
+        missing.contains("celslm align fit --alignment depth"),
+        "{missing}"
+    );
+    let text: String = (0..6000)
+        .map(|i| format!("word{} ", i * 7919 % 977))
+        .collect();
+    fs::write(lab.path("text.txt"), text).unwrap();
+    let fit = "align fit --text text.txt --cloud tiny-cloud --edge tiny-edge --tokens 6000";
+    let fit: Vec<&str> = fit.split(' ').chain(["--context-words", "60"]).collect();
+    assert_code(&lab.run(&fit), 0);
+
+    let text = assert_code(&lab.run(&["run", "mapped"]), 0);
+    let found = cells(&lab, "mapped");
+    assert_eq!(found.len(), 6, "{text}");
+    let of = |name: &str| -> &Vec<ContextRow> {
+        let mut cells = found.iter();
+        let cell = cells.find(|(path, _)| path.to_string_lossy().contains(name));
+        cell.unwrap_or_else(|| panic!("{name}: {:?}", found.keys()))
+            .1
+    };
+    let nll = |rows: &[ContextRow]| -> Vec<f64> {
+        let asked = rows.iter().flat_map(|row| &row.questions);
+        asked.map(|question| question.nll).collect()
+    };
+    let reference = nll(of("uncompressed"));
+    // All five layers computed at the edge are the edge's own KV, and nothing is sent.
+    let own = of("depth-ridge-s4-l5");
+    assert_eq!(nll(own), reference);
+    assert!(own.iter().all(|row| row.payload_bytes == 0));
+    let mapped = of("depth-ridge-s0-l0");
+    assert!(mapped.iter().all(|row| row.payload_bytes == row.fp16_bytes));
+    for other in ["depth-ridge-s0-l0", "cloud_alone", "zero_kv", "random_kv"] {
+        assert_ne!(nll(of(other)), reference, "{other}");
+    }
+    // A file that is no bridge, and one that is for other models.
+    let bridges = lab.path("configs/bridges");
+    let bridge = fs::read_dir(&bridges)
+        .unwrap()
+        .next()
+        .unwrap()
+        .unwrap()
+        .path();
+    let swapped = bridges.join("tiny-edge.to.tiny-cloud.depth-ridge.safetensors");
+    fs::copy(&bridge, &swapped).unwrap();
+    fs::write(&bridge, "no bridge").unwrap();
+    let refused = assert_code(&lab.run(&["run", "mapped"]), 2);
+    assert!(refused.contains("tiny-cloud.to.tiny-edge"), "{refused}");
+    let set = [
+        "--set",
+        "models.cloud=\"tiny-edge\"",
+        "--set",
+        "models.edge=\"tiny-cloud\"",
+    ];
+    let args: Vec<&str> = ["run", "mapped"].into_iter().chain(set).collect();
+    let refused = assert_code(&lab.run(&args), 2);
+    assert!(refused.contains("fit one for this pair"), "{refused}");
+}

@@ -1,6 +1,6 @@
 //! One context with everything that arms are measured against.
 
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::sync::Arc;
 
 use celslm_datasets::{Document, Prompt, SCORERS};
@@ -51,6 +51,7 @@ pub struct Case<'a> {
     attended: Vec<Vec<f32>>,
     scores: RefCell<Vec<(ScoredBy, Arc<TokenScores>)>>,
     accounted: bool,
+    source: OnceCell<(Vec<u32>, KvBlock)>,
 }
 
 impl<'a> Case<'a> {
@@ -72,26 +73,7 @@ impl<'a> Case<'a> {
             return Ok(None);
         };
         let prefix = Arc::new(KvPrefix::from_block(&block, model.decoder.rope())?);
-        let mut asked = Vec::with_capacity(document.questions.len());
-        for question in &document.questions {
-            let prompt = Prompt::new(document, question);
-            let gold = question.gold();
-            let preferred = gold.first().map(String::as_str).unwrap_or_default();
-            let gold = model.tokenizer.encode(preferred.trim())?;
-            if gold.is_empty() {
-                return Err(EvaluationError::Arm(format!(
-                    "question {} of {} has an empty answer",
-                    question.id, document.id
-                )));
-            }
-            asked.push(Asked {
-                id: question.id.clone(),
-                prompt: model.private_tokens(&prompt.system, &prompt.user)?,
-                gold,
-                answers: question.answers.clone(),
-                answerable: question.answerable,
-            });
-        }
+        let asked = Self::asked_of(model, document)?;
         let mut rows = Vec::with_capacity(asked.len());
         let mut reference = Vec::with_capacity(asked.len());
         let sequences: Vec<_> = asked.iter().map(|asked| (&prefix, asked)).collect();
@@ -120,7 +102,52 @@ impl<'a> Case<'a> {
             attended,
             scores: RefCell::default(),
             accounted: true,
+            source: OnceCell::new(),
         }))
+    }
+
+    /// A document's questions in a model's tokens.
+    pub(crate) fn asked_of(
+        model: &LoadedModel,
+        document: &Document,
+    ) -> Result<Vec<Asked>, EvaluationError> {
+        let mut asked = Vec::with_capacity(document.questions.len());
+        for question in &document.questions {
+            let prompt = Prompt::new(document, question);
+            let gold = question.gold();
+            let preferred = gold.first().map(String::as_str).unwrap_or_default();
+            let gold = model.tokenizer.encode(preferred.trim())?;
+            if gold.is_empty() {
+                return Err(EvaluationError::Arm(format!(
+                    "question {} of {} has an empty answer",
+                    question.id, document.id
+                )));
+            }
+            asked.push(Asked {
+                id: question.id.clone(),
+                prompt: model.private_tokens(&prompt.system, &prompt.user)?,
+                gold,
+                answers: question.answers.clone(),
+                answerable: question.answerable,
+            });
+        }
+        Ok(asked)
+    }
+
+    /// The context's tokens and pre-RoPE KV in the cloud's model, computed at their first use.
+    pub(crate) fn source(
+        &self,
+        evaluator: &Evaluator<'_>,
+    ) -> Result<&(Vec<u32>, KvBlock), EvaluationError> {
+        if let Some(source) = self.source.get() {
+            return Ok(source);
+        }
+        let cloud = evaluator.cloud()?;
+        let tokens = cloud.context_tokens(&Prompt::system(self.document))?;
+        let block = cloud.decoder.context_kv(&tokens, || true)?;
+        let stopped = || EvaluationError::Arm("the prefill was stopped".to_owned());
+        let source = (tokens, block.ok_or_else(stopped)?);
+        Ok(self.source.get_or_init(|| source))
     }
 
     /// The case with or without accounts of what its payloads are spent on, which cost a second

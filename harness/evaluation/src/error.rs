@@ -1,6 +1,6 @@
 //! Why an evaluation cannot go on.
 
-use celslm_kv::{ChunkError, KvError};
+use celslm_kv::{AlignError, ChunkError, KvError};
 use celslm_model::ModelError;
 
 /// Why one arm could not be evaluated on one context.
@@ -13,6 +13,9 @@ pub enum EvaluationError {
     /// Chunks could not be made or read.
     #[error("encode and decode the KV")]
     Chunk(#[from] ChunkError),
+    /// KV that a bridge cannot map.
+    #[error("map the KV")]
+    Align(#[from] AlignError),
     /// KV of the wrong shape.
     #[error("put the KV together")]
     Kv(#[from] KvError),

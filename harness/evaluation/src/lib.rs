@@ -14,6 +14,7 @@ pub mod arm;
 mod case;
 mod distortion;
 mod error;
+mod noise;
 mod sensitivity;
 
 pub use arm::{Arm, Served};
@@ -46,13 +47,24 @@ pub struct Settings {
 
 /// Evaluates arms on contexts with the edge's model.
 pub struct Evaluator<'a> {
-    /// The model that answers.
+    /// The edge's model, which answers.
     pub model: &'a LoadedModel,
+    /// The cloud's, for arms that need it.
+    pub cloud: Option<&'a LoadedModel>,
     /// The settings.
     pub settings: Settings,
 }
 
-impl Evaluator<'_> {
+impl<'a> Evaluator<'a> {
+    /// The cloud's model.
+    ///
+    /// # Errors
+    /// [`EvaluationError::Arm`] where there is none.
+    pub(crate) fn cloud(&self) -> Result<&'a LoadedModel, EvaluationError> {
+        let missing = || EvaluationError::Arm("the cloud's model was not loaded".to_owned());
+        self.cloud.ok_or_else(missing)
+    }
+
     /// What one arm does with one context. `arm` is `None` for the reference: the context's own KV,
     /// as it was computed.
     ///
@@ -105,9 +117,10 @@ impl Evaluator<'_> {
         let mut sequences = Vec::new();
         let mut owners = Vec::new();
         for (index, prefix) in &prefixes {
-            let Ok(row) = &mut rows[*index] else { continue };
-            if arms[*index].1.is_none() {
-                row.questions = case.reference_rows();
+            if rows[*index]
+                .as_ref()
+                .is_ok_and(|row| !row.questions.is_empty())
+            {
                 continue;
             }
             for (question, asked) in case.asked().iter().enumerate() {
@@ -125,7 +138,7 @@ impl Evaluator<'_> {
         Ok(rows)
     }
 
-    /// A row without its questions.
+    /// A row without the questions that the arm leaves to the evaluator.
     fn unanswered(
         &self,
         cell_id: &str,
@@ -153,7 +166,7 @@ impl Evaluator<'_> {
             encode_ns: served.encode_ns,
             decode_ns: served.decode_ns,
             layers,
-            questions: Vec::new(),
+            questions: served.answered.clone().unwrap_or_default(),
         })
     }
 }

@@ -1,7 +1,9 @@
 //! Evaluations of a random-weight model: what must hold whatever a model says.
 
 use celslm_datasets::{Document, Question};
-use celslm_evaluation::arm::{Coded, NoContext, WrongContext};
+use celslm_evaluation::arm::{
+    CloudAlone, Coded, Mapped, NoContext, RandomKv, WrongContext, ZeroKv,
+};
 use celslm_evaluation::{Arm, Case, Evaluator, Sensitivity, Settings};
 use celslm_kv::{BlockSpec, CodecConfig, KvChunk};
 use celslm_model::LoadedModel;
@@ -63,6 +65,7 @@ fn rows(
     arms: &[&dyn Arm],
 ) -> Vec<ContextRow> {
     let evaluator = Evaluator {
+        cloud: Some(model),
         model,
         settings: settings(batch),
     };
@@ -192,6 +195,7 @@ fn sensitivities_are_measured_for_every_place() {
     let model = model();
     let document = document("lantern", ["lantern", "a lantern", "the third lantern"]);
     let evaluator = Evaluator {
+        cloud: None,
         model: &model,
         settings: settings(3),
     };
@@ -220,4 +224,103 @@ fn sensitivities_are_measured_for_every_place() {
     // Both channels of a rotated pair matter alike.
     assert_eq!(factors[1][0], factors[1][16]);
     assert_ne!(factors[1][0], factors[1][1]);
+}
+
+/// A bridge from the model to itself, which a ridge finds to be the identity.
+fn straight(model: &LoadedModel) -> celslm_kv::Bridge {
+    use celslm_kv::align::{Alignment as _, BridgeEnd, BridgeFitter, Depth, FitOptions};
+    let shape = model.decoder.kv_shape();
+    let end = BridgeEnd {
+        fingerprint: model.decoder.fingerprint(),
+        shape,
+    };
+    let map = Depth::default()
+        .layer_map(shape.num_layers, shape.num_layers, None)
+        .unwrap();
+    let options = FitOptions::new("depth", "none", 0, "test");
+    let mut fitter = BridgeFitter::new(end, end, &map, options).unwrap();
+    for context in 0..10 {
+        let text: String = (0..60)
+            .map(|i| format!("word{} ", (i * 7919 + context * 104_729) % 977))
+            .collect();
+        let tokens = model.context_tokens(&text).unwrap();
+        let block = model.decoder.context_kv(&tokens, || true).unwrap().unwrap();
+        fitter.add(&block, &block).unwrap();
+    }
+    fitter.finish().unwrap()
+}
+
+#[test]
+fn a_mapped_arm_is_the_reference_where_nothing_is_mapped_and_near_it_where_the_map_is_straight() {
+    let model = model();
+    let bridge = std::sync::Arc::new(straight(&model));
+    let mapped = |sinks, shallow_layers| Mapped {
+        bridge: bridge.clone(),
+        sinks,
+        shallow_layers,
+    };
+    let document = document("lantern", ["lantern", "a lantern", "the third lantern"]);
+    let own = [mapped(10_000, 0), mapped(0, 3)];
+    let (whole, part) = (mapped(0, 0), mapped(4, 1));
+    let random = RandomKv { seed: 1 };
+    let arms: [&dyn Arm; 7] = [
+        &CloudAlone,
+        &own[0],
+        &own[1],
+        &whole,
+        &part,
+        &ZeroKv,
+        &random,
+    ];
+    let found = rows(&model, 8, &document, &arms);
+    let nll = |row: &ContextRow| -> Vec<f64> { row.questions.iter().map(|q| q.nll).collect() };
+    let reference = nll(&found[0]);
+    for exact in &found[1..4] {
+        assert_eq!(nll(exact), reference);
+    }
+    let away = |row: &ContextRow| -> f64 {
+        let pairs = nll(row).into_iter().zip(reference.clone());
+        pairs.map(|(x, y)| (x - y).abs()).fold(0.0, f64::max)
+    };
+    let away: Vec<f64> = found[4..].iter().map(away).collect();
+    // Sinks are what no map hits: without them the answers are further off.
+    let [no_sinks, straight, blank @ ..] = &away[..] else {
+        panic!("four arms");
+    };
+    assert!(*straight > 0.0 && straight * 4.0 < *no_sinks, "{away:?}");
+    assert!(blank.iter().all(|x| straight * 4.0 < *x), "{away:?}");
+    // Bytes of what is mapped, and of nothing else.
+    let bytes: Vec<u64> = found.iter().map(|row| row.payload_bytes).collect();
+    let (all, tokens) = (found[0].fp16_bytes, found[0].context_tokens);
+    assert_eq!(bytes[..5], [0, 0, 0, 0, all]);
+    assert_eq!(bytes[5], all / tokens * (tokens - 4) * 2 / 3);
+    // The first layer is the edge's own; what follows is nearly that.
+    assert_eq!(found[5].layers[0].k_mse, 0.0);
+    for layer in &found[5].layers[1..] {
+        assert!(layer.k_mse < 0.1 * layer.k_variance, "{layer:?}");
+    }
+    for row in &found[6..] {
+        for layer in &row.layers {
+            assert!(layer.k_mse > 0.5 * layer.k_variance, "{layer:?}");
+        }
+    }
+}
+
+#[test]
+fn arms_of_the_cloud_say_that_its_model_is_missing() {
+    let model = model();
+    let evaluator = Evaluator {
+        model: &model,
+        cloud: None,
+        settings: settings(2),
+    };
+    let (document, other) = (
+        document("lantern", ["a", "b", "c"]),
+        document("pebble", ["a", "b", "c"]),
+    );
+    let case = Case::new(&evaluator, &document, &other, || true)
+        .unwrap()
+        .unwrap();
+    let error = evaluator.row("cell", &case, Some(&CloudAlone)).unwrap_err();
+    assert!(error.to_string().contains("cloud's model"), "{error}");
 }

@@ -16,8 +16,8 @@ use celslm::evaluation::{
 use celslm::exit::{ExitCode, Verdict};
 use celslm::manifest::RunState;
 use celslm::reporting;
-use celslm::{artefacts, clock};
-use celslm_model::store::{BarProgress, ModelStore};
+use celslm::{artefacts, bridges, clock};
+use celslm_model::store::{BarProgress, ModelSpec, ModelStore};
 use celslm_reports::evaluation::ContextRow;
 use celslm_systems::LoadedModel;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -41,6 +41,7 @@ pub(crate) fn run(
     let codecs = file.codecs().into_iter().map(|(_, codec)| codec);
     let artefact = artefacts::resolve(codecs, &file.models, catalogue.root())?;
     inputs.artefact = artefact.map(|file| file.artefact);
+    inputs.bridges = bridges::of_evaluation(&file, catalogue.root())?;
     let plan = EvaluationPlan::new(&file, &inputs)?;
     let dir = Path::new(&args.out).join(&file.experiment.name);
     if args.dry_run {
@@ -118,14 +119,30 @@ fn evaluate(
     celslm_model::set_threads(super::edge::threads(file.evaluation.threads))?;
     let models = ModelStore::open_default()?;
     let mut progress = BarProgress::new().cancel_on(Arc::clone(stop));
-    let path = models.fetch(&inputs.edge_model, &mut progress)?;
-    eprintln!("loading {}", inputs.edge_model.name);
-    let model = LoadedModel::load(&path).context("load the model")?;
+    let mut load = |spec: &ModelSpec| {
+        let path = models.fetch(spec, &mut progress)?;
+        eprintln!("loading {}", spec.name);
+        LoadedModel::load(&path).context("load the model")
+    };
+    let model = load(&inputs.edge_model)?;
+    let cloud = inputs.cloud_model.as_ref().map(load).transpose()?;
+    if let Some(cloud) = &cloud {
+        for input in &inputs.bridges {
+            let ends = [cloud, &model].map(celslm::fit::end);
+            input
+                .bridge
+                .check_models(&ends[0], &ends[1])
+                .map_err(|error| {
+                    Verdict::Config(format!("the bridge {}: {error}", input.path.display()))
+                })?;
+        }
+    }
     let evaluation = Evaluation {
         file,
         inputs,
         plan,
         model: &model,
+        cloud: cloud.as_ref(),
         stop,
     };
     evaluation.run(store, screen)

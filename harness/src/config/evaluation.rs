@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 
 use celslm_datasets::DatasetConfig;
+use celslm_kv::AlignmentConfig;
+use celslm_kv::align::Depth;
 use celslm_kv::codec::CodecConfig;
 use serde::{Deserialize, Serialize};
 
@@ -38,6 +40,8 @@ pub struct EvaluationConfig {
     pub codecs: Vec<CodecConfig>,
     /// Families of codec chains: one method at all of its settings; see `celslm ls families`.
     pub families: Vec<String>,
+    /// Arms in which the cloud's model takes part: alone, or with its KV mapped for the edge.
+    pub cloud: Vec<CloudArm>,
     /// Controls, which a method must beat to have shown anything.
     pub controls: Vec<Control>,
     /// Tokens of one KV chunk.
@@ -57,6 +61,7 @@ impl Default for EvaluationConfig {
             datasets: vec![DatasetConfig::default()],
             codecs: Vec::new(),
             families: Vec::new(),
+            cloud: Vec::new(),
             controls: vec![Control::NoContext, Control::WrongContext],
             chunk_tokens: 256,
             max_tokens: 32,
@@ -74,6 +79,42 @@ pub enum Control {
     NoContext,
     /// Another document of the set.
     WrongContext,
+    /// Zeros in place of keys and values, but for the first four tokens.
+    ZeroKv,
+    /// Normal numbers with each channel's mean and variance, but for the first four tokens.
+    RandomKv,
+}
+
+/// An arm in which the cloud's model takes part: `"alone"`, or `{ mapped = { sinks = 4 } }`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum CloudArm {
+    /// The cloud's model reads everything and answers.
+    Alone,
+    /// Its KV of the context, through a bridge, for the edge's model to answer from.
+    Mapped(MappedArm),
+}
+
+/// `mapped = { … }`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MappedArm {
+    /// The alignment, with its mapping and, where it is not the pair's default one, its bridge.
+    pub alignment: AlignmentConfig,
+    /// First tokens whose keys and values are the edge's own.
+    pub sinks: usize,
+    /// Layers of the context that the edge computes itself.
+    pub shallow_layers: usize,
+}
+
+impl Default for MappedArm {
+    fn default() -> Self {
+        Self {
+            alignment: AlignmentConfig::Depth(Depth::default()),
+            sinks: 4,
+            shallow_layers: 0,
+        }
+    }
 }
 
 impl Control {
@@ -83,6 +124,8 @@ impl Control {
         match self {
             Self::NoContext => "no_context",
             Self::WrongContext => "wrong_context",
+            Self::ZeroKv => "zero_kv",
+            Self::RandomKv => "random_kv",
         }
     }
 }
@@ -111,6 +154,20 @@ impl EvaluationFile {
             if !range.contains(&value) {
                 let message = format!("{value}; use {} to {}", range.start(), range.end());
                 return fail(path, &message);
+            }
+        }
+        for (index, arm) in own.cloud.iter().enumerate() {
+            let CloudArm::Mapped(arm) = arm else { continue };
+            if !arm.alignment.needs_bridge() {
+                let path = format!("evaluation.cloud.{index}.mapped.alignment");
+                let message = "this alignment maps nothing: its KV is the reference's";
+                return fail(&path, message);
+            }
+            for (field, value) in [("sinks", arm.sinks), ("shallow_layers", arm.shallow_layers)] {
+                if value > 1024 {
+                    let path = format!("evaluation.cloud.{index}.mapped.{field}");
+                    return fail(&path, &format!("{value}; use 0 to 1024"));
+                }
             }
         }
         if own.datasets.is_empty() {

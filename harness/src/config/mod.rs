@@ -13,7 +13,7 @@ mod serving;
 mod source;
 
 pub use error::ConfigError;
-pub use evaluation::{Control, EvaluationConfig, EvaluationFile};
+pub use evaluation::{CloudArm, Control, EvaluationConfig, EvaluationFile, MappedArm};
 pub use overrides::Override;
 pub use sections::{
     CloudCompute, CloudConfig, Config, DeploymentConfig, EdgeConfig, ExperimentConfig,

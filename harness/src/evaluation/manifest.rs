@@ -39,6 +39,9 @@ pub struct EvaluationManifest {
     pub datasets: Vec<DatasetRecord>,
     /// Id of the codec artefact, where one is used.
     pub artefact: Option<String>,
+    /// BLAKE3 (hex) of the bridges that arms map through, in the order of the arms.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub bridges: Vec<String>,
     /// The root seed and the seeds derived from it, by name.
     pub seeds: BTreeMap<String, u64>,
     /// The machine.
@@ -61,9 +64,20 @@ impl EvaluationManifest {
             cells: plan.arms.len(),
             sessions: vec![SessionRecord::begin()],
             build: Build::current(),
-            models: BTreeMap::from([("edge".to_owned(), ModelRecord::new(&inputs.edge_model))]),
+            models: [
+                ("edge", Some(&inputs.edge_model)),
+                ("cloud", inputs.cloud_model.as_ref()),
+            ]
+            .into_iter()
+            .filter_map(|(role, model)| Some((role.to_owned(), ModelRecord::new(model?))))
+            .collect(),
             datasets: inputs.draws.iter().map(DatasetRecord::new).collect(),
             artefact: inputs.artefact.as_ref().map(|a| a.id().to_string()),
+            bridges: inputs
+                .bridges
+                .iter()
+                .map(|bridge| bridge.blake3.clone())
+                .collect(),
             seeds: BTreeMap::from([
                 ("root".to_owned(), seed),
                 ("dataset".to_owned(), Seeds::new(seed).derive("dataset")),

@@ -13,6 +13,6 @@ mod run;
 mod store;
 
 pub use manifest::EvaluationManifest;
-pub use plan::{ArmSpec, EvaluationInputs, EvaluationPlan, PlannedArm};
+pub use plan::{ArmSpec, BridgeInput, EvaluationInputs, EvaluationPlan, PlannedArm};
 pub use run::{Evaluation, Progress};
 pub use store::{EvaluationStore, Found};

@@ -1,14 +1,16 @@
 //! Which arms meet which contexts.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
+use celslm_kv::Bridge;
 use celslm_kv::codec::{CodecArtefact, CodecConfig, CodecContext, Family, families};
 use celslm_model::store::ModelSpec;
 use celslm_reports::evaluation::{ArmIdentity, ArmKind};
 use serde::Serialize;
 
 use crate::artefacts::name;
-use crate::config::{Control, EvaluationFile};
+use crate::config::{CloudArm, Control, EvaluationFile};
 use crate::exit::Verdict;
 use crate::plan::{DatasetDraw, cell_id, content_hash};
 
@@ -19,8 +21,25 @@ pub struct EvaluationInputs {
     pub edge_model: ModelSpec,
     /// The data sets, as drawn.
     pub draws: Vec<DatasetDraw>,
+    /// The cloud's model, where an arm needs it.
+    pub cloud_model: Option<ModelSpec>,
     /// What chains with fitted stages use.
     pub artefact: Option<Arc<CodecArtefact>>,
+    /// The bridges of mapped arms, one for each in their order.
+    pub bridges: Vec<BridgeInput>,
+}
+
+/// A bridge as read.
+#[derive(Debug, Clone)]
+pub struct BridgeInput {
+    /// Its file.
+    pub path: PathBuf,
+    /// BLAKE3 (hex) of the file.
+    pub blake3: String,
+    /// Bytes of the file, which the end that maps holds beforehand.
+    pub bytes: u64,
+    /// The bridge.
+    pub bridge: Arc<Bridge>,
 }
 
 /// What an arm is.
@@ -32,6 +51,17 @@ pub enum ArmSpec {
     Codec(CodecConfig),
     /// A control.
     Control(Control),
+    /// The cloud's model, which answers itself.
+    CloudAlone,
+    /// The cloud's KV through a bridge.
+    Mapped {
+        /// Index in [`EvaluationInputs::bridges`].
+        bridge: usize,
+        /// First tokens that are the edge's own.
+        sinks: usize,
+        /// Layers that are the edge's own.
+        shallow_layers: usize,
+    },
 }
 
 /// One arm over one data set.
@@ -63,6 +93,12 @@ struct Content<'a> {
     chunk_tokens: usize,
     max_tokens: usize,
     arm: &'a str,
+    /// The cloud's model, for arms that depend on it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cloud: Option<String>,
+    /// Hash of the bridge, for arms that depend on one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bridge: Option<&'a str>,
 }
 
 impl EvaluationPlan {
@@ -96,18 +132,15 @@ impl EvaluationPlan {
             ));
         }
         for (family, config) in file.codecs() {
-            let bound = config.build_with(&context).map_err(|error| {
-                Verdict::Config(format!(
-                    "codec {}: {error}; fit an artefact with `celslm codec fit --model {} --text DIR`",
-                    name(&config),
-                    file.models.edge
-                ))
-            })?;
+            let bound = config
+                .build_with(&context)
+                .map_err(|error| Verdict::Config(format!("codec {}: {error}", name(&config))))?;
             let spec = ArmSpec::Codec(bound.config().clone());
             if kinds.iter().all(|(_, _, _, other)| *other != spec) {
                 kinds.push((ArmKind::Method, family, name(&config), spec));
             }
         }
+        kinds.extend(cloud_arms(&own.cloud, inputs));
         let mut arms = Vec::new();
         let mut hashes = Vec::new();
         for (draw, set) in inputs.draws.iter().enumerate() {
@@ -115,6 +148,10 @@ impl EvaluationPlan {
             for (kind, family, name, spec) in &kinds {
                 let codec = match spec {
                     ArmSpec::Codec(config) => Some(config.id()),
+                    _ => None,
+                };
+                let bridge = match spec {
+                    ArmSpec::Mapped { bridge, .. } => inputs.bridges.get(*bridge),
                     _ => None,
                 };
                 let content = Content {
@@ -131,10 +168,21 @@ impl EvaluationPlan {
                     chunk_tokens: own.chunk_tokens,
                     max_tokens: own.max_tokens,
                     arm: codec.as_deref().unwrap_or(name),
+                    cloud: match spec {
+                        ArmSpec::CloudAlone | ArmSpec::Mapped { .. } => inputs
+                            .cloud_model
+                            .as_ref()
+                            .map(|model| model.sha256.to_string()),
+                        _ => None,
+                    },
+                    bridge: bridge.map(|bridge| bridge.blake3.as_str()),
                 };
                 let hash = content_hash(&content)
                     .map_err(|error| Verdict::Config(format!("hash the plan: {error}")))?;
-                let needs = matches!(spec, ArmSpec::Codec(config) if config.needs_artefact());
+                let artefact_bytes = match spec {
+                    ArmSpec::Codec(config) if config.needs_artefact() => artefact_bytes,
+                    _ => bridge.map_or(0, |bridge| bridge.bytes),
+                };
                 arms.push(PlannedArm {
                     identity: ArmIdentity {
                         cell_id: cell_id(&[&dataset, name], &hash),
@@ -143,7 +191,7 @@ impl EvaluationPlan {
                         family: family.clone(),
                         name: name.clone(),
                         codec,
-                        artefact_bytes: if needs { artefact_bytes } else { 0 },
+                        artefact_bytes,
                     },
                     spec: spec.clone(),
                     draw,
@@ -185,6 +233,39 @@ impl EvaluationFile {
         });
         listed.chain(swept).collect()
     }
+}
+
+/// The arms in which the cloud's model takes part: kind, family, name and what each is.
+fn cloud_arms(
+    arms: &[CloudArm],
+    inputs: &EvaluationInputs,
+) -> Vec<(ArmKind, String, String, ArmSpec)> {
+    let mut bridges = inputs.bridges.iter().enumerate();
+    let mut found = Vec::new();
+    for arm in arms {
+        let (family, name, spec) = match arm {
+            CloudArm::Alone => {
+                let name = "cloud_alone".to_owned();
+                (name.clone(), name, ArmSpec::CloudAlone)
+            }
+            CloudArm::Mapped(arm) => {
+                // One for each mapped arm, in their order.
+                let Some((index, input)) = bridges.next() else {
+                    continue;
+                };
+                let method = format!("{}-{}", input.bridge.alignment(), input.bridge.mapping());
+                let name = format!("{method}-s{}-l{}", arm.sinks, arm.shallow_layers);
+                let spec = ArmSpec::Mapped {
+                    bridge: index,
+                    sinks: arm.sinks,
+                    shallow_layers: arm.shallow_layers,
+                };
+                (method, name, spec)
+            }
+        };
+        found.push((ArmKind::Method, family, name, spec));
+    }
+    found
 }
 
 /// The family that has a chain among its settings, or else its stages without their parameters.

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use celslm_evaluation::arm::{Coded, NoContext, WrongContext};
+use celslm_evaluation::arm::{
+    CloudAlone, Coded, Mapped, NoContext, RandomKv, WrongContext, ZeroKv,
+};
 use celslm_evaluation::{Arm, Case, Evaluator, Settings};
 use celslm_kv::codec::CodecContext;
 use celslm_kv::{BlockSpec, KvChunk};
@@ -12,6 +14,7 @@ use celslm_reports::evaluation::ContextRow;
 
 use super::{ArmSpec, EvaluationInputs, EvaluationPlan, EvaluationStore, PlannedArm};
 use crate::config::{Control, EvaluationFile};
+use crate::plan::Seeds;
 
 /// Contexts between two whose byte accounts are taken: an account costs a second decoding.
 const ACCOUNTED_EVERY: usize = 8;
@@ -32,8 +35,10 @@ pub struct Evaluation<'a> {
     pub inputs: &'a EvaluationInputs,
     /// The plan.
     pub plan: &'a EvaluationPlan,
-    /// The model that answers.
+    /// The edge's model, which answers.
     pub model: &'a LoadedModel,
+    /// The cloud's, where an arm needs it.
+    pub cloud: Option<&'a LoadedModel>,
     /// Ends it after the current row.
     pub stop: &'a AtomicBool,
 }
@@ -51,6 +56,7 @@ impl Evaluation<'_> {
         let own = &self.file.evaluation;
         let evaluator = Evaluator {
             model: self.model,
+            cloud: self.cloud,
             settings: Settings {
                 max_tokens: own.max_tokens,
                 chunk_tokens: own.chunk_tokens,
@@ -108,6 +114,20 @@ impl Evaluation<'_> {
             ArmSpec::Reference => None,
             ArmSpec::Control(Control::NoContext) => Some(Box::new(NoContext)),
             ArmSpec::Control(Control::WrongContext) => Some(Box::new(WrongContext)),
+            ArmSpec::Control(Control::ZeroKv) => Some(Box::new(ZeroKv)),
+            ArmSpec::Control(Control::RandomKv) => Some(Box::new(RandomKv {
+                seed: Seeds::new(self.file.experiment.seed).derive("random_kv"),
+            })),
+            ArmSpec::CloudAlone => Some(Box::new(CloudAlone)),
+            ArmSpec::Mapped {
+                bridge,
+                sinks,
+                shallow_layers,
+            } => Some(Box::new(Mapped {
+                bridge: Arc::clone(&self.inputs.bridges[*bridge].bridge),
+                sinks: *sinks,
+                shallow_layers: *shallow_layers,
+            })),
             ArmSpec::Codec(config) => {
                 let context = self
                     .inputs

@@ -72,6 +72,7 @@ impl Arm for Coded {
             decoded: Some(decoded),
             encode_ns: encoded.saturating_sub(start),
             decode_ns: decoded_at.saturating_sub(encoded),
+            answered: None,
         })
     }
 }

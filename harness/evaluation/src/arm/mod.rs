@@ -1,17 +1,24 @@
 //! Arms: what an edge holds of a context in the end, one file for each way to get there.
 
+mod blank;
+mod cloud;
 mod coded;
+mod mapped;
 mod other;
 
+pub use blank::{RandomKv, ZeroKv};
+pub use cloud::CloudAlone;
 pub use coded::Coded;
+pub use mapped::Mapped;
 pub use other::{NoContext, WrongContext};
 
 use std::fmt::Debug;
 use std::sync::Arc;
 
-use celslm_kv::LayerKv;
+use celslm_kv::{BlockSpec, KvBlock, LayerKv};
 use celslm_model::KvPrefix;
-use celslm_reports::evaluation::BytePart;
+use celslm_reports::evaluation::{BytePart, QuestionRow};
+use half::f16;
 
 use crate::{Case, EvaluationError, Evaluator};
 
@@ -40,6 +47,9 @@ pub struct Served {
     pub encode_ns: u64,
     /// Time to decode on one thread, ns.
     pub decode_ns: u64,
+    /// The answers, where the arm has them itself: the reference, and arms in which another model
+    /// answers.
+    pub answered: Option<Vec<QuestionRow>>,
 }
 
 /// Decoded pre-RoPE KV by layer, with the positions that each layer lacks.
@@ -54,7 +64,31 @@ impl Served {
     /// The context's own KV, of which nothing is sent.
     #[must_use]
     pub fn own(case: &Case<'_>) -> Self {
-        Self::unsent(case.prefix().clone())
+        Self {
+            answered: Some(case.reference_rows()),
+            ..Self::unsent(case.prefix().clone())
+        }
+    }
+
+    /// Layers of all the context's tokens, pre-RoPE; what crossed the link for them is for the arm
+    /// to say.
+    ///
+    /// # Errors
+    /// Layers of another shape.
+    pub fn of_layers(
+        evaluator: &Evaluator<'_>,
+        case: &Case<'_>,
+        layers: Vec<LayerKv>,
+    ) -> Result<Self, EvaluationError> {
+        let block = KvBlock::from_spec(case.block().spec().clone(), layers)?;
+        let prefix = KvPrefix::from_block(&block, evaluator.model.decoder.rope())?;
+        Ok(Self {
+            decoded: Some(Decoded {
+                dropped: vec![Vec::new(); block.layers().len()],
+                layers: block.into_layers(),
+            }),
+            ..Self::unsent(Arc::new(prefix))
+        })
     }
 
     /// KV that was not sent.
@@ -68,6 +102,25 @@ impl Served {
             parts: Vec::new(),
             encode_ns: 0,
             decode_ns: 0,
+            answered: None,
         }
+    }
+}
+
+/// A layer whose first `tokens` tokens are those of `own`.
+fn own_start(other: &LayerKv, own: &LayerKv, spec: &BlockSpec, tokens: usize) -> LayerKv {
+    let (all, head_dim) = (spec.num_tokens(), spec.shape.head_dim);
+    let taken = tokens.min(all) * head_dim;
+    let side = |other: &[f16], own: &[f16]| -> Vec<f16> {
+        let heads = other.chunks_exact(all * head_dim);
+        heads
+            .zip(own.chunks_exact(all * head_dim))
+            .flat_map(|(other, own)| own[..taken].iter().chain(&other[taken..]))
+            .copied()
+            .collect()
+    };
+    LayerKv {
+        k: side(&other.k, &own.k),
+        v: side(&other.v, &own.v),
     }
 }
