@@ -3,7 +3,6 @@
 use serde::{Deserialize, Serialize};
 
 use super::{AlignError, Alignment, Route, Similarity};
-use crate::ident::ModelFingerprint;
 
 /// All source layers, in order, for every target layer.
 ///
@@ -21,14 +20,6 @@ impl All {
 impl Alignment for All {
     fn id(&self) -> &'static str {
         Self::NAME
-    }
-
-    fn check_models(
-        &self,
-        _source: &ModelFingerprint,
-        _target: &ModelFingerprint,
-    ) -> Result<(), AlignError> {
-        Ok(())
     }
 
     fn layer_map(

@@ -3,7 +3,6 @@
 use serde::{Deserialize, Serialize};
 
 use super::{AlignError, Alignment, Scores, Similarity, TopRoute};
-use crate::ident::ModelFingerprint;
 
 /// The `sources` source layers of the highest linear CKA with the target layer (Kornblith et al.,
 /// arXiv 1905.00414), keys and values averaged.
@@ -22,14 +21,6 @@ impl Cka {
 impl Alignment for Cka {
     fn id(&self) -> &'static str {
         Self::NAME
-    }
-
-    fn check_models(
-        &self,
-        _source: &ModelFingerprint,
-        _target: &ModelFingerprint,
-    ) -> Result<(), AlignError> {
-        Ok(())
     }
 
     fn layer_map(

@@ -3,7 +3,6 @@
 use serde::{Deserialize, Serialize};
 
 use super::{AlignError, Alignment, Similarity, TopRoute, check_sources};
-use crate::ident::ModelFingerprint;
 
 /// Target layer `i` of `Lt` is fed by the `sources` source layers `j` of `Ls` with the least
 /// `|i / (Lt - 1) - j / (Ls - 1)|`, nearest first, the lower one on a tie.
@@ -21,14 +20,6 @@ impl Depth {
 impl Alignment for Depth {
     fn id(&self) -> &'static str {
         Self::NAME
-    }
-
-    fn check_models(
-        &self,
-        _source: &ModelFingerprint,
-        _target: &ModelFingerprint,
-    ) -> Result<(), AlignError> {
-        Ok(())
     }
 
     fn layer_map(

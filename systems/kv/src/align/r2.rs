@@ -3,7 +3,6 @@
 use serde::{Deserialize, Serialize};
 
 use super::{AlignError, Alignment, Scores, Similarity, TopRoute};
-use crate::ident::ModelFingerprint;
 
 /// The `sources` source layers whose single-layer ridge map has the highest R² on held-out text,
 /// keys and values averaged.
@@ -21,14 +20,6 @@ impl R2 {
 impl Alignment for R2 {
     fn id(&self) -> &'static str {
         Self::NAME
-    }
-
-    fn check_models(
-        &self,
-        _source: &ModelFingerprint,
-        _target: &ModelFingerprint,
-    ) -> Result<(), AlignError> {
-        Ok(())
     }
 
     fn layer_map(

@@ -3,7 +3,6 @@
 use serde::{Deserialize, Serialize};
 
 use super::{AlignError, Alignment, Route, Similarity};
-use crate::ident::ModelFingerprint;
 
 /// The last target layer is fed by the last source layer, the one before by the one before, and
 /// so on; where the source has fewer layers, its first one feeds all that are left (the
@@ -22,14 +21,6 @@ impl Terminal {
 impl Alignment for Terminal {
     fn id(&self) -> &'static str {
         Self::NAME
-    }
-
-    fn check_models(
-        &self,
-        _source: &ModelFingerprint,
-        _target: &ModelFingerprint,
-    ) -> Result<(), AlignError> {
-        Ok(())
     }
 
     fn layer_map(
