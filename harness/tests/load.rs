@@ -298,7 +298,7 @@ fn a_round_that_was_cut_off_is_made_again_from_its_start() {
     assert!(
         text.contains("a round was cut off"),
         "{text}\n{}",
-        log.lock().unwrap()
+        log.so_far()
     );
     let after = lab.samples("cut");
     check_rows(&after);

@@ -167,10 +167,7 @@ fn a_cloud_killed_mid_stream_is_a_failed_row_and_code_5() {
     // The link is measured first; the first request follows at once.
     let log = follow(child.0.stderr.take().unwrap());
     wait_until("the calibration", || {
-        log.lock()
-            .unwrap()
-            .contains("link crawl: RTT")
-            .then_some(())
+        log.so_far().contains("link crawl: RTT").then_some(())
     });
     wait_until("the first transfer", || {
         let sockets = std::fs::read_to_string(format!("/proc/{cloud}/net/tcp")).ok()?;
@@ -194,7 +191,7 @@ fn a_cloud_killed_mid_stream_is_a_failed_row_and_code_5() {
         .status()
         .unwrap();
     let status = child.0.wait().unwrap();
-    let text = log.lock().unwrap().clone();
+    let text = log.whole();
     assert_eq!(status.code(), Some(5), "{text}");
     assert!(text.contains("the cloud node ended (signal 9)"), "{text}");
     let samples = lab.samples("killed");
@@ -399,10 +396,7 @@ fn an_edge_that_dies_is_told_from_the_others() {
     let mut child = Background(lab.command(&["run", "widow"]).spawn().unwrap());
     let log = follow(child.0.stderr.take().unwrap());
     wait_until("the link's set-up", || {
-        log.lock()
-            .unwrap()
-            .contains("link brisk: measuring")
-            .then_some(())
+        log.so_far().contains("link brisk: measuring").then_some(())
     });
     let edge = find_process(&["edge --model", "edge-1.sock", &store]).expect("the second edge");
     Command::new("kill")
@@ -410,7 +404,7 @@ fn an_edge_that_dies_is_told_from_the_others() {
         .status()
         .unwrap();
     let status = child.0.wait().unwrap();
-    let text = log.lock().unwrap().clone();
+    let text = log.whole();
     assert_eq!(status.code(), Some(5), "{text}");
     assert!(text.contains("the edge-1 node ended (signal 9)"), "{text}");
     wait_until("the other edge to end", || {
@@ -579,7 +573,7 @@ fn a_server_elsewhere_is_asked_over_the_link() {
     );
     let log = follow(engine.0.stdout.take().unwrap());
     wait_until("the server", || {
-        log.lock().unwrap().contains("listening").then_some(())
+        log.so_far().contains("listening").then_some(())
     });
     std::thread::sleep(Duration::from_millis(200));
     lab.experiment(
@@ -594,7 +588,8 @@ fn a_server_elsewhere_is_asked_over_the_link() {
         .output()
         .unwrap();
     assert_code(&output, 0);
-    let log = log.lock().unwrap().clone();
+    engine.0.kill().unwrap();
+    let log = log.whole();
     check_served(&lab, "elsewhere", &log);
     assert!(
         log.lines()

@@ -10,6 +10,7 @@ use std::io::Read;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use celslm_model::synthetic::SyntheticModel;
@@ -199,11 +200,32 @@ pub fn wait_until<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
     panic!("waited in vain for {what}");
 }
 
-/// Collects what a process prints while it runs.
-pub fn follow(mut stream: impl Read + Send + 'static) -> Arc<Mutex<String>> {
+/// What a process has printed, read while it runs.
+pub struct Log {
+    text: Arc<Mutex<String>>,
+    reader: JoinHandle<()>,
+}
+
+impl Log {
+    /// The text read up to now.
+    pub fn so_far(&self) -> String {
+        self.text.lock().unwrap().clone()
+    }
+
+    /// The whole text. A process that has ended is not yet read to its end: its last words are
+    /// here once nobody holds the pipe any more.
+    pub fn whole(&self) -> String {
+        wait_until("the end of a log", || {
+            self.reader.is_finished().then_some(())
+        });
+        self.so_far()
+    }
+}
+
+pub fn follow(mut stream: impl Read + Send + 'static) -> Log {
     let text = Arc::new(Mutex::new(String::new()));
     let collected = Arc::clone(&text);
-    std::thread::spawn(move || {
+    let reader = std::thread::spawn(move || {
         let mut buffer = [0u8; 4096];
         while let Ok(n @ 1..) = stream.read(&mut buffer) {
             collected
@@ -212,5 +234,5 @@ pub fn follow(mut stream: impl Read + Send + 'static) -> Arc<Mutex<String>> {
                 .push_str(&String::from_utf8_lossy(&buffer[..n]));
         }
     });
-    text
+    Log { text, reader }
 }
