@@ -655,10 +655,9 @@ impl LayerAssembler {
         let start = (tokens.start - self.spec.positions.start) * head_dim;
         let run = start..start + tokens.len() * head_dim;
         let cut = |side: &[f16]| -> Vec<f16> {
-            side.chunks_exact(head_run)
-                .flat_map(|head| head.get(run.clone()).unwrap_or_default())
-                .copied()
-                .collect()
+            let heads = side.chunks_exact(head_run);
+            let cut = heads.map(|head| head.get(run.clone()).unwrap_or_default());
+            cut.collect::<Vec<_>>().concat()
         };
         LayerKv {
             k: cut(&layer.k),

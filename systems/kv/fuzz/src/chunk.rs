@@ -10,7 +10,7 @@ use celslm_kv::{
     chunk,
 };
 
-use crate::{HEAD_DIM, HEADS, LAYERS, block, chain, chains, scores, shape, within};
+use crate::{Entry, HEAD_DIM, HEADS, LAYERS, block, scores, shape, within};
 
 const TOKENS: usize = 24;
 /// Tokens per chunk, in units of the codec's group.
@@ -26,6 +26,22 @@ fn source() -> &'static KvBlock {
         };
         block(model, TOKENS, 5)
     })
+}
+
+/// Chains that an assembler can tell apart: nothing beside a tile, groups of tokens, layers below,
+/// layers above, dropped tokens, prefixes. What decoders do with bytes is the target `decode`'s.
+const NAMES: [&str; 6] = [
+    "identity",
+    "kivi",
+    "celslm",
+    "minicache",
+    "streaming-llm",
+    "celslm-progressive",
+];
+
+fn chains() -> &'static [Entry] {
+    static CHAINS: OnceLock<Vec<Entry>> = OnceLock::new();
+    CHAINS.get_or_init(|| NAMES.iter().flat_map(|name| crate::named(name)).collect())
 }
 
 /// The chunks that an honest peer sends, made once for each chain.
@@ -55,7 +71,7 @@ pub fn run(data: &[u8]) {
     let Some((&[low, high, may_drop], mut steps)) = data.split_first_chunk::<3>() else {
         return;
     };
-    let chain = chain(u16::from_le_bytes([low, high]));
+    let chain = crate::chain(chains(), u16::from_le_bytes([low, high]));
     let honest = honest(chain);
     let spec = source().spec().clone();
     let mut assembler = Assembler::new(spec.clone(), vec![chain.clone()], u64::MAX)

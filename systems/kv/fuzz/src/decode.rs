@@ -52,7 +52,7 @@ pub fn run(data: &[u8]) {
     let Some((&[low, high, a, b, c, d], payload)) = data.split_first_chunk::<HEADER>() else {
         return;
     };
-    let chain = chain(u16::from_le_bytes([low, high]));
+    let chain = chain(chains(), u16::from_le_bytes([low, high]));
     let spec = spec([a, b, c, d]);
     let shape = spec.shape;
     let below = below(chain.prior_layers(), &spec);

@@ -79,30 +79,39 @@ pub fn chains() -> &'static [Entry] {
     static CHAINS: OnceLock<Vec<Entry>> = OnceLock::new();
     CHAINS.get_or_init(|| {
         let wanted = std::env::var("CELSLM_FUZZ_DECODER").ok();
-        let is_wanted = |name: &str| wanted.as_deref().is_none_or(|wanted| wanted == name);
-        let mut configs: Vec<CodecConfig> = Vec::new();
-        let stages = registry().iter().filter(|entry| is_wanted(entry.name));
-        configs.extend(stages.flat_map(|entry| (entry.examples)()));
-        let presets = presets().iter().filter(|preset| is_wanted(preset.name));
-        configs.extend(presets.map(|preset| preset.config()));
-        assert!(!configs.is_empty(), "no decoder is called {wanted:?}");
-        let mut entries: Vec<Entry> = Vec::new();
-        for config in configs {
-            let tag = tag(&config.id());
-            if entries.iter().all(|entry| entry.tag != tag) {
-                let chain = config
-                    .build_with(context())
-                    .expect("no id names an artefact");
-                entries.push(Entry { tag, chain });
-            }
-        }
+        let entries = entries(|name| wanted.as_deref().is_none_or(|wanted| wanted == name));
+        assert!(!entries.is_empty(), "no decoder is called {wanted:?}");
         entries
     })
 }
 
+/// The chains of one stage or preset.
+pub fn named(wanted: &str) -> Vec<Entry> {
+    entries(|name| name == wanted)
+}
+
+/// The chains of stages and presets, each once.
+fn entries(is_wanted: impl Fn(&str) -> bool) -> Vec<Entry> {
+    let mut configs: Vec<CodecConfig> = Vec::new();
+    let stages = registry().iter().filter(|entry| is_wanted(entry.name));
+    configs.extend(stages.flat_map(|entry| (entry.examples)()));
+    let presets = presets().iter().filter(|preset| is_wanted(preset.name));
+    configs.extend(presets.map(|preset| preset.config()));
+    let mut entries: Vec<Entry> = Vec::new();
+    for config in configs {
+        let tag = tag(&config.id());
+        if entries.iter().all(|entry| entry.tag != tag) {
+            let chain = config
+                .build_with(context())
+                .expect("no id names an artefact");
+            entries.push(Entry { tag, chain });
+        }
+    }
+    entries
+}
+
 /// The chain that two bytes name; any others name some chain too.
-pub fn chain(tag: u16) -> &'static Chain {
-    let chains = chains();
+pub fn chain(chains: &'static [Entry], tag: u16) -> &'static Chain {
     let entry = chains.iter().find(|entry| entry.tag == tag);
     &entry
         .unwrap_or(&chains[usize::from(tag) % chains.len()])

@@ -524,7 +524,7 @@ fn plain_components_are_those_of_the_covariance() {
             ..TileSpec::alone(shape)
         };
         let maps = weighted.plain().unwrap().maps(layer).unwrap();
-        assert!(maps.predict.is_empty());
+        assert!(maps.predict_from.is_empty());
         let kv = &block.layers()[layer];
         let tile = Tile::new(spec, &kv.k, &kv.v).unwrap();
         // Without coding, components come back as they are: fp16 of both.

@@ -21,6 +21,7 @@
 mod artefact;
 mod chain;
 mod config;
+mod dot;
 mod draw;
 mod entropy;
 mod explain;
@@ -34,6 +35,7 @@ pub mod scores;
 mod select;
 mod tile;
 mod transform;
+mod vector;
 
 #[cfg(test)]
 mod conformance;

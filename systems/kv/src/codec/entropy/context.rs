@@ -138,8 +138,12 @@ impl Contexts {
     /// Learns a token, of which the first `coded` channels were coded. Models stay as they are
     /// within a token, so that no symbol waits for what the one before it changes.
     fn learn(&mut self, row: &[i16], coded: usize) {
-        for (chosen, class) in self.chosen[..coded].iter().zip(&self.classes) {
-            self.models[usize::from(*chosen)].learn(usize::from(*class));
+        // Across the blocks: neighbours share their model, and would wait for each other.
+        for lane in 0..BLOCK.min(coded) {
+            let chosen = self.chosen[lane..coded].iter().step_by(BLOCK);
+            for (chosen, class) in chosen.zip(self.classes[lane..].iter().step_by(BLOCK)) {
+                self.models[usize::from(*chosen)].learn(usize::from(*class));
+            }
         }
         for ((symbol, mean), size_of) in row.iter().zip(&mut self.means).zip(&mut self.sizes) {
             let magnitude = u32::from(symbol.unsigned_abs()) << 8;

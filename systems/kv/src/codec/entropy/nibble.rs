@@ -9,6 +9,7 @@
 //! whatever they run on.
 
 use crate::codec::frame::{Reader, put_section};
+use crate::codec::vector::count_reached;
 
 /// Symbols of a distribution.
 pub(super) const SYMBOLS: usize = 16;
@@ -80,13 +81,12 @@ impl Nibble {
         (start, end - start)
     }
 
-    /// The symbol whose interval a slot lies in: which four, then which of them, without a branch
-    /// and with comparisons that do not wait for each other.
+    /// The symbol whose interval a slot lies in.
     #[inline(always)]
     fn symbol_at(&self, slot: u16) -> usize {
-        let reached = |symbol: usize| usize::from(self.below[symbol % SYMBOLS] <= slot);
-        let four = 4 * (reached(4) + reached(8) + reached(12));
-        four + reached(four + 1) + reached(four + 2) + reached(four + 3)
+        let [below @ .., _] = &self.below;
+        // The first is 0, and so is always reached.
+        count_reached(below, slot) - 1
     }
 
     /// Moves towards a symbol. No frequency falls below [`LEAST`]: a difference of two neighbours

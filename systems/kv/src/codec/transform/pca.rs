@@ -13,6 +13,7 @@ use half::slice::HalfFloatSliceExt;
 use serde::{Deserialize, Serialize};
 
 use crate::codec::artefact::{LayerBasis, LayerMaps, basis_of};
+use crate::codec::dot::ZERO;
 use crate::codec::matrix::ROWS;
 use crate::codec::{
     ArtefactId, Beside, Codec, CodecArtefact, CodecContext, CodecError, Prior, Tile, TileMut,
@@ -162,8 +163,9 @@ struct Predictor<'a> {
     maps: &'a LayerMaps,
     /// The layers to predict from, none where there are not enough.
     prior: &'a [Prior<'a>],
-    /// `[STRIP, row]`.
+    /// A layer's rows, `[STRIP, row]`, and all layers' as bytes, `[STRIP, prior.len() * row]`.
     lower: Vec<f32>,
+    bytes: Vec<u8>,
 }
 
 impl<'a> Predictor<'a> {
@@ -173,32 +175,47 @@ impl<'a> Predictor<'a> {
         (basis, maps): (&'a LayerBasis, &'a LayerMaps),
         prior: &'a [Prior<'a>],
     ) -> Self {
-        let below = maps.predict.len();
+        let below = maps.predict_from.len();
         let enough = stage.predicts() && below > 0 && prior.len() >= below;
+        let row = basis.mean.len();
         Self {
             shape,
             basis,
             maps,
             prior: if enough { &prior[..below] } else { &[] },
-            lower: vec![0.0; if enough { STRIP * basis.mean.len() } else { 0 }],
+            lower: vec![0.0; if enough { STRIP * row } else { 0 }],
+            bytes: vec![
+                ZERO;
+                if enough {
+                    STRIP * maps.predict.depth()
+                } else {
+                    0
+                }
+            ],
         }
     }
 
     /// Writes what is predicted of the tokens from `first` on, the means where nothing is.
     fn predict(&mut self, first: usize, out: &mut [f32]) {
         let row = self.basis.mean.len();
-        let start = match self.prior {
-            [] => &self.basis.mean,
-            _ => &self.maps.predict_offset,
-        };
         for out in out.chunks_exact_mut(row) {
-            out.copy_from_slice(start);
+            out.copy_from_slice(&self.basis.mean);
         }
-        for (prior, map) in self.prior.iter().zip(&self.maps.predict) {
+        if self.prior.is_empty() {
+            return;
+        }
+        let depth = self.maps.predict.depth();
+        let layers = self.prior.iter().zip(&self.maps.predict_from);
+        for (layer, (prior, levels)) in layers.enumerate() {
             let lower = &mut self.lower[..out.len()];
             widen(self.shape, [prior.k, prior.v], first, lower);
-            map.add_product(lower, out, |_| row);
+            let bytes = self.bytes.chunks_exact_mut(depth);
+            for (lower, bytes) in lower.chunks_exact(row).zip(bytes) {
+                levels.write(lower, &mut bytes[layer * row..][..row]);
+            }
         }
+        let bytes = &self.bytes[..out.len() / row * depth];
+        self.maps.predict.add_product(bytes, out);
     }
 }
 
