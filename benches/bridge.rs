@@ -1,12 +1,22 @@
 //! Time to map one context through a bridge of the default pair's shape, on one core: 1,024
 //! tokens, 28 layers x 2 KV heads x 128 to 24 x 2 x 64 along `depth`. The weights come from
 //! seeded noise; the time does not depend on them.
+//!
+//! `CELSLM_BENCH_BRIDGE` names bridge files (between `:`) to be measured too, on noise of their source's
+//! shape, and `CELSLM_BENCH_EDGE` the edge's model, whose prefill of as many tokens is measured in the
+//! same run, on one core as well: what mapping has to be held against.
+//!
+//! ```text
+//! CELSLM_BENCH_BRIDGE=joint.safetensors CELSLM_BENCH_EDGE=edge.gguf cargo bench -p celslm-benches --bench bridge
+//! ```
 
 use std::hint::black_box;
+use std::path::Path;
 use std::time::Duration;
 
-use celslm_kv::align::{Alignment, BridgeEnd, BridgeFitter, Depth, FitOptions, Split};
+use celslm_kv::align::{Alignment, Bridge, BridgeEnd, BridgeFitter, Depth, FitOptions, Split};
 use celslm_kv::{KeyRope, KvBlock, KvShape, LayerKv, ModelFingerprint};
+use celslm_model::LoadedModel;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use half::f16;
 
@@ -68,6 +78,23 @@ fn map(criterion: &mut Criterion) {
     group.bench_function("ridge/map", |bencher| {
         bencher.iter(|| bridge.map(black_box(&context)).expect("the block suits"));
     });
+    let files = std::env::var("CELSLM_BENCH_BRIDGE").unwrap_or_default();
+    for file in files.split(':').filter(|file| !file.is_empty()) {
+        let bridge = Bridge::read(Path::new(file)).expect("CELSLM_BENCH_BRIDGE can be read");
+        let context = block(bridge.source(), TOKENS, 4);
+        let stem = Path::new(file).file_stem().unwrap_or_default();
+        group.bench_function(format!("{}/map", stem.to_string_lossy()), |bencher| {
+            bencher.iter(|| bridge.map(black_box(&context)).expect("the block suits"));
+        });
+    }
+    if let Some(file) = std::env::var_os("CELSLM_BENCH_EDGE") {
+        celslm_model::set_threads(1).expect("nothing was computed yet");
+        let model = LoadedModel::load(Path::new(&file)).expect("CELSLM_BENCH_EDGE can be read");
+        let tokens: Vec<u32> = (0..TOKENS as u32).map(|t| 1000 + t * 7919 % 20_000).collect();
+        group.bench_function("edge/prefill", |bencher| {
+            bencher.iter(|| model.decoder.context_kv(black_box(&tokens), || true));
+        });
+    }
     group.finish();
 }
 

@@ -13,6 +13,10 @@ pub struct Document {
     pub title: String,
     /// What sort of text it is, for example "device manual".
     pub kind: String,
+    /// First line of the system message, in place of
+    /// [`SYSTEM_INSTRUCTION`](crate::SYSTEM_INSTRUCTION).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instruction: Option<String>,
     /// The text itself.
     pub text: String,
     /// The private questions, in the order of the draw.
@@ -31,6 +35,10 @@ pub struct Question {
     pub answers: Vec<String>,
     /// Whether the document holds the answer.
     pub answerable: bool,
+    /// The options, one of which is the answer, where one is to be chosen by its likelihood;
+    /// empty where the answer is to be generated.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub choices: Vec<String>,
 }
 
 impl Question {

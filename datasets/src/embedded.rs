@@ -161,6 +161,7 @@ fn parse(id: &'static str, text: &str) -> Result<Document, DatasetError> {
         id: file.id,
         title: file.title,
         kind: file.kind,
+        instruction: None,
         text: file.text.trim().to_owned(),
         questions: file
             .question
@@ -170,6 +171,7 @@ fn parse(id: &'static str, text: &str) -> Result<Document, DatasetError> {
                 text: q.text,
                 answers: q.answers,
                 answerable: q.answerable,
+                choices: Vec::new(),
             })
             .collect(),
     })

@@ -58,10 +58,12 @@ pub enum DatasetError {
         limit_bytes: u64,
     },
     /// The file is not JSON of the expected shape.
-    #[error("parse `{path}` as a SQuAD file at line {line}, column {column}: {source}")]
+    #[error("parse `{path}` as {format} at line {line}, column {column}: {source}")]
     Json {
         /// The resolved path.
         path: PathBuf,
+        /// What it should be.
+        format: &'static str,
         /// 1-based line of the fault.
         line: usize,
         /// 1-based column of the fault.

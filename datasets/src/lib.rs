@@ -5,6 +5,7 @@
 //! is shown, and a [`Workload`] says which question is asked when. Everything
 //! is a pure function of its configuration, a seed and (for `squad`) one file.
 
+mod choice;
 mod config;
 mod document;
 mod draw;
@@ -19,6 +20,7 @@ mod source;
 mod squad;
 mod workload;
 
+pub use choice::{Choice, ChoiceConfig};
 pub use document::{Document, Question};
 pub use embedded::{Embedded, EmbeddedConfig};
 pub use error::DatasetError;

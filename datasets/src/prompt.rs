@@ -67,7 +67,10 @@ impl Prompt {
     pub fn new(document: &Document, question: &Question) -> Self {
         Self {
             system: Self::system(document),
-            user: format!("{}\n{ANSWER_INSTRUCTION}", question.text.trim()),
+            user: match question.choices.as_slice() {
+                [] => format!("{}\n{ANSWER_INSTRUCTION}", question.text.trim()),
+                _ => question.text.trim().to_owned(),
+            },
         }
     }
 
@@ -102,17 +105,19 @@ impl Prompt {
     /// question is asked.
     #[must_use]
     pub fn system(document: &Document) -> String {
-        Self::system_of(&document.title, &document.text)
+        let instruction = document.instruction.as_deref();
+        let instruction = instruction.unwrap_or(SYSTEM_INSTRUCTION);
+        Self::system_with(instruction, &document.title, &document.text)
     }
 
     /// The shared part for a document of this title and text.
     #[must_use]
     pub fn system_of(title: &str, text: &str) -> String {
-        format!(
-            "{SYSTEM_INSTRUCTION}\n\n# {}\n\n{}",
-            title.trim(),
-            text.trim()
-        )
+        Self::system_with(SYSTEM_INSTRUCTION, title, text)
+    }
+
+    fn system_with(instruction: &str, title: &str, text: &str) -> String {
+        format!("{instruction}\n\n# {}\n\n{}", title.trim(), text.trim())
     }
 }
 
@@ -128,11 +133,13 @@ mod tests {
             text: text.into(),
             answers: vec!["amber".into()],
             answerable: true,
+            choices: Vec::new(),
         };
         let document = Document {
             id: "d".into(),
             title: "Lamp codes".into(),
             kind: "device manual".into(),
+            instruction: None,
             text: "\nAmber means wait.\n".into(),
             questions: Vec::new(),
         };

@@ -170,6 +170,7 @@ fn document(
         id,
         title,
         kind: "passage".to_owned(),
+        instruction: None,
         questions: questions(words, cue_words, span_words),
         text: words.join(" "),
     }
@@ -193,6 +194,7 @@ fn questions(words: &[&str], cue_words: usize, span_words: usize) -> Vec<Questio
                 ),
                 answers: vec![span],
                 answerable: true,
+                choices: Vec::new(),
             })
         })
         .collect()

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use crate::choice::{Choice, ChoiceConfig};
 use crate::config::method_config;
 use crate::document::Document;
 use crate::embedded::{self, Embedded, EmbeddedConfig};
@@ -62,6 +63,12 @@ pub const DATASETS: &[DatasetEntry] = &[
         licence: "as stated by the text's publisher",
         source: "the file or folder named by `path`",
     },
+    DatasetEntry {
+        name: "choice",
+        about: "multiple choice behind solved examples, for example ARC and OpenBookQA; for evaluations",
+        licence: "as stated by the file's publisher",
+        source: "the file named by `path`",
+    },
 ];
 
 /// The registry line of `name`.
@@ -93,12 +100,15 @@ pub enum DatasetConfig {
     Squad(SquadConfig),
     /// Passages of plain text.
     Recall(RecallConfig),
+    /// Multiple-choice questions.
+    Choice(ChoiceConfig),
 }
 
 method_config!(DatasetConfig, "dataset", {
     "embedded" => Embedded(EmbeddedConfig),
     "squad" => Squad(SquadConfig),
     "recall" => Recall(RecallConfig),
+    "choice" => Choice(ChoiceConfig),
 });
 
 impl DatasetConfig {
@@ -109,6 +119,7 @@ impl DatasetConfig {
             Self::Embedded(_) => "embedded",
             Self::Squad(_) => "squad",
             Self::Recall(_) => "recall",
+            Self::Choice(_) => "choice",
         }
     }
 }
@@ -137,6 +148,7 @@ pub fn load(
         DatasetConfig::Embedded(settings) => Box::new(Embedded::load(settings, seed)?),
         DatasetConfig::Squad(settings) => Box::new(Squad::load(settings, data_dir, seed)?),
         DatasetConfig::Recall(settings) => Box::new(Recall::load(settings, data_dir, seed)?),
+        DatasetConfig::Choice(settings) => Box::new(Choice::load(settings, data_dir, seed)?),
     })
 }
 
@@ -194,7 +206,7 @@ mod tests {
     fn bad_configs_name_the_fault_and_the_place() {
         let unknown = parse(r#"dataset = "squid""#).unwrap_err();
         assert!(
-            unknown.contains("unknown dataset `squid`; known: embedded, squad, recall"),
+            unknown.contains("unknown dataset `squid`; known: embedded, squad, recall, choice"),
             "{unknown}"
         );
         assert!(unknown.contains("line 1"), "{unknown}");
@@ -222,6 +234,9 @@ mod tests {
             assert_eq!(entry(name).unwrap().name, name);
         }
         let error = entry("nope").unwrap_err().to_string();
-        assert!(error.contains("known: embedded, squad, recall"), "{error}");
+        assert!(
+            error.contains("known: embedded, squad, recall, choice"),
+            "{error}"
+        );
     }
 }

@@ -176,6 +176,7 @@ struct Answer {
 fn documents(bytes: &[u8], path: &Path, merge: bool) -> Result<Vec<Document>, DatasetError> {
     let file: File = serde_json::from_slice(bytes).map_err(|source| DatasetError::Json {
         path: path.to_owned(),
+        format: "a SQuAD file",
         line: source.line(),
         column: source.column(),
         source,
@@ -242,6 +243,7 @@ fn documents(bytes: &[u8], path: &Path, merge: bool) -> Result<Vec<Document>, Da
                 id,
                 title: title.clone(),
                 kind: "encyclopedia article".to_owned(),
+                instruction: None,
                 text,
                 questions,
             });
@@ -271,6 +273,7 @@ fn question(qa: Qa) -> Result<Question, &'static str> {
             text: qa.question.trim().to_owned(),
             answers,
             answerable: !qa.is_impossible,
+            choices: Vec::new(),
         }),
     }
 }

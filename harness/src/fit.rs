@@ -4,16 +4,55 @@
 use anyhow::{Context as _, bail};
 use celslm_datasets::recall_document;
 use celslm_evaluation::{Case, Evaluator, Sensitivity, Settings};
-use celslm_kv::align::{Bridge, BridgeEnd, BridgeFitter, FitOptions, SimilarityFitter};
+use celslm_kv::align::{Bridge, BridgeEnd, BridgeFitter, FitOptions, Similarity, SimilarityFitter};
 use celslm_kv::codec::{ArtefactFitter, ArtefactOptions, CodecArtefact};
 use celslm_kv::{AlignmentConfig, KvBlock};
 use celslm_systems::{DEFAULT_CHUNK_TOKENS, LoadedModel};
 
 use crate::calibration::{Calibration, as_document};
 
-/// Fits a bridge. `tell` hears of progress (tokens used, tokens in all) and says whether to go
-/// on. For an alignment that is measured the text is read twice: first to compare the layers,
-/// then to fit along the map that follows.
+/// Both models' KV of one context, as runs would compute it.
+///
+/// # Errors
+/// Two models that do not share a tokenizer, failures of a model.
+fn pair(
+    cloud: &LoadedModel,
+    edge: &LoadedModel,
+    piece: &str,
+) -> anyhow::Result<(KvBlock, KvBlock)> {
+    let context = as_document(piece);
+    let tokens = cloud.context_tokens(&context)?;
+    if tokens != edge.context_tokens(&context)? {
+        bail!(
+            "the two models do not share a tokenizer: a bridge relates the KV of the same tokens"
+        );
+    }
+    Ok((prefill(cloud, &tokens)?, prefill(edge, &tokens)?))
+}
+
+/// Compares every layer of the one model with every layer of the other. `tell` hears of progress
+/// (tokens used, tokens in all) and says whether to go on.
+///
+/// # Errors
+/// Unusable text, and two models that do not share a tokenizer.
+pub fn similarity(
+    cloud: &LoadedModel,
+    edge: &LoadedModel,
+    calibration: &Calibration,
+    tell: impl FnMut(usize, usize) -> bool,
+) -> anyhow::Result<Similarity> {
+    let mut fitter = SimilarityFitter::new(end(cloud), end(edge), SKIP_TOKENS)?;
+    let add = |piece: &str| -> anyhow::Result<usize> {
+        let (from, to) = pair(cloud, edge, piece)?;
+        fitter.add(&from, &to)?;
+        Ok(from.num_tokens())
+    };
+    calibration.read()?.feed(add, tell)?;
+    Ok(fitter.finish()?)
+}
+
+/// Fits a bridge. `tell` is as for [`similarity`]. For an alignment that is measured the text is
+/// read twice: first to compare the layers, then to fit along the map that follows.
 ///
 /// # Errors
 /// Unusable text, two models that do not share a tokenizer, and a fit that does not solve.
@@ -25,46 +64,40 @@ pub fn fit(
     mut tell: impl FnMut(usize, usize) -> bool,
 ) -> anyhow::Result<Bridge> {
     let text = calibration.read()?;
-    let method = alignment.method();
     let (source, target) = (end(cloud), end(edge));
     let mut options = FitOptions::new(alignment.id(), &text.hash, calibration.seed, &created_by());
+    options.skip_tokens = SKIP_TOKENS;
     if let Some(mapping) = alignment.mapping_config() {
         options = options.with_mapping(mapping.clone());
     }
-    let pair = |context: &str| -> anyhow::Result<(KvBlock, KvBlock)> {
-        let tokens = cloud.context_tokens(context)?;
-        if tokens != edge.context_tokens(context)? {
-            bail!(
-                "the two models do not share a tokenizer: a bridge relates the KV of the same tokens"
-            );
-        }
-        Ok((prefill(cloud, &tokens)?, prefill(edge, &tokens)?))
+    let similarity = if alignment.needs_similarity() {
+        Some(similarity(cloud, edge, calibration, &mut tell)?)
+    } else {
+        None
     };
-    let mut similarity = None;
-    if alignment.needs_similarity() {
-        let mut fitter = SimilarityFitter::new(source, target, options.skip_tokens)?;
-        let add = |context: &str| -> anyhow::Result<usize> {
-            let (from, to) = pair(context)?;
-            fitter.add(&from, &to)?;
-            Ok(from.num_tokens())
-        };
-        text.feed(add, &mut tell)?;
-        similarity = Some(fitter.finish()?);
-    }
-    let layer_map = method.layer_map(
+    let layer_map = alignment.method().layer_map(
         source.shape.num_layers,
         target.shape.num_layers,
         similarity.as_ref(),
     )?;
+    let weighted = options.mapping.method().needs_weights();
     let mut fitter = BridgeFitter::new(source, target, &layer_map, options)?;
-    let add = |context: &str| -> anyhow::Result<usize> {
-        let (from, to) = pair(context)?;
-        fitter.add(&from, &to)?;
+    let add = |piece: &str| -> anyhow::Result<usize> {
+        let (from, to) = pair(cloud, edge, piece)?;
+        if weighted {
+            let tokens = edge.context_tokens(&as_document(piece))?;
+            fitter.add_weighted(&from, &to, &edge.decoder.attention_received(&tokens)?)?;
+        } else {
+            fitter.add(&from, &to)?;
+        }
         Ok(from.num_tokens())
     };
     text.feed(add, &mut tell)?;
     Ok(fitter.finish()?)
 }
+
+/// First tokens that no map is fitted on: attention sinks, better sent exactly.
+const SKIP_TOKENS: usize = 4;
 
 /// Share of a head's variance that is added as noise when its sensitivity is measured.
 const NOISE: f64 = 0.1;
@@ -194,6 +227,7 @@ pub fn describe(bridge: &Bridge) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use celslm_kv::MappingConfig;
     use celslm_model::synthetic::SyntheticModel;
 
     /// A model bridged to itself is an identity, up to the ridge's shrinkage and fp16.
@@ -225,6 +259,22 @@ mod tests {
         let bridge = fit(&model, &model, &alignment, &calibration, |_, _| true).unwrap();
         let (k, v) = bridge.manifest().mean_r2();
         assert!(k > 0.999 && v > 0.999, "{k} {v}");
+        // Attention decides what counts, and a measured alignment finds each layer itself.
+        let AlignmentName(measured) = "r2".parse().unwrap();
+        let measured = measured.with_mapping(MappingConfig::WeightedRidge);
+        let mut told = Vec::new();
+        let bridge = fit(&model, &model, &measured, &calibration, |used, _| {
+            told.push(used);
+            true
+        })
+        .unwrap();
+        let (k, v) = bridge.manifest().mean_r2();
+        assert!(k > 0.999 && v > 0.999, "{k} {v}");
+        assert_eq!(bridge.mapping(), &MappingConfig::WeightedRidge);
+        let again = told.windows(2).position(|pair| pair[1] < pair[0]);
+        assert!(again.is_some(), "the text is read twice");
+        let scores = similarity(&model, &model, &calibration, |_, _| true).unwrap();
+        assert_eq!(scores.r2.best(1), [[0], [1]]);
         let artefact = fit_codec(&model, &calibration, None, |_, _| true).unwrap();
         assert!(artefact.manifest().fit_tokens >= 3900, "sinks are left out");
         assert!(

@@ -27,7 +27,7 @@ mod views;
 
 pub use cell::{CellFailure, CellIdentity};
 pub use error::ReportError;
-pub use figures::Figure;
+pub use figures::{Figure, HeatMap, HeatPanel};
 pub use findings::{Finding, Topic};
 pub use frame::{
     CellSummary, P99_MIN_REQUESTS, PartMean, Quantiles, levels_frame, samples_frame, summarise,

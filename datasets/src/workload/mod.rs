@@ -284,6 +284,7 @@ mod tests {
                 id: format!("d{d}"),
                 title: String::new(),
                 kind: String::new(),
+                instruction: None,
                 text: "word ".repeat(100),
                 questions: (0..5)
                     .map(|q| Question {
@@ -291,6 +292,7 @@ mod tests {
                         text: "what is it?".into(),
                         answers: vec!["x".into()],
                         answerable: true,
+                        choices: Vec::new(),
                     })
                     .collect(),
             })

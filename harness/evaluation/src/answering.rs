@@ -2,7 +2,8 @@
 //!
 //! The order is the safeguard. A question's cache sees the prompt, and nothing but the prompt and
 //! the model's own tokens, until the answer is complete; then it is cut back to the prompt, and
-//! only now the gold answer is read.
+//! only now the gold answer is read. Where there are options, each is read behind the prompt alone,
+//! and the one with the greatest mean log-likelihood of its tokens is the answer.
 
 use std::sync::Arc;
 
@@ -12,11 +13,11 @@ use celslm_model::{
 };
 
 use crate::Settings;
-use crate::case::Asked;
+use crate::case::{Asked, log_sum_exp};
 
 /// What the model made of one question.
 pub(crate) struct Reading<'a> {
-    /// The generated answer.
+    /// The generated answer, or the chosen option.
     pub(crate) answer: String,
     /// Its tokens, the end not counted.
     pub(crate) output_tokens: usize,
@@ -38,7 +39,9 @@ pub(crate) fn ask(
     for (index, sequences) in sequences.chunks(batch).enumerate() {
         let mut caches = Vec::with_capacity(sequences.len());
         for (prefix, question) in sequences {
-            let room = question.prompt.len() + settings.max_tokens.max(question.gold.len());
+            let options = question.choices.iter().map(|(tokens, _)| tokens.len());
+            let longest = options.max().unwrap_or(0).max(question.gold.len());
+            let room = question.prompt.len() + settings.max_tokens.max(longest);
             caches.push(KvCache::new(
                 model.decoder.kv_shape(),
                 Some(Arc::clone(prefix)),
@@ -49,10 +52,9 @@ pub(crate) fn ask(
         let asked: Vec<&Asked> = sequences.iter().map(|(_, asked)| *asked).collect();
         let first = prompts(model, &asked, &mut caches)?;
         let ends: Vec<usize> = caches.iter().map(|cache| cache.len(0)).collect();
-        let answers = generate(model, &first, &mut caches, settings.max_tokens)?;
-        for (cache, end) in caches.iter_mut().zip(&ends) {
-            cache.truncate(*end)?;
-        }
+        let answers = generate(model, &asked, &first, &mut caches, settings.max_tokens)?;
+        cut_back(&mut caches, &ends)?;
+        let chosen = choose(model, &asked, &first, &mut caches)?;
         let gold = likelihood(model, &asked, &mut caches)?;
         let mut gold = gold.iter();
         for (at, ((question, first), ids)) in asked.iter().zip(&first).zip(&answers).enumerate() {
@@ -60,8 +62,12 @@ pub(crate) fn ask(
             let logits: Vec<&[f32]> = std::iter::once(&first[..])
                 .chain(gold.by_ref().take(rest).map(|logits| &logits[..]))
                 .collect();
+            let answer = match chosen[at] {
+                Some(option) => question.choices[option].1.clone(),
+                None => model.tokenizer.decode(ids)?.trim().to_owned(),
+            };
             let reading = Reading {
-                answer: model.tokenizer.decode(ids)?.trim().to_owned(),
+                answer,
                 output_tokens: ids.len(),
                 gold: &logits,
             };
@@ -101,16 +107,74 @@ fn prompts(
     Ok(found)
 }
 
-/// Greedy answers, without the token that ends them.
+fn cut_back(caches: &mut [KvCache], ends: &[usize]) -> Result<(), ModelError> {
+    let mut pairs = caches.iter_mut().zip(ends);
+    pairs.try_for_each(|(cache, end)| cache.truncate(*end))
+}
+
+/// The most likely option of each question that has any, by the mean log-likelihood of its tokens;
+/// the first on a tie. The caches are left as they were.
+fn choose(
+    model: &LoadedModel,
+    asked: &[&Asked],
+    first: &[Logits],
+    caches: &mut [KvCache],
+) -> Result<Vec<Option<usize>>, ModelError> {
+    let ends: Vec<usize> = caches.iter().map(|cache| cache.len(0)).collect();
+    let most = asked.iter().map(|question| question.choices.len()).max();
+    let mut best: Vec<Option<(usize, f64)>> = vec![None; asked.len()];
+    for option in 0..most.unwrap_or(0) {
+        let read: Vec<Option<&[u32]>> = asked
+            .iter()
+            .map(|question| question.choices.get(option).map(|(tokens, _)| &tokens[..]))
+            .collect();
+        let items = read.iter().zip(&mut *caches).filter_map(|(tokens, cache)| {
+            let tokens = tokens.filter(|tokens| tokens.len() > 1)?;
+            Some(BatchItem {
+                tokens: &tokens[..tokens.len() - 1],
+                cache,
+                logits: false,
+            })
+        });
+        let mut items: Vec<BatchItem<'_>> = items.collect();
+        let behind = if items.is_empty() {
+            Vec::new()
+        } else {
+            model.decoder.forward_all_logits(&mut items)?
+        };
+        cut_back(caches, &ends)?;
+        let mut behind = behind.iter();
+        for ((tokens, first), best) in read.iter().zip(first).zip(&mut best) {
+            let Some(tokens) = tokens else { continue };
+            let rows = std::iter::once(first).chain(behind.by_ref().take(tokens.len() - 1));
+            let sum: f64 = rows
+                .zip(*tokens)
+                .map(|(logits, token)| f64::from(logits[*token as usize]) - log_sum_exp(logits))
+                .sum();
+            let mean = sum / tokens.len() as f64;
+            if best.is_none_or(|(_, most)| mean > most) {
+                *best = Some((option, mean));
+            }
+        }
+    }
+    Ok(best.into_iter().map(|best| Some(best?.0)).collect())
+}
+
+/// Greedy answers to the questions without options, without the token that ends them.
 fn generate(
     model: &LoadedModel,
+    asked: &[&Asked],
     first: &[Logits],
     caches: &mut [KvCache],
     max_tokens: usize,
 ) -> Result<Vec<Vec<u32>>, ModelError> {
     let mut greedy = Sampler::new(Sampling::Greedy, 0);
     let mut answers: Vec<Vec<u32>> = vec![Vec::new(); caches.len()];
-    let mut next: Vec<Option<u32>> = first.iter().map(|l| Some(greedy.sample(l))).collect();
+    let mut next: Vec<Option<u32>> = first
+        .iter()
+        .zip(asked)
+        .map(|(logits, asked)| asked.choices.is_empty().then(|| greedy.sample(logits)))
+        .collect();
     loop {
         let mut items = Vec::new();
         let mut live = Vec::new();

@@ -24,6 +24,8 @@ pub(crate) struct Asked {
     pub(crate) gold: Vec<u32>,
     answers: Vec<String>,
     answerable: bool,
+    /// Options in tokens and in words, where one is to be chosen.
+    pub(crate) choices: Vec<(Vec<u32>, String)>,
 }
 
 /// A distribution over the vocabulary at every position of a gold answer.
@@ -123,7 +125,22 @@ impl<'a> Case<'a> {
                     question.id, document.id
                 )));
             }
+            let option = |text: &String| -> Result<(Vec<u32>, String), EvaluationError> {
+                let tokens = model.tokenizer.encode(text.trim())?;
+                match tokens.is_empty() {
+                    false => Ok((tokens, text.clone())),
+                    true => Err(EvaluationError::Arm(format!(
+                        "question {} of {} has an empty option",
+                        question.id, document.id
+                    ))),
+                }
+            };
             asked.push(Asked {
+                choices: question
+                    .choices
+                    .iter()
+                    .map(option)
+                    .collect::<Result<_, _>>()?,
                 id: question.id.clone(),
                 prompt: model.private_tokens(&prompt.system, &prompt.user)?,
                 gold,
@@ -264,6 +281,9 @@ impl Asked {
         reference: Option<&Distributions>,
     ) -> QuestionRow {
         let score = |name: &str| {
+            if !self.choices.is_empty() {
+                return Some(f64::from(u8::from(self.answers.contains(&reading.answer))));
+            }
             SCORERS
                 .iter()
                 .find(|scorer| scorer.name() == name)
@@ -295,7 +315,7 @@ impl Asked {
     }
 }
 
-fn log_sum_exp(logits: &[f32]) -> f64 {
+pub(crate) fn log_sum_exp(logits: &[f32]) -> f64 {
     let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let sum: f64 = logits.iter().map(|x| f64::from((x - top).exp())).sum();
     f64::from(top) + sum.ln()

@@ -8,7 +8,7 @@ use celslm_evaluation::{Arm, Case, Evaluator, Sensitivity, Settings};
 use celslm_kv::{BlockSpec, CodecConfig, KvChunk};
 use celslm_model::LoadedModel;
 use celslm_model::synthetic::SyntheticModel;
-use celslm_reports::evaluation::ContextRow;
+use celslm_reports::evaluation::{ContextRow, QuestionRow};
 
 fn model() -> LoadedModel {
     let dir = tempfile::tempdir().unwrap();
@@ -32,11 +32,13 @@ fn document(id: &str, answers: [&str; 3]) -> Document {
         text: format!("What is the word number {index} of the list?"),
         answers: vec![(*answer).to_owned()],
         answerable: true,
+        choices: Vec::new(),
     };
     Document {
         id: id.to_owned(),
         title: id.to_owned(),
         kind: "list".to_owned(),
+        instruction: None,
         text: format!("{id} ").repeat(40),
         questions: answers.iter().enumerate().map(ask).collect(),
     }
@@ -153,10 +155,61 @@ fn an_answer_does_not_depend_on_the_gold_answer() {
 #[test]
 fn results_do_not_depend_on_what_is_computed_together() {
     let model = model();
-    let document = document("lantern", ["lantern", "a lantern", "the third lantern"]);
     let coarse = coded("group_quant-2b-g32");
-    let alone = rows(&model, 1, &document, &[&coarse]);
-    assert_eq!(alone, rows(&model, 3, &document, &[&coarse]));
+    let mut document = document("lantern", ["lantern", "a lantern", "the third lantern"]);
+    for choices in [vec![], options(), options()[..2].to_vec()] {
+        document.questions[1].choices = choices;
+        let alone = rows(&model, 1, &document, &[&coarse]);
+        assert_eq!(alone, rows(&model, 3, &document, &[&coarse]));
+    }
+}
+
+fn options() -> Vec<String> {
+    [
+        "a lantern",
+        "lantern lantern pebble",
+        "x",
+        "the word of the list",
+    ]
+    .map(str::to_owned)
+    .to_vec()
+}
+
+/// The option that is chosen has the least nats a token of all options read alone, whichever of
+/// them is right. Would fail if an option were read behind another one.
+#[test]
+fn the_likeliest_option_is_chosen() {
+    let model = model();
+    let mut readings = Vec::new();
+    for right in options() {
+        let mut document = document("lantern", [&right, &right, &right]);
+        // One question stays without options, so that both kinds share a batch.
+        for question in &mut document.questions[..2] {
+            question.choices = options();
+        }
+        let found = rows(&model, 3, &document, &[&NoContext]);
+        readings.push((right, found));
+    }
+    for arm in 0..2 {
+        for question in 0..2 {
+            let row =
+                |reading: &(String, Vec<ContextRow>)| reading.1[arm].questions[question].clone();
+            let per_token = |row: &QuestionRow| row.nll / row.nll_tokens as f64;
+            let least = readings
+                .iter()
+                .min_by(|a, b| per_token(&row(a)).total_cmp(&per_token(&row(b))))
+                .unwrap();
+            for reading in &readings {
+                let row = row(reading);
+                assert_eq!(row.answer.as_deref(), Some(least.0.as_str()));
+                let right = f64::from(u8::from(reading.0 == least.0));
+                assert_eq!((row.em, row.f1), (Some(right), Some(right)));
+                assert_eq!(row.output_tokens, 0);
+            }
+        }
+        let generated = &readings[0].1[arm].questions[2];
+        assert!(generated.output_tokens > 0);
+    }
 }
 
 #[test]

@@ -2,14 +2,17 @@
 
 use std::path::PathBuf;
 
+use anyhow::Context as _;
 use celslm::bridges;
 use celslm::catalogue::Catalogue;
 use celslm::config::ModelsConfig;
 use celslm::exit::{ExitCode, Verdict};
 use celslm::fit;
-use celslm_kv::align::Bridge;
+use celslm_kv::align::{Bridge, Scores, Similarity};
 use celslm_kv::{AlignmentConfig, MappingConfig};
-use clap::{Args, Subcommand};
+use celslm_reports::{HeatMap, HeatPanel};
+use clap::{Args, Subcommand, ValueEnum};
+use serde::Serialize;
 
 use super::calibration::{CalibrationArgs, Fitting, make_folder_of, safetensors_in};
 
@@ -32,10 +35,78 @@ enum AlignCommand {
 Examples:
   celslm align fit --text data/calibration
   celslm align fit --text data/calibration --alignment all --mapping joint
+  celslm align fit --text data/calibration --alignment all --mapping 'joint = { rank = 512 }'
   celslm align fit --text books --tokens 8000 --out /tmp/small.safetensors")]
     Fit(FitArgs),
+    /// Compare every layer of the two models on calibration text
+    ///
+    /// Prints, for each edge layer, how much of it a linear map of each cloud layer explains
+    /// (keys and values averaged), and draws all measures. The alignments `cka`, `cosine` and `r2`
+    /// go by these scores; high ones do not promise good answers.
+    #[command(after_help = "\
+Examples:
+  celslm align score --text data/calibration --tokens 8192
+  celslm align score --text data/calibration --measure cka --out /tmp/score")]
+    Score(ScoreArgs),
     /// List the bridges beside the configurations, with their fit
     Ls,
+}
+
+/// How alike two layers are.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Measure {
+    /// R² of the best linear map on held-out contexts
+    R2,
+    /// Cosine between that map's output and the target
+    Cosine,
+    /// Linear centred kernel alignment
+    Cka,
+}
+
+impl Measure {
+    const ALL: [Self; 3] = [Self::R2, Self::Cosine, Self::Cka];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::R2 => "r2",
+            Self::Cosine => "cosine",
+            Self::Cka => "cka",
+        }
+    }
+
+    const fn title(self) -> &'static str {
+        match self {
+            Self::R2 => "R² of one-layer maps on held-out contexts",
+            Self::Cosine => "cosine between one-layer maps and their targets on held-out contexts",
+            Self::Cka => "linear centred kernel alignment",
+        }
+    }
+
+    const fn of(self, similarity: &Similarity) -> &Scores {
+        match self {
+            Self::R2 => &similarity.r2,
+            Self::Cosine => &similarity.cosine,
+            Self::Cka => &similarity.cka,
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+struct ScoreArgs {
+    #[command(flatten)]
+    calibration: CalibrationArgs,
+    /// What to print; everything is drawn and written
+    #[arg(long, value_enum, default_value_t = Measure::R2)]
+    measure: Measure,
+    /// Cloud model
+    #[arg(long, value_name = "NAME", default_value_t = ModelsConfig::default().cloud)]
+    cloud: String,
+    /// Edge model
+    #[arg(long, value_name = "NAME", default_value_t = ModelsConfig::default().edge)]
+    edge: String,
+    /// Folder for the drawings and the scores
+    #[arg(long, value_name = "DIR", default_value = "results/align-score")]
+    out: PathBuf,
 }
 
 #[derive(Debug, Args)]
@@ -45,8 +116,9 @@ struct FitArgs {
     /// Alignment to fit for
     #[arg(long, value_name = "NAME", default_value = "depth")]
     alignment: String,
-    /// Mapping to fit; `celslm ls mappings` has them
-    #[arg(long, value_name = "NAME", default_value = "ridge")]
+    /// Mapping to fit, with parameters as in a configuration: `joint = { rank = 512 }`;
+    /// `celslm ls mappings` has them
+    #[arg(long, value_name = "NAME", default_value = "ridge", value_parser = bridges::parse_mapping)]
     mapping: MappingConfig,
     /// Cloud model
     #[arg(long, value_name = "NAME", default_value_t = ModelsConfig::default().cloud)]
@@ -63,6 +135,7 @@ struct FitArgs {
 pub(crate) fn run(args: &AlignArgs) -> anyhow::Result<ExitCode> {
     match &args.command {
         AlignCommand::Fit(args) => fit(args),
+        AlignCommand::Score(args) => score(args),
         AlignCommand::Ls => ls(),
     }
 }
@@ -84,6 +157,91 @@ fn fit(args: &FitArgs) -> anyhow::Result<ExitCode> {
     bridge.save(&out)?;
     println!("{}\n{}", out.display(), fit::describe(&bridge));
     Ok(ExitCode::Ok)
+}
+
+/// What `celslm align score` writes beside its drawings.
+#[derive(Debug, Serialize)]
+struct ScoreFile<'a> {
+    schema_version: u32,
+    cloud: &'a str,
+    edge: &'a str,
+    seed: u64,
+    similarity: &'a Similarity,
+}
+
+fn score(args: &ScoreArgs) -> anyhow::Result<ExitCode> {
+    let calibration = args.calibration.calibration();
+    let mut fitting = Fitting::begin()?;
+    let (cloud, edge) = (fitting.load(&args.cloud)?, fitting.load(&args.edge)?);
+    std::fs::create_dir_all(&args.out).with_context(|| format!("create {}", args.out.display()))?;
+    let similarity = fitting.run(calibration.tokens, "tokens", |tell| {
+        fit::similarity(&cloud, &edge, &calibration, tell)
+    })?;
+    let write = |name: &str, text: &str| -> anyhow::Result<PathBuf> {
+        let path = args.out.join(name);
+        std::fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
+        Ok(path)
+    };
+    let file = ScoreFile {
+        schema_version: 1,
+        cloud: &args.cloud,
+        edge: &args.edge,
+        seed: calibration.seed,
+        similarity: &similarity,
+    };
+    let mut written = vec![write(
+        "similarity.json",
+        &serde_json::to_string_pretty(&file)?,
+    )?];
+    for measure in Measure::ALL {
+        let title = format!("{} → {}: {}", args.cloud, args.edge, measure.title());
+        let scores = measure.of(&similarity);
+        let panel = |title: &str, rows: &[Vec<f64>]| HeatPanel {
+            title: title.to_owned(),
+            rows: rows.to_vec(),
+        };
+        let map = HeatMap {
+            row_label: "edge layer".to_owned(),
+            column_label: "cloud layer".to_owned(),
+            panels: vec![panel("keys", &scores.k), panel("values", &scores.v)],
+        };
+        written.push(write(
+            &format!("{}.svg", measure.name()),
+            &map.draw(&title),
+        )?);
+    }
+    print!("{}", matrix(args.measure, &similarity));
+    for path in written {
+        println!("{}", path.display());
+    }
+    Ok(ExitCode::Ok)
+}
+
+/// A measure's scores in hundredths, the best of each row marked.
+fn matrix(measure: Measure, similarity: &Similarity) -> String {
+    let scores = measure.of(similarity);
+    let rows = scores.combined();
+    let best = scores.best(1);
+    let columns = rows.first().map_or(0, Vec::len);
+    let mut text = format!(
+        "{}, in hundredths; keys and values averaged; {} tokens, {} held out\n{:>12}",
+        measure.title(),
+        similarity.fit_tokens,
+        similarity.held_out_tokens,
+        "edge \\ cloud"
+    );
+    for column in 0..columns {
+        text.push_str(&format!("{column:>4} "));
+    }
+    for (row, (numbers, best)) in rows.iter().zip(best).enumerate() {
+        text.push_str(&format!("\n{row:>12}"));
+        for (column, number) in numbers.iter().enumerate() {
+            let mark = if best.contains(&column) { '*' } else { ' ' };
+            text.push_str(&format!("{:>4.0}{mark}", number * 100.0));
+        }
+    }
+    text.push('\n');
+    text
 }
 
 /// The alignment of a name, with default parameters.

@@ -1009,6 +1009,15 @@ impl Grid {
                 return Err(source.error_at(&format!("{path}.{key}{at}"), message));
             }
         }
+        let chosen = |dataset: &DatasetConfig| matches!(dataset, DatasetConfig::Choice(_));
+        if let (true, Some(index)) = (stated("datasets"), self.datasets.iter().position(chosen)) {
+            return Err(source.error_at(
+                &format!("{path}.datasets.{index}"),
+                "options are compared by their likelihood, which no system of a run reports; use \
+                 `choice` in an [evaluation]"
+                    .to_owned(),
+            ));
+        }
         for (index, &tokens) in self.chunk_tokens.iter().enumerate() {
             if stated("chunk_tokens") && !(1..=65_536).contains(&tokens) {
                 return Err(source.error_at(

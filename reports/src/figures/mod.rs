@@ -3,9 +3,12 @@
 mod by_rate;
 pub(crate) mod chart;
 mod f1_by_bytes;
+mod heat;
 mod svg;
 mod ttft_by_link;
 mod ttft_parts;
+
+pub use heat::{HeatMap, HeatPanel};
 
 use crate::views::Data;
 

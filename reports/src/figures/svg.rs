@@ -46,6 +46,18 @@ impl Svg {
         self.close("rect", hint);
     }
 
+    /// The outline of a square, drawn inside it.
+    pub(super) fn frame(&mut self, at: (f64, f64), side: f64, stroke: &str) {
+        let _ = writeln!(
+            self.body,
+            "<rect x=\"{:.1}\" y=\"{:.1}\" width=\"{:.1}\" height=\"{:.1}\" fill=\"none\" stroke=\"{stroke}\" stroke-width=\"1.6\"/>",
+            at.0 + 0.8,
+            at.1 + 0.8,
+            side - 1.6,
+            side - 1.6
+        );
+    }
+
     pub(super) fn line(&mut self, from: (f64, f64), to: (f64, f64), stroke: &str, width: f64) {
         let _ = writeln!(
             self.body,

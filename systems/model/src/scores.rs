@@ -38,23 +38,44 @@ impl Decoder {
                     let attention = self.attention(observed, first..tokens.len());
                     scores::snapkv(&attention, tokens.len(), KERNEL)
                 }
-                ScoredBy::H2o => {
-                    let mut received = vec![0f32; tokens.len()];
-                    for first in (0..tokens.len()).step_by(ROWS) {
-                        let rows = first..(first + ROWS).min(tokens.len());
-                        let attention = self.attention(observed, rows);
-                        for row in attention.chunks_exact(tokens.len()) {
-                            for (sum, share) in received.iter_mut().zip(row) {
-                                *sum += share;
-                            }
-                        }
-                    }
-                    scores::h2o(received, WINDOW)
-                }
+                ScoredBy::H2o => scores::h2o(self.received(observed, tokens.len()), WINDOW),
                 ScoredBy::ExpectedAttention => self.expected(observed, tokens.len()),
             });
         })?;
         TokenScores::new(0, 0, layers).map_err(|error| ModelError::Kv(error.to_string()))
+    }
+
+    /// The attention that each of a context's tokens receives from a query that sees it, averaged
+    /// over queries, heads and layers: `[tokens]`. What the context's own later tokens look at
+    /// stands for what a question will.
+    ///
+    /// # Errors
+    /// Failures of the forward pass.
+    pub fn attention_received(&self, tokens: &[u32]) -> Result<Vec<f32>, ModelError> {
+        let shape = self.kv_shape();
+        let mut cache = KvCache::new(shape, None, tokens.len(), KeyRetention::RotatedOnly)?;
+        let mut mean = vec![0f32; tokens.len()];
+        self.observe(tokens, &mut cache, |observed| {
+            let received = self.received(observed, tokens.len());
+            for (index, (mean, received)) in mean.iter_mut().zip(received).enumerate() {
+                *mean += received / ((tokens.len() - index) * shape.num_layers) as f32;
+            }
+        })?;
+        Ok(mean)
+    }
+
+    /// The attention that each token of one layer receives from all queries, averaged over heads.
+    fn received(&self, observed: &Observed<'_>, tokens: usize) -> Vec<f32> {
+        let mut received = vec![0f32; tokens];
+        for first in (0..tokens).step_by(ROWS) {
+            let attention = self.attention(observed, first..(first + ROWS).min(tokens));
+            for row in attention.chunks_exact(tokens) {
+                for (sum, share) in received.iter_mut().zip(row) {
+                    *sum += share;
+                }
+            }
+        }
+        received
     }
 
     /// Causal attention of some of the context's queries, `[rows, tokens]`, averaged over heads.

@@ -178,6 +178,7 @@ fn scores_are_those_of_attention_written_out() {
     let model = decoder();
     let (queries, block) = observed(&model);
     let h2o = model.token_scores(&tokens(), ScoredBy::H2o).unwrap();
+    let mut mean = vec![0f32; TOKENS];
     for (layer, queries) in queries.iter().enumerate() {
         let mut received = vec![0f32; TOKENS];
         for row in 0..TOKENS {
@@ -197,6 +198,14 @@ fn scores_are_those_of_attention_written_out() {
             assert!((score - expected).abs() < 1e-3, "{score} {expected}");
         }
         assert!(scores[recent..].iter().all(|score| score.is_infinite()));
+        for (token, (mean, received)) in mean.iter_mut().zip(&received).enumerate() {
+            let seen_by = TOKENS - token;
+            *mean += received / (seen_by * block.shape().num_layers) as f32;
+        }
+    }
+    let found = model.attention_received(&tokens()).unwrap();
+    for (found, expected) in found.iter().zip(&mean) {
+        assert!((found - expected).abs() < 1e-4, "{found} {expected}");
     }
     for by in [ScoredBy::SnapKv, ScoredBy::ExpectedAttention] {
         let scores = model.token_scores(&tokens(), by).unwrap();

@@ -61,6 +61,31 @@ impl MappingConfig {
         }
     }
 
+    /// Name and value of every parameter that is not at its default.
+    #[must_use]
+    pub fn parameters(&self) -> Vec<(String, String)> {
+        let fields = |config: &Self| match serde_json::to_value(config) {
+            Ok(serde_json::Value::Object(tagged)) => tagged
+                .into_iter()
+                .filter_map(|(_, fields)| fields.as_object().cloned())
+                .flatten()
+                .collect(),
+            _ => Vec::new(),
+        };
+        let defaults: Vec<_> = self
+            .id()
+            .parse()
+            .map_or_else(|_| Vec::new(), |d| fields(&d));
+        let own = fields(self)
+            .into_iter()
+            .filter(|own| !defaults.contains(own));
+        own.map(|(name, value)| match value {
+            serde_json::Value::String(word) => (name, word),
+            number => (name, number.to_string()),
+        })
+        .collect()
+    }
+
     /// How its weights are stored unless something else is asked for: large maps in 8 bits.
     #[must_use]
     pub const fn storage(&self) -> Storage {
@@ -172,6 +197,18 @@ mod tests {
             ..Joint::default()
         };
         assert_eq!(json(r#"{"joint": {"rank": 512}}"#), joint(rank));
+        let stated = |config: MappingConfig| config.parameters();
+        assert_eq!(stated(MappingConfig::Ridge), []);
+        assert_eq!(stated(MappingConfig::Joint(Joint::default())), []);
+        let keys = Joint {
+            sides: super::super::SourceSides::Keys,
+            ..rank
+        };
+        let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        assert_eq!(
+            stated(MappingConfig::Joint(keys)),
+            [pair("rank", "512"), pair("sides", "keys")]
+        );
         for (text, part) in [
             (r#""rigde""#, "known are copy, procrustes, ridge"),
             (
