@@ -90,7 +90,9 @@ fn map(criterion: &mut Criterion) {
     if let Some(file) = std::env::var_os("CELSLM_BENCH_EDGE") {
         celslm_model::set_threads(1).expect("nothing was computed yet");
         let model = LoadedModel::load(Path::new(&file)).expect("CELSLM_BENCH_EDGE can be read");
-        let tokens: Vec<u32> = (0..TOKENS as u32).map(|t| 1000 + t * 7919 % 20_000).collect();
+        let tokens: Vec<u32> = (0..TOKENS as u32)
+            .map(|t| 1000 + t * 7919 % 20_000)
+            .collect();
         group.bench_function("edge/prefill", |bencher| {
             bencher.iter(|| model.decoder.context_kv(black_box(&tokens), || true));
         });

@@ -49,6 +49,12 @@ fn help_teaches() {
             stdout(&["codec", command, "--help"])
         );
     }
+    for command in ["fit", "score"] {
+        insta::assert_snapshot!(
+            format!("help_align_{command}"),
+            stdout(&["align", command, "--help"])
+        );
+    }
     for command in ["run", "calibrate"] {
         insta::assert_snapshot!(
             format!("help_link_{command}"),

@@ -214,7 +214,7 @@ fn the_clouds_kv_is_mapped_and_held_against_its_controls() {
     for other in ["depth-ridge-s0-l0", "cloud_alone", "zero_kv", "random_kv"] {
         assert_ne!(nll(of(other)), reference, "{other}");
     }
-    // A file that is no bridge, and one that is for other models.
+    // A bridge of another mapping, a file that is none, and one that is for other models.
     let bridges = lab.path("configs/bridges");
     let bridge = fs::read_dir(&bridges)
         .unwrap()
@@ -222,6 +222,19 @@ fn the_clouds_kv_is_mapped_and_held_against_its_controls() {
         .unwrap()
         .unwrap()
         .path();
+    let other = format!(
+        "cloud = [{{ mapped = {{ alignment = {{ depth = {{ mapping = {{ low_rank = {{ rank = 3 }} }}, \
+         bridge = \"{}\" }} }} }} }}]",
+        bridge.display()
+    );
+    experiment(&lab, "other", &other);
+    let refused = assert_code(&lab.run(&["run", "other"]), 2);
+    for part in [
+        "was fitted for alignment depth and mapping ridge",
+        "celslm align fit --alignment depth --mapping 'low_rank = { rank = 3 }'",
+    ] {
+        assert!(refused.contains(part), "{refused}");
+    }
     let swapped = bridges.join("tiny-edge.to.tiny-cloud.depth-ridge.safetensors");
     fs::copy(&bridge, &swapped).unwrap();
     fs::write(&bridge, "no bridge").unwrap();
@@ -236,4 +249,93 @@ fn the_clouds_kv_is_mapped_and_held_against_its_controls() {
     let args: Vec<&str> = ["run", "mapped"].into_iter().chain(set).collect();
     let refused = assert_code(&lab.run(&args), 2);
     assert!(refused.contains("fit one for this pair"), "{refused}");
+}
+
+#[test]
+fn layers_are_scored_and_maps_take_parameters() {
+    let lab = Lab::new();
+    let text: String = (0..6000)
+        .map(|i| format!("word{} ", i * 7919 % 977))
+        .collect();
+    fs::write(lab.path("text.txt"), text).unwrap();
+    let models = "--text text.txt --cloud tiny-cloud --edge tiny-edge --context-words 60";
+    let run = |rest: &[&str]| -> String {
+        let args: Vec<&str> = ["align"].into_iter().chain(rest.iter().copied()).collect();
+        let args: Vec<&str> = args.into_iter().chain(models.split(' ')).collect();
+        assert_code(&lab.run(&args), 0)
+    };
+    let told = run(&[
+        "score",
+        "--tokens",
+        "2000",
+        "--measure",
+        "cka",
+        "--out",
+        "score",
+    ]);
+    assert!(told.contains("linear centred kernel alignment"), "{told}");
+    // Five edge layers, each with its best cloud layer marked.
+    assert_eq!(told.matches('*').count(), 5, "{told}");
+    for measure in ["r2", "cosine", "cka"] {
+        let svg = fs::read_to_string(lab.path(&format!("score/{measure}.svg"))).unwrap();
+        assert!(svg.contains("edge layer 4, cloud layer 6"), "{measure}");
+    }
+    let scores = fs::read_to_string(lab.path("score/similarity.json")).unwrap();
+    let scores: serde_json::Value = serde_json::from_str(&scores).unwrap();
+    let k = scores["similarity"]["r2"]["k"].as_array().unwrap();
+    assert_eq!((k.len(), k[0].as_array().unwrap().len()), (5, 7));
+
+    let fitted = run(&[
+        "fit",
+        "--tokens",
+        "3000",
+        "--mapping",
+        "low_rank = { rank = 3 }",
+    ]);
+    assert!(
+        fitted.contains("tiny-cloud.to.tiny-edge.depth-low_rank-rank3.safetensors"),
+        "{fitted}"
+    );
+    run(&["fit", "--tokens", "3000", "--mapping", "weighted_ridge"]);
+    let wrong = "align fit --text text.txt --mapping".split(' ');
+    let wrong: Vec<&str> = wrong.chain(["joint = { ranks = 3 }"]).collect();
+    let told = assert_code(&lab.run(&wrong), 2);
+    assert!(told.contains("unknown field `ranks`"), "{told}");
+}
+
+#[test]
+fn options_are_chosen_in_evaluations_alone() {
+    let lab = Lab::new();
+    let line = |index: usize| {
+        format!(
+            r#"{{"id": "q{index}", "question": {{"stem": "What is {index}?", "choices": [{{"text": "low {index}", "label": "A"}}, {{"text": "high", "label": "B"}}]}}, "answerKey": "B"}}"#
+        )
+    };
+    let lines: Vec<String> = (0..14).map(line).collect();
+    fs::write(lab.path("data/arc-tiny.jsonl"), lines.join("\n")).unwrap();
+    let dataset = "datasets = [{ choice = { path = \"arc-tiny.jsonl\", shots = 2, questions_per_document = 5 } }]";
+    experiment(&lab, "options", "codecs = [{ group_quant = { bits = 2 } }]");
+    let path = lab.path("configs/experiments/options.toml");
+    let text = fs::read_to_string(&path).unwrap();
+    let squad = "datasets = [{ squad = { path = \"squad.json\" } }]";
+    assert!(text.contains(squad));
+    fs::write(&path, text.replace(squad, dataset)).unwrap();
+    assert_code(&lab.run(&["run", "options"]), 0);
+    let found = cells(&lab, "options");
+    assert_eq!(found.len(), 4);
+    for rows in found.values() {
+        assert_eq!(rows.len(), 2);
+        for question in rows.iter().flat_map(|row| &row.questions) {
+            let answer = question.answer.as_deref().unwrap();
+            assert!(answer == "high" || answer.starts_with("low "), "{answer}");
+            let right = f64::from(u8::from(answer == "high"));
+            assert_eq!((question.f1, question.em), (Some(right), Some(right)));
+        }
+    }
+    lab.experiment(
+        "asked",
+        &format!("[grid]\nsystems = [\"edge_only\"]\nlinks = [\"brisk\"]\n{dataset}\n"),
+    );
+    let told = assert_code(&lab.run(&["run", "asked"]), 2);
+    assert!(told.contains("use `choice` in an [evaluation]"), "{told}");
 }
