@@ -197,7 +197,7 @@ fn score(args: &ScoreArgs) -> anyhow::Result<ExitCode> {
         let title = format!("{} → {}: {}", args.cloud, args.edge, measure.title());
         let scores = measure.of(&similarity);
         let panel = |title: &str, rows: &[Vec<f64>]| HeatPanel {
-            title: title.to_owned(),
+            title: format!("{title}, {}", measure.name()),
             rows: rows.to_vec(),
         };
         let map = HeatMap {
