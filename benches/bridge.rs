@@ -9,6 +9,10 @@
 //! ```text
 //! CELSLM_BENCH_BRIDGE=joint.safetensors CELSLM_BENCH_EDGE=edge.gguf cargo bench -p celslm-benches --bench bridge
 //! ```
+//!
+//! Measured on one core (AMD EPYC 9005, AVX-512) for the default pair, 1,024 tokens: the edge's
+//! prefill 2,014 ms, `depth` with `ridge` 20 ms (1.0% of it), `all` with `joint` of rank 1024 181 ms
+//! (9.0%).
 
 use std::hint::black_box;
 use std::path::Path;
