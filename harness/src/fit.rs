@@ -11,7 +11,7 @@ use celslm_systems::{DEFAULT_CHUNK_TOKENS, LoadedModel};
 
 use crate::calibration::{Calibration, as_document};
 
-/// Both models' KV of one context, as runs would compute it.
+/// The tokens of one context and both models' KV of it, as runs would compute it.
 ///
 /// # Errors
 /// Two models that do not share a tokenizer, failures of a model.
@@ -19,7 +19,7 @@ fn pair(
     cloud: &LoadedModel,
     edge: &LoadedModel,
     piece: &str,
-) -> anyhow::Result<(KvBlock, KvBlock)> {
+) -> anyhow::Result<(Vec<u32>, KvBlock, KvBlock)> {
     let context = as_document(piece);
     let tokens = cloud.context_tokens(&context)?;
     if tokens != edge.context_tokens(&context)? {
@@ -27,7 +27,8 @@ fn pair(
             "the two models do not share a tokenizer: a bridge relates the KV of the same tokens"
         );
     }
-    Ok((prefill(cloud, &tokens)?, prefill(edge, &tokens)?))
+    let (from, to) = (prefill(cloud, &tokens)?, prefill(edge, &tokens)?);
+    Ok((tokens, from, to))
 }
 
 /// Compares every layer of the one model with every layer of the other. `tell` hears of progress
@@ -43,7 +44,7 @@ pub fn similarity(
 ) -> anyhow::Result<Similarity> {
     let mut fitter = SimilarityFitter::new(end(cloud), end(edge), SKIP_TOKENS)?;
     let add = |piece: &str| -> anyhow::Result<usize> {
-        let (from, to) = pair(cloud, edge, piece)?;
+        let (_, from, to) = pair(cloud, edge, piece)?;
         fitter.add(&from, &to)?;
         Ok(from.num_tokens())
     };
@@ -83,9 +84,8 @@ pub fn fit(
     let weighted = options.mapping.method().needs_weights();
     let mut fitter = BridgeFitter::new(source, target, &layer_map, options)?;
     let add = |piece: &str| -> anyhow::Result<usize> {
-        let (from, to) = pair(cloud, edge, piece)?;
+        let (tokens, from, to) = pair(cloud, edge, piece)?;
         if weighted {
-            let tokens = edge.context_tokens(&as_document(piece))?;
             fitter.add_weighted(&from, &to, &edge.decoder.attention_received(&tokens)?)?;
         } else {
             fitter.add(&from, &to)?;
