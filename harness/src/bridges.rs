@@ -65,12 +65,11 @@ pub fn parse_mapping(text: &str) -> Result<MappingConfig, String> {
     if !text.contains(['=', '{']) {
         return text.parse().map_err(|error: AlignError| error.to_string());
     }
-    let inner = text.trim().trim_start_matches('{').trim_end();
-    let inner = match text.trim().starts_with('{') {
-        true => inner.strip_suffix('}').unwrap_or(inner),
-        false => inner,
+    let table = match text.trim() {
+        table if table.starts_with('{') => table.to_owned(),
+        inner => format!("{{ {inner} }}"),
     };
-    toml::from_str::<Entry>(&format!("mapping = {{ {inner} }}"))
+    toml::from_str::<Entry>(&format!("mapping = {table}"))
         .map(|entry| entry.mapping)
         .map_err(|error| error.message().to_owned())
 }

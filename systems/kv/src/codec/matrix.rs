@@ -1,4 +1,4 @@
-//! Products of many rows with one fixed matrix, for transforms and predictors.
+//! Products of many rows with one fixed matrix of floats, for transforms; predictors have `dot.rs`.
 //!
 //! Every sum runs in the order of the matrix's rows, whatever the number of tokens, and in
 //! vectors as wide as the target has: the compiler keeps a tile of sums in registers, so that the
