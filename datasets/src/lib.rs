@@ -25,7 +25,7 @@ pub use document::{Document, Question};
 pub use embedded::{Embedded, EmbeddedConfig};
 pub use error::DatasetError;
 pub use prompt::{ANSWER_INSTRUCTION, Prompt, SYSTEM_INSTRUCTION};
-pub use recall::{Recall, RecallConfig, recall_document};
+pub use recall::{Recall, RecallConfig, recall_document, recall_questions};
 pub use registry::{DATA_DIR_SETTING, DATASETS, Dataset, DatasetConfig, DatasetEntry, entry, load};
 pub use scorer::{
     ACCEPTED_REFUSALS, ExactMatch, F1, SCORERS, Scorer, UNANSWERABLE, is_refusal, normalise, scorer,

@@ -159,6 +159,14 @@ pub fn recall_document(id: &str, text: &str) -> Document {
     )
 }
 
+/// Questions of recall about a text: each quotes `cue_words` words that stand in it once and asks
+/// for the `span_words` that follow.
+#[must_use]
+pub fn recall_questions(text: &str, cue_words: usize, span_words: usize) -> Vec<Question> {
+    let words: Vec<&str> = text.split_whitespace().collect();
+    questions(&words, cue_words.max(1), span_words.max(1))
+}
+
 fn document(
     id: String,
     title: String,

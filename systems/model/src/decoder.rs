@@ -8,7 +8,6 @@ use crate::kernel::packed::{Arena, PackedMatrix};
 use crate::kernel::pool::{Turn, pool};
 use crate::kernel::rows::{add, gated, rms_norm};
 use crate::{Config, GgufFile, KeyRetention, KvCache, KvPrefix, ModelError, RotaryEmbedding};
-use candle_core::Device;
 use celslm_kv::{KvBlock, KvShape, ModelFingerprint};
 use std::ops::Deref;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -228,14 +227,14 @@ impl Decoder {
         let mut layers = Vec::with_capacity(config.num_hidden_layers);
         for layer in 0..config.num_hidden_layers {
             let name = |part: &str| format!("blk.{layer}.{part}");
-            let norm = |gguf: &mut GgufFile, part: &str| vector(gguf, &name(part), hidden);
+            let norm = |gguf: &mut GgufFile, part: &str| gguf.dense(&name(part), &[hidden]);
             let input_layernorm = norm(gguf, "attn_norm.weight")?;
             let post_attention_layernorm = norm(gguf, "ffn_norm.weight")?;
             let mut linear = |part: &str, rows: usize, columns: usize, biased: bool| {
                 let weight = name(&format!("{part}.weight"));
                 let weight = gguf.pack(&weight, [rows, columns], &mut arena, &turn)?;
                 let bias = match biased {
-                    true => Some(vector(gguf, &name(&format!("{part}.bias")), rows)?),
+                    true => Some(gguf.dense(&name(&format!("{part}.bias")), &[rows])?),
                     false => None,
                 };
                 Ok::<_, ModelError>(Linear { weight, bias })
@@ -259,7 +258,7 @@ impl Decoder {
                 mlp,
             });
         }
-        let norm = vector(gguf, "output_norm.weight", hidden)?;
+        let norm = gguf.dense("output_norm.weight", &[hidden])?;
         arena.finish()?;
         Ok(Self {
             rope: RotaryEmbedding::new(config.rope_style, config.head_dim, config.rope_theta),
@@ -741,13 +740,6 @@ impl Decoder {
 }
 
 /// A vector of a file in f32: norms and biases.
-fn vector(gguf: &mut GgufFile, name: &str, len: usize) -> Result<Vec<f32>, ModelError> {
-    Ok(gguf
-        .tensor(name, &[len])?
-        .dequantize(&Device::Cpu)?
-        .to_vec1()?)
-}
-
 /// Keeps the last row of the marked sequences of `x: [rows, width]`.
 fn keep_last(x: &mut Vec<f32>, width: usize, spans: &[Span<'_>], keep: &[bool]) {
     let (mut end, mut kept) = (0, 0);

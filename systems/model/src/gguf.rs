@@ -155,10 +155,6 @@ impl GgufFile {
         }
     }
 
-    pub(crate) fn has_tensor(&self, name: &str) -> bool {
-        self.content.tensor_infos.contains_key(name)
-    }
-
     /// Reads a tensor and checks its shape (`[rows, columns]` for a matrix).
     pub(crate) fn tensor(&mut self, name: &str, shape: &[usize]) -> Result<QTensor, ModelError> {
         match self.content.tensor_infos.get(name) {
@@ -177,6 +173,23 @@ impl GgufFile {
                 path: self.path.clone(),
                 reason: error.to_string(),
             })
+    }
+
+    /// A tensor's numbers widened to f32, in row-major order, its shape checked (`[rows, columns]`
+    /// for a matrix): for whoever computes with the weights by other means than the decoder's.
+    ///
+    /// # Errors
+    /// [`ModelError::Incomplete`] when it is missing or has another shape, [`ModelError::Gguf`]
+    /// when it cannot be read.
+    pub fn dense(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>, ModelError> {
+        let tensor = self.tensor(name, shape)?;
+        let dense = tensor.dequantize(&Device::Cpu)?;
+        Ok(dense.flatten_all()?.to_vec1()?)
+    }
+
+    /// Whether the file has a tensor of this name.
+    pub fn has_tensor(&self, name: &str) -> bool {
+        self.content.tensor_infos.contains_key(name)
     }
 
     /// Format and shape of every matrix of the file.
@@ -230,7 +243,10 @@ impl GgufFile {
     }
 
     /// Rows of a matrix, from its declared shape: the vocabulary size of an embedding.
-    pub(crate) fn rows(&self, name: &str) -> Result<usize, ModelError> {
+    ///
+    /// # Errors
+    /// [`ModelError::Incomplete`] when there is no such matrix.
+    pub fn rows(&self, name: &str) -> Result<usize, ModelError> {
         match self
             .content
             .tensor_infos

@@ -70,6 +70,12 @@ impl RotaryEmbedding {
         }
     }
 
+    /// Cosines and sines of every pair at some positions, `[positions, head_dim / 2]` each.
+    pub fn angles(&self, positions: std::ops::Range<usize>) -> (Vec<f32>, Vec<f32>) {
+        let Angles { cos, sin } = self.compute(positions);
+        (cos.into(), sin.into())
+    }
+
     /// Calls `rotate(token, cosines, sines)` for every token, the first at `first_position`.
     fn each(
         &self,
