@@ -1,10 +1,12 @@
 //! An affine map of rows, dense or in two factors, with the numbers that a bridge file holds.
 
 use std::ops::Range;
+use std::sync::OnceLock;
 
 use faer::linalg::matmul::matmul;
 use faer::{Accum, Mat, MatMut, MatRef, Par};
 
+use super::bytes::ByteMap;
 use super::weights::Matrix;
 use super::{AlignError, Moments, Storage};
 
@@ -38,9 +40,143 @@ pub struct Affine {
     pub(super) weights: Weights,
     pub(super) bias: Vec<f32>,
     pub(super) mean: Vec<f32>,
+    bytes: Derived,
+}
+
+/// What follows from the weights: equal maps have equal ones.
+#[derive(Debug, Clone, Default)]
+struct Derived(OnceLock<ByteMap>);
+
+impl PartialEq for Derived {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+/// A map by products of bytes around the mean of some rows.
+#[derive(Debug)]
+pub(super) struct InBytes<'a> {
+    map: &'a ByteMap,
+    centre: Vec<f32>,
+    /// What the centre is mapped to.
+    offset: Vec<f32>,
+}
+
+impl InBytes<'_> {
+    /// Maps rows to some columns, `[rows, columns.len()]`. All are computed.
+    pub(super) fn predict(&self, x: &[f32], columns: Range<usize>, y: &mut Vec<f32>) {
+        y.clear();
+        for row in self
+            .map
+            .map(x, &self.centre)
+            .chunks_exact(self.offset.len())
+        {
+            let row = row[columns.clone()]
+                .iter()
+                .zip(&self.offset[columns.clone()]);
+            y.extend(row.map(|(y, offset)| y + offset));
+        }
+    }
+}
+
+/// Weights in f32, row-major, on their way into a map.
+#[derive(Debug, Clone, Copy)]
+pub enum Numbers<'a> {
+    /// `[source_width, target_width]`.
+    Dense(&'a [f32]),
+    /// Two factors.
+    Factored {
+        /// `[source_width, rank]`.
+        down: &'a [f32],
+        /// `[rank, target_width]`.
+        up: &'a [f32],
+    },
 }
 
 impl Affine {
+    pub(super) const fn of(weights: Weights, bias: Vec<f32>, mean: Vec<f32>) -> Self {
+        Self {
+            weights,
+            bias,
+            mean,
+            bytes: Derived(OnceLock::new()),
+        }
+    }
+
+    /// The same widths and mean with other weights and another bias, for maps that are found by
+    /// other means than a regression.
+    ///
+    /// # Errors
+    /// [`AlignError::Rows`] for another number of numbers, [`AlignError::NotFinite`] for numbers
+    /// that the storage cannot hold.
+    pub fn with_numbers(
+        &self,
+        numbers: Numbers<'_>,
+        bias: Vec<f32>,
+        storage: Storage,
+    ) -> Result<Self, AlignError> {
+        let matrix = |rows: usize, columns: usize, numbers: &[f32]| {
+            if numbers.len() != rows * columns {
+                return Err(AlignError::Rows {
+                    expected: columns,
+                    rows,
+                    found: numbers.len(),
+                });
+            }
+            let exact = MatRef::from_row_major_slice(numbers, rows, columns);
+            let exact = Mat::from_fn(rows, columns, |i, j| f64::from(exact[(i, j)]));
+            Matrix::round(exact.as_ref(), storage)
+        };
+        let (p, q) = (self.source_width(), self.target_width());
+        let weights = match numbers {
+            Numbers::Dense(numbers) => Weights::Dense(matrix(p, q, numbers)?),
+            Numbers::Factored { down, up } => {
+                let rank = down.len() / p.max(1);
+                Weights::Factored {
+                    down: matrix(p, rank, down)?,
+                    up: matrix(rank, q, up)?,
+                }
+            }
+        };
+        if bias.len() != q {
+            return Err(AlignError::Rows {
+                expected: q,
+                rows: 1,
+                found: bias.len(),
+            });
+        }
+        if !bias.iter().all(|x| x.is_finite()) {
+            return Err(AlignError::NotFinite {
+                what: "biases".to_owned(),
+            });
+        }
+        Ok(Self::of(weights, bias, self.mean.clone()))
+    }
+
+    /// The map by products of bytes around the mean of some rows, `None` where it is dense. The
+    /// bytes are laid out at the first use.
+    pub(super) fn in_bytes(&self, rows: &[f32]) -> Option<InBytes<'_>> {
+        let Weights::Factored { down, up } = &self.weights else {
+            return None;
+        };
+        let map = self.bytes.0.get_or_init(|| ByteMap::new(down, up));
+        let centre = map.centre(rows);
+        let wide: Vec<f64> = centre.iter().map(|x| f64::from(*x)).collect();
+        let shift = product(&product(&wide, down), up);
+        let offset = self.bias.iter().zip(shift);
+        Some(InBytes {
+            offset: offset.map(|(bias, shift)| bias + shift as f32).collect(),
+            map,
+            centre,
+        })
+    }
+
+    /// What is added to every row, `[target_width]`.
+    #[must_use]
+    pub fn bias(&self) -> &[f32] {
+        &self.bias
+    }
+
     /// Rounds a solution for centred rows. The bias is computed for the rounded weights, so that
     /// the mean of the source is mapped to that of the target whatever the storage.
     ///
@@ -72,11 +208,7 @@ impl Affine {
                 what: "fitted biases".to_owned(),
             });
         }
-        Ok(Self {
-            weights,
-            bias,
-            mean,
-        })
+        Ok(Self::of(weights, bias, mean))
     }
 
     /// Numbers per source row.

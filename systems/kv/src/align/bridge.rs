@@ -144,8 +144,28 @@ pub struct BridgeManifest {
     pub seed: u64,
     /// Program and version that fitted it.
     pub created_by: String,
-    /// Per target layer.
+    /// Per target layer; of the closed form where the bridge was trained on from there.
     pub layers: Vec<LayerFit>,
+    /// How it was trained, where it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub training: Option<TrainingRecord>,
+}
+
+/// What a trained bridge was trained on, and what that did.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainingRecord {
+    /// Steps taken.
+    pub steps: u64,
+    /// Contexts that were seen.
+    pub contexts: u64,
+    /// Others, on which the losses below were measured.
+    pub held_out_contexts: u64,
+    /// KL divergence from the edge's own distribution per token of answers about held-out
+    /// contexts, nats: before the first step and after the last.
+    pub kl: [f32; 2],
+    /// The same for the negative log-likelihood of the answers.
+    pub nll: [f32; 2],
 }
 
 impl BridgeManifest {
@@ -231,6 +251,30 @@ impl Bridge {
             manifest,
             parts,
         }
+    }
+
+    /// The same bridge with the numbers that training found, under the name of that mapping.
+    ///
+    /// # Errors
+    /// [`AlignError::LayerMap`] for parts that read or write other heads.
+    pub fn trained(
+        &self,
+        mapping: MappingConfig,
+        record: TrainingRecord,
+        parts: Vec<Part>,
+    ) -> Result<Self, AlignError> {
+        let alike = |(own, other): (&Part, &Part)| {
+            (&own.inputs, &own.outputs) == (&other.inputs, &other.outputs)
+        };
+        if parts.len() != self.parts.len() || !self.parts.iter().zip(&parts).all(alike) {
+            return Err(AlignError::LayerMap {
+                reason: "the trained parts read or write other heads".to_owned(),
+            });
+        }
+        let mut bridge = self.clone();
+        (bridge.mapping, bridge.parts) = (mapping, parts);
+        bridge.manifest.training = Some(record);
+        Ok(bridge)
     }
 
     /// The model whose KV is mapped.
@@ -422,11 +466,20 @@ impl Bridge {
         let columns = outputs.start * head_dim..outputs.end * head_dim;
         let slots = &part.outputs[outputs];
         let (mut x, mut y) = (Vec::new(), Vec::new());
+        let mut in_bytes = None;
         for start in (0..seq_len).step_by(BLOCK_ROWS) {
             let tokens = start..(start + BLOCK_ROWS).min(seq_len);
             gather("source", block, &part.inputs, tokens.clone(), &mut x)?;
-            y.resize(tokens.len() * columns.len(), 0.0);
-            part.affine.predict(&x, columns.clone(), &mut y)?;
+            if start == 0 {
+                in_bytes = part.affine.in_bytes(&x);
+            }
+            match &in_bytes {
+                Some(map) => map.predict(&x, columns.clone(), &mut y),
+                None => {
+                    y.resize(tokens.len() * columns.len(), 0.0);
+                    part.affine.predict(&x, columns.clone(), &mut y)?;
+                }
+            }
             // A saturated number is an outlier that the target model can still use; a NaN, which
             // comes from one in the source, is not.
             if y.iter().any(|number| number.is_nan()) {
@@ -763,11 +816,8 @@ impl Reader<'_> {
                 up: self.matrix(part, "up", rank, q)?,
             },
         };
-        Ok(Affine {
-            weights,
-            bias: self.numbers(part, "bias", q)?,
-            mean: self.numbers(part, "mean", q)?,
-        })
+        let bias = self.numbers(part, "bias", q)?;
+        Ok(Affine::of(weights, bias, self.numbers(part, "mean", q)?))
     }
 
     fn matrix(

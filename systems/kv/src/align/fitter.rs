@@ -422,6 +422,7 @@ impl BridgeFitter {
             seed: self.options.seed,
             created_by: self.options.created_by,
             layers,
+            training: None,
         };
         Ok(Bridge::new(
             self.source,

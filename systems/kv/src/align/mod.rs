@@ -9,6 +9,7 @@
 mod affine;
 mod all;
 mod bridge;
+mod bytes;
 mod cka;
 mod config;
 mod cosine;
@@ -27,10 +28,11 @@ mod spectrum;
 mod terminal;
 mod weights;
 
-pub use affine::{Affine, Weights};
+pub use affine::{Affine, Numbers, Weights};
 pub use all::All;
 pub use bridge::{
     Bridge, BridgeEnd, BridgeError, BridgeManifest, LayerFit, MAX_BRIDGE_BYTES, OtherModels,
+    TrainingRecord,
 };
 pub use cka::Cka;
 pub use config::AlignmentConfig;
@@ -38,7 +40,7 @@ pub use cosine::Cosine;
 pub use depth::Depth;
 pub use fitter::{BridgeFitter, FitOptions, Split};
 pub use identity::Identity;
-pub use mapping::{Mapping, MappingConfig, mapping_names, mappings};
+pub use mapping::{Mapping, MappingConfig, Part, mapping_names, mappings};
 pub use moments::Moments;
 pub use r2::R2;
 pub use registry::{AlignmentEntry, names, registry};
@@ -77,6 +79,12 @@ pub enum AlignError {
     Weights {
         /// What is wrong with them.
         reason: String,
+    },
+    /// A mapping that no regression finds.
+    #[error("mapping {mapping} is not fitted: train it from a fitted bridge, `celslm align train`")]
+    NotFitted {
+        /// Mapping id.
+        mapping: &'static str,
     },
     /// `identity` between different models.
     #[error(

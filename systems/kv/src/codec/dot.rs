@@ -2,16 +2,18 @@
 //! products of 32-bit floats where the target has instructions for them, and the same numbers on
 //! every machine.
 
-use super::vector::{COLUMNS, QUAD, Quad, ROWS, multiply};
+use super::vector::{COLUMNS, QUAD, Quad, multiply};
+
+pub(crate) use super::vector::ROWS;
 
 /// What a factor of zero is in a row.
-pub(super) const ZERO: u8 = 128;
+pub(crate) const ZERO: u8 = 128;
 /// Sums stay within 32 bits up to this many factors of 255 and 127.
 const MAX_DEPTH: usize = 1 << 16;
 
 /// A matrix of bytes, each column with a scale of its own, stored in panels of [`COLUMNS`] columns.
 #[derive(Debug, Clone, Default)]
-pub(super) struct BytePanels {
+pub(crate) struct BytePanels {
     /// Rows, a multiple of [`QUAD`]; columns.
     depth: usize,
     columns: usize,
@@ -25,7 +27,7 @@ pub(super) struct BytePanels {
 impl BytePanels {
     /// The matrix `[depth, columns]` whose numbers `at(row, column)` gives, rounded to 255 levels
     /// of each column's largest.
-    pub(super) fn new(depth: usize, columns: usize, at: impl Fn(usize, usize) -> f32) -> Self {
+    pub(crate) fn new(depth: usize, columns: usize, at: impl Fn(usize, usize) -> f32) -> Self {
         debug_assert!(depth <= MAX_DEPTH, "{depth}");
         let quads = depth.div_ceil(QUAD);
         let mut numbers = vec![[[0; QUAD]; COLUMNS]; quads * columns.div_ceil(COLUMNS)];
@@ -55,13 +57,22 @@ impl BytePanels {
     }
 
     /// Bytes of a row: the matrix's rows, filled up to a multiple of four.
-    pub(super) const fn depth(&self) -> usize {
+    pub(crate) const fn depth(&self) -> usize {
         self.depth
     }
 
     /// Adds the products of rows of bytes, `[rows, depth]` around [`ZERO`], with the matrix to
     /// `sums`, `[rows, columns]`: a multiple of [`ROWS`] of them.
-    pub(super) fn add_product(&self, rows: &[u8], sums: &mut [f32]) {
+    pub(crate) fn add_product(&self, rows: &[u8], sums: &mut [f32]) {
+        self.add(rows, |_| 1.0, sums);
+    }
+
+    /// The same for rows that have a unit each, in which their bytes count.
+    pub(crate) fn add_product_in(&self, rows: &[u8], units: &[f32], sums: &mut [f32]) {
+        self.add(rows, |row| units[row], sums);
+    }
+
+    fn add(&self, rows: &[u8], unit: impl Fn(usize) -> f32, sums: &mut [f32]) {
         if self.depth == 0 {
             return;
         }
@@ -73,12 +84,15 @@ impl BytePanels {
             start[..width].copy_from_slice(&self.start[first..first + width]);
             let scale = &self.scale[first..first + width];
             let rows = rows.chunks_exact(self.depth * ROWS);
-            for (rows, sums) in rows.zip(sums.chunks_exact_mut(self.columns * ROWS)) {
+            let tiles = rows.zip(sums.chunks_exact_mut(self.columns * ROWS));
+            for (tile, (rows, sums)) in tiles.enumerate() {
                 let products = multiply(rows.as_chunks().0, panel, &start);
-                for (products, sums) in products.iter().zip(sums.chunks_exact_mut(self.columns)) {
+                let sums = sums.chunks_exact_mut(self.columns);
+                for (row, (products, sums)) in products.iter().zip(sums).enumerate() {
+                    let unit = unit(tile * ROWS + row);
                     let sums = sums[first..first + width].iter_mut();
                     for ((sum, product), scale) in sums.zip(products).zip(scale) {
-                        *sum += *product as f32 * scale;
+                        *sum += *product as f32 * (scale * unit);
                     }
                 }
             }

@@ -21,7 +21,7 @@
 mod artefact;
 mod chain;
 mod config;
-mod dot;
+pub(crate) mod dot;
 mod draw;
 mod entropy;
 mod explain;

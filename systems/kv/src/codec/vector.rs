@@ -6,7 +6,7 @@
 pub(super) const QUAD: usize = 4;
 /// Columns of a panel, and rows that are multiplied at a time.
 pub(super) const COLUMNS: usize = 32;
-pub(super) const ROWS: usize = 8;
+pub(crate) const ROWS: usize = 8;
 
 /// Four numbers of each column of a panel.
 pub(super) type Quad = [[i8; QUAD]; COLUMNS];

@@ -7,7 +7,8 @@ use serde::de::value::MapAccessDeserializer;
 use serde::{Deserialize, Deserializer, Serialize, de};
 
 use super::{
-    Copy, HeadRidge, Joint, LowRank, Mapping, Procrustes, Ridge, WeightedRidge, mapping_names,
+    Copy, HeadRidge, Joint, LowRank, Mapping, Procrustes, Ridge, Trained, WeightedRidge,
+    mapping_names,
 };
 use crate::align::{AlignError, Storage};
 
@@ -30,6 +31,8 @@ pub enum MappingConfig {
     LowRank(LowRank),
     /// See [`Joint`].
     Joint(Joint),
+    /// See [`Trained`].
+    Trained,
 }
 
 impl MappingConfig {
@@ -44,6 +47,7 @@ impl MappingConfig {
             Self::WeightedRidge => Box::new(WeightedRidge),
             Self::LowRank(low_rank) => Box::new(*low_rank),
             Self::Joint(joint) => Box::new(*joint),
+            Self::Trained => Box::new(Trained),
         }
     }
 
@@ -58,6 +62,7 @@ impl MappingConfig {
             Self::WeightedRidge => WeightedRidge::NAME,
             Self::LowRank(_) => LowRank::NAME,
             Self::Joint(_) => Joint::NAME,
+            Self::Trained => Trained::NAME,
         }
     }
 
@@ -90,7 +95,7 @@ impl MappingConfig {
     #[must_use]
     pub const fn storage(&self) -> Storage {
         match self {
-            Self::Joint(_) => Storage::Int8,
+            Self::Joint(_) | Self::Trained => Storage::Int8,
             _ => Storage::F16,
         }
     }

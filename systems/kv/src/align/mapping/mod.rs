@@ -11,6 +11,7 @@ mod low_rank;
 mod procrustes;
 mod registry;
 mod ridge;
+mod trained;
 mod weighted_ridge;
 
 pub use config::MappingConfig;
@@ -21,6 +22,7 @@ pub use low_rank::LowRank;
 pub use procrustes::Procrustes;
 pub use registry::{MappingEntry, mapping_names, mappings};
 pub use ridge::Ridge;
+pub use trained::Trained;
 pub use weighted_ridge::WeightedRidge;
 
 #[cfg(test)]
@@ -45,6 +47,41 @@ pub struct Part {
     pub outputs: Vec<Slot>,
     /// The map: `[inputs.len() * source head_dim]` to `[outputs.len() * target head_dim]`.
     pub affine: Affine,
+}
+
+impl Part {
+    /// The rows of all tokens of a block that the part reads, `[tokens, source_width]`.
+    ///
+    /// # Errors
+    /// [`AlignError::Block`] when the block lacks a layer.
+    pub fn source_rows(&self, block: &KvBlock) -> Result<Vec<f32>, AlignError> {
+        let mut rows = Vec::new();
+        gather(
+            "source",
+            block,
+            &self.inputs,
+            0..block.num_tokens(),
+            &mut rows,
+        )?;
+        Ok(rows)
+    }
+
+    /// The rows of all tokens of a block of the target model that the part is to predict,
+    /// `[tokens, target_width]`.
+    ///
+    /// # Errors
+    /// As for [`Self::source_rows`].
+    pub fn target_rows(&self, block: &KvBlock) -> Result<Vec<f32>, AlignError> {
+        let mut rows = Vec::new();
+        gather(
+            "target",
+            block,
+            &self.outputs,
+            0..block.num_tokens(),
+            &mut rows,
+        )?;
+        Ok(rows)
+    }
 }
 
 /// Targets whose maps come from the same source rows, so that their moments share one `XᵀX`.

@@ -1,6 +1,8 @@
 //! The table of mappings, in the order in which reports list them.
 
-use super::{Copy, HeadRidge, Joint, LowRank, MappingConfig, Procrustes, Ridge, WeightedRidge};
+use super::{
+    Copy, HeadRidge, Joint, LowRank, MappingConfig, Procrustes, Ridge, Trained, WeightedRidge,
+};
 
 /// One registered mapping.
 #[derive(Debug, Clone, Copy)]
@@ -60,6 +62,12 @@ pub const fn mappings() -> &'static [MappingEntry] {
             summary: "one reduced-rank ridge to all target layers and both sides",
             source: "Izenman 1975",
             example: || MappingConfig::Joint(Joint::default()),
+        },
+        MappingEntry {
+            name: Trained::NAME,
+            summary: "another mapping, trained on through the frozen edge model",
+            source: "arXiv 1503.02531",
+            example: || MappingConfig::Trained,
         },
     ]
 }
