@@ -85,16 +85,22 @@ fn read(
         Path::to_owned,
     );
     let mapping = alignment.mapping_config().cloned().unwrap_or_default();
-    let fit = format!(
-        "`celslm align fit --alignment {} --mapping '{}' --cloud {} --edge {} --text DIR`",
-        alignment.id(),
-        stated(&mapping),
-        models.cloud,
-        models.edge
-    );
+    let ModelsConfig { cloud, edge, .. } = models;
+    let fit = match mapping {
+        MappingConfig::Trained => {
+            format!(
+                "`celslm align train --from BRIDGE --lessons FILE --cloud {cloud} --edge {edge}`"
+            )
+        }
+        _ => format!(
+            "`celslm align fit --alignment {} --mapping '{}' --cloud {cloud} --edge {edge} --text DIR`",
+            alignment.id(),
+            stated(&mapping),
+        ),
+    };
     let bytes = std::fs::read(&path).map_err(|error| {
         Verdict::Config(format!(
-            "alignment {} needs the bridge {}: {error}; fit it with {fit}",
+            "alignment {} needs the bridge {}: {error}; make it with {fit}",
             alignment.id(),
             path.display(),
         ))
@@ -104,7 +110,7 @@ fn read(
     if (bridge.alignment(), bridge.mapping()) != (alignment.id(), &mapping) {
         return Err(Verdict::Config(format!(
             "the bridge {} was fitted for alignment {} and mapping {}, the configuration says {} \
-             and {}; change it, or fit another with {fit}",
+             and {}; change it, or make another with {fit}",
             path.display(),
             bridge.alignment(),
             stated(bridge.mapping()),

@@ -7,7 +7,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
-use celslm_datasets::Prompt;
+use celslm_datasets::{Document, Prompt};
 
 /// Most bytes of one calibration file.
 const MAX_TEXT_BYTES: u64 = 1 << 30;
@@ -89,9 +89,22 @@ impl CalibrationText {
 /// for which its first words stand. What all contexts begin with is then what it is in runs.
 #[must_use]
 pub fn as_document(piece: &str) -> String {
+    Prompt::system(&titled(piece))
+}
+
+/// A piece of text as a document without questions.
+#[must_use]
+pub fn titled(piece: &str) -> Document {
     const TITLE_WORDS: usize = 3;
     let title: Vec<&str> = piece.split_whitespace().take(TITLE_WORDS).collect();
-    Prompt::system_of(&title.join(" "), piece)
+    Document {
+        id: String::new(),
+        title: title.join(" "),
+        kind: "calibration".to_owned(),
+        instruction: None,
+        text: piece.to_owned(),
+        questions: Vec::new(),
+    }
 }
 
 /// The texts in the order of their names, and BLAKE3 over all of them.

@@ -28,6 +28,8 @@ pub mod reporting;
 pub mod serving;
 pub mod session;
 pub mod store;
+pub mod study;
+pub mod training;
 
 /// Version of every file that the harness writes.
 pub const SCHEMA_VERSION: u32 = 1;

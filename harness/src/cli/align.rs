@@ -4,13 +4,18 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 use celslm::bridges;
+use celslm::calibration::Calibration;
 use celslm::catalogue::Catalogue;
 use celslm::config::ModelsConfig;
 use celslm::exit::{ExitCode, Verdict};
 use celslm::fit;
+use celslm::study;
+use celslm::training::{self, Told};
+use celslm_datasets::Document;
 use celslm_kv::align::{Bridge, Scores, Similarity};
 use celslm_kv::{AlignmentConfig, MappingConfig};
 use celslm_reports::{HeatMap, HeatPanel};
+use celslm_training::{Losses, TrainingOptions};
 use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
 
@@ -38,6 +43,27 @@ Examples:
   celslm align fit --text data/calibration --alignment all --mapping 'joint = { rank = 512 }'
   celslm align fit --text books --tokens 8000 --out /tmp/small.safetensors")]
     Fit(FitArgs),
+    /// Write lessons: contexts of calibration text with questions about them
+    ///
+    /// The cloud's model writes questions whose answers stand in the text, and for each context
+    /// two questions of recall are added. What is there already is kept, and writing goes on
+    /// behind it.
+    #[command(after_help = "\
+Examples:
+  celslm align study --text data/calibration --out lessons.jsonl
+  celslm align study --text data/calibration/wikitext2.test.txt --contexts 100 --out few.jsonl")]
+    Study(StudyArgs),
+    /// Train a fitted bridge through the frozen edge model
+    ///
+    /// Lessons are contexts with questions about them. Each step maps the
+    /// cloud's KV of one and moves the map so that the edge's attention reads what it would read
+    /// from its own KV, and so that answers are as likely as with it. Neither model changes. A
+    /// tenth of the contexts is held out, and what the map does there is printed as it learns.
+    #[command(after_help = "\
+Examples:
+  celslm align train --from joint.safetensors --lessons lessons.jsonl --out trained.safetensors
+  celslm align train --from joint.safetensors --lessons lessons.jsonl --steps 200 --out t.safetensors")]
+    Train(TrainArgs),
     /// Compare every layer of the two models on calibration text
     ///
     /// Prints, for each edge layer, how much of it a linear map of each cloud layer explains
@@ -92,6 +118,59 @@ impl Measure {
 }
 
 #[derive(Debug, Args)]
+struct StudyArgs {
+    /// Calibration text: files, or folders of .txt files
+    #[arg(long, value_name = "PATH", required = true)]
+    text: Vec<PathBuf>,
+    /// Contexts to write about
+    #[arg(long, value_name = "N", default_value_t = 500)]
+    contexts: usize,
+    /// Words of one context
+    #[arg(long, value_name = "N", default_value_t = 150)]
+    context_words: usize,
+    /// Seed: where in the texts the contexts start
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    /// The model that writes
+    #[arg(long, value_name = "NAME", default_value_t = ModelsConfig::default().cloud)]
+    cloud: String,
+    /// File of lessons, JSON lines
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+}
+
+#[derive(Debug, Args)]
+struct TrainArgs {
+    /// The fitted bridge to start from
+    #[arg(long, value_name = "FILE")]
+    from: PathBuf,
+    /// Lessons, as `celslm align study` writes them
+    #[arg(long, value_name = "FILE", required = true)]
+    lessons: Vec<PathBuf>,
+    /// Steps; each learns from one context
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    steps: u64,
+    /// Highest learning rate: by how much of its spread a step may move a number of the KV
+    #[arg(long, value_name = "RATE", default_value_t = 0.02)]
+    learning_rate: f64,
+    /// Weight of the error of what attention reads, beside the divergence at answers
+    #[arg(long, value_name = "WEIGHT", default_value_t = 1.0)]
+    attention: f64,
+    /// Weight of the divergence at answers, nats per token
+    #[arg(long, value_name = "WEIGHT", default_value_t = 1.0)]
+    divergence: f64,
+    /// Cloud model
+    #[arg(long, value_name = "NAME", default_value_t = ModelsConfig::default().cloud)]
+    cloud: String,
+    /// Edge model
+    #[arg(long, value_name = "NAME", default_value_t = ModelsConfig::default().edge)]
+    edge: String,
+    /// Where to write it; the pair's default place beside the configurations if absent
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
 struct ScoreArgs {
     #[command(flatten)]
     calibration: CalibrationArgs,
@@ -135,6 +214,8 @@ struct FitArgs {
 pub(crate) fn run(args: &AlignArgs) -> anyhow::Result<ExitCode> {
     match &args.command {
         AlignCommand::Fit(args) => fit(args),
+        AlignCommand::Study(args) => write_lessons(args),
+        AlignCommand::Train(args) => train(args),
         AlignCommand::Score(args) => score(args),
         AlignCommand::Ls => ls(),
     }
@@ -157,6 +238,96 @@ fn fit(args: &FitArgs) -> anyhow::Result<ExitCode> {
     bridge.save(&out)?;
     println!("{}\n{}", out.display(), fit::describe(&bridge));
     Ok(ExitCode::Ok)
+}
+
+fn write_lessons(args: &StudyArgs) -> anyhow::Result<ExitCode> {
+    let calibration = Calibration {
+        texts: args.text.clone(),
+        tokens: 0,
+        context_words: args.context_words,
+        seed: args.seed,
+    };
+    let mut fitting = Fitting::begin()?;
+    let cloud = fitting.load(&args.cloud)?;
+    make_folder_of(&args.out)?;
+    let mut file = std::fs::File::create(&args.out)
+        .with_context(|| format!("write {}", args.out.display()))?;
+    let mut questions = 0;
+    fitting.run(args.contexts, "contexts", |tell| {
+        let each = |document: &Document| {
+            questions += document.questions.len();
+            study::append(&mut file, document)
+        };
+        study::study(&cloud, &calibration, args.contexts, each, tell)
+    })?;
+    println!(
+        "{}\n{} contexts, {questions} questions",
+        args.out.display(),
+        args.contexts
+    );
+    Ok(ExitCode::Ok)
+}
+
+fn train(args: &TrainArgs) -> anyhow::Result<ExitCode> {
+    let bridge = Bridge::read(&args.from)?;
+    let alignment = alignment(bridge.alignment())?.with_mapping(MappingConfig::Trained);
+    let mut documents = Vec::new();
+    for path in &args.lessons {
+        documents.extend(study::read(path)?);
+    }
+    let options = TrainingOptions {
+        steps: args.steps,
+        learning_rate: args.learning_rate,
+        warm_up: (args.steps / 20).max(1),
+        attention: args.attention,
+        divergence: args.divergence,
+    };
+    let mut fitting = Fitting::begin()?;
+    let (cloud, edge) = (fitting.load(&args.cloud)?, fitting.load(&args.edge)?);
+    let edge_path = fitting.path(&args.edge)?;
+    let configs = fitting.catalogue.root();
+    let out = args
+        .out
+        .clone()
+        .unwrap_or_else(|| bridges::default_path(configs, &args.cloud, &args.edge, &alignment));
+    make_folder_of(&out)?;
+    let state = out.with_extension("training");
+    let models = training::Models {
+        cloud: &cloud,
+        edge: &edge,
+        edge_path: &edge_path,
+    };
+    let trained = fitting.run(args.steps as usize, "steps", |tell| {
+        training::train(
+            &models,
+            &bridge,
+            &documents,
+            options,
+            &state,
+            |told| match told {
+                Told::HeldOut(step, losses) => {
+                    eprintln!("step {step}, held out: {}", stated(losses));
+                    true
+                }
+                Told::Step(step, losses) => {
+                    if step % 10 == 0 {
+                        eprintln!("step {step}: {}", stated(losses));
+                    }
+                    tell(step as usize, args.steps as usize)
+                }
+            },
+        )
+    })?;
+    trained.save(&out)?;
+    println!("{}\n{}", out.display(), fit::describe(&trained));
+    Ok(ExitCode::Ok)
+}
+
+fn stated(losses: Losses) -> String {
+    format!(
+        "attention {:.4}, KL {:.4}, NLL {:.4} (own KV {:.4})",
+        losses.attention, losses.kl, losses.nll, losses.own_nll
+    )
 }
 
 /// What `celslm align score` writes beside its drawings.

@@ -67,11 +67,15 @@ impl Fitting {
         })
     }
 
+    /// Where a model's file is; fetches it first if it is not there.
+    pub(super) fn path(&mut self, name: &str) -> anyhow::Result<PathBuf> {
+        let spec = find_spec(&self.specs, name)?;
+        Ok(self.store.fetch(spec, &mut self.progress)?)
+    }
+
     /// Loads a model by its name; fetches it first if it is not there.
     pub(super) fn load(&mut self, name: &str) -> anyhow::Result<LoadedModel> {
-        let spec = find_spec(&self.specs, name)?;
-        let path = self.store.fetch(spec, &mut self.progress)?;
-        Ok(LoadedModel::load(&path)?)
+        Ok(LoadedModel::load(&self.path(name)?)?)
     }
 
     /// Shows progress while `fit` works.

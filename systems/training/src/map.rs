@@ -1,0 +1,318 @@
+//! A bridge as a network: the same maps, with weights that gradients reach.
+
+use std::collections::BTreeMap;
+
+use candle_core::{Device, Tensor, Var};
+use celslm_kv::align::{KvSide, Numbers, Part, Weights};
+use celslm_kv::{Bridge, KvBlock};
+
+use crate::Result;
+use crate::frozen::{FrozenDecoder, Kv};
+
+/// Rows of a fitted map, standardised: every input with mean 0 and spread 1 over the text, every
+/// output in units of its spread. Weights are of one size then, and one learning rate suits all.
+struct PartNetwork {
+    /// Mean and inverse spread of the inputs, `[source_width]`.
+    centre: Tensor,
+    scale: Tensor,
+    /// `[source_width, rank]` where the map is in two factors.
+    down: Option<Var>,
+    runs: Vec<Run>,
+}
+
+/// The columns of one layer's keys or values.
+struct Run {
+    layer: usize,
+    side: KvSide,
+    first_head: usize,
+    /// `[rank or source_width, columns]`.
+    up: Var,
+    /// `[columns]`.
+    bias: Var,
+    spread: Tensor,
+}
+
+/// All parts of a bridge.
+pub(crate) struct MapNetwork {
+    parts: Vec<PartNetwork>,
+    sinks: usize,
+}
+
+/// A context as the network sees it.
+pub(crate) struct Context {
+    /// Standardised source rows of each part, `[tokens, source_width]`.
+    rows: Vec<Tensor>,
+    /// The edge model's own KV.
+    pub(crate) own: Vec<Kv>,
+    angles: (Tensor, Tensor),
+    tokens: usize,
+}
+
+/// Mean and spread of columns.
+struct Spread {
+    mean: Vec<f32>,
+    spread: Vec<f32>,
+}
+
+impl Spread {
+    fn of(rows: &[f32], width: usize) -> Self {
+        let count = (rows.len() / width).max(1) as f64;
+        let mut sums = vec![(0.0f64, 0.0f64); width];
+        for row in rows.chunks_exact(width) {
+            for ((sum, squares), x) in sums.iter_mut().zip(row) {
+                *sum += f64::from(*x);
+                *squares += f64::from(*x).powi(2);
+            }
+        }
+        let column = |(sum, squares): (f64, f64)| {
+            let mean = sum / count;
+            let spread = (squares / count - mean * mean).max(0.0).sqrt();
+            // A column that never varies has no unit, and any will do.
+            (mean as f32, if spread > 1e-6 { spread as f32 } else { 1.0 })
+        };
+        let (mean, spread) = sums.into_iter().map(column).unzip();
+        Self { mean, spread }
+    }
+}
+
+impl MapNetwork {
+    /// The network of a bridge. Pairs of blocks of the same contexts say how inputs and outputs
+    /// vary.
+    pub(crate) fn new(
+        bridge: &Bridge,
+        sample: &[(&KvBlock, &KvBlock)],
+        device: &Device,
+    ) -> Result<Self> {
+        let head_dim = bridge.target().shape.head_dim;
+        let sinks = bridge.manifest().skipped_tokens;
+        let parts = bridge.parts().iter();
+        let part = |part: &Part| PartNetwork::new(part, sample, sinks, head_dim, device);
+        Ok(Self {
+            parts: parts.map(part).collect::<Result<_>>()?,
+            sinks,
+        })
+    }
+
+    /// Everything that is trained, always in the same order.
+    pub(crate) fn variables(&self) -> Vec<&Var> {
+        let mut found = Vec::new();
+        for part in &self.parts {
+            found.extend(&part.down);
+            for run in &part.runs {
+                found.extend([&run.up, &run.bias]);
+            }
+        }
+        found
+    }
+
+    /// Reads a context's blocks.
+    pub(crate) fn context(
+        &self,
+        bridge: &Bridge,
+        decoder: &FrozenDecoder,
+        source: &KvBlock,
+        own: &KvBlock,
+    ) -> Result<Context> {
+        let tokens = own.num_tokens();
+        let device = decoder.device();
+        let mut rows = Vec::with_capacity(self.parts.len());
+        for (network, part) in self.parts.iter().zip(bridge.parts()) {
+            let numbers = part.source_rows(source)?;
+            let width = numbers.len() / tokens.max(1);
+            let x = Tensor::from_vec(numbers, (tokens, width), device)?;
+            rows.push(
+                x.broadcast_sub(&network.centre)?
+                    .broadcast_mul(&network.scale)?,
+            );
+        }
+        let positions: Vec<usize> = own.positions().collect();
+        let angles = decoder.angles(&positions)?;
+        Ok(Context {
+            rows,
+            own: decoder.own_kv(own)?,
+            angles,
+            tokens,
+        })
+    }
+
+    /// The context's KV as mapped, behind its exact first tokens.
+    pub(crate) fn forward(&self, decoder: &FrozenDecoder, context: &Context) -> Result<Vec<Kv>> {
+        let head_dim = decoder.config().head_dim;
+        let mut found: BTreeMap<(usize, KvSide), Vec<(usize, Tensor)>> = BTreeMap::new();
+        for (part, x) in self.parts.iter().zip(&context.rows) {
+            let features = match &part.down {
+                Some(down) => x.matmul(down)?,
+                None => x.clone(),
+            };
+            for run in &part.runs {
+                let y = features.matmul(&run.up)?.broadcast_add(&run.bias)?;
+                let y = y.broadcast_mul(&run.spread)?;
+                found
+                    .entry((run.layer, run.side))
+                    .or_default()
+                    .push((run.first_head, y));
+            }
+        }
+        let exact = self.sinks.min(context.tokens);
+        let mut side = |layer: usize, side: KvSide, own: &Tensor| -> Result<Tensor> {
+            let mut runs = found.remove(&(layer, side)).unwrap_or_default();
+            runs.sort_by_key(|(head, _)| *head);
+            let runs: Vec<Tensor> = runs.into_iter().map(|(_, y)| y).collect();
+            let all = Tensor::cat(&runs, 1)?;
+            let heads = all.dims()[1] / head_dim;
+            let mut all = all.reshape((context.tokens, heads, head_dim))?;
+            if side == KvSide::K {
+                all = decoder.rotate(&all, &context.angles)?;
+            }
+            let mapped = all
+                .transpose(0, 1)?
+                .narrow(1, exact, context.tokens - exact)?;
+            Ok(Tensor::cat(
+                &[&own.narrow(1, 0, exact)?, &mapped.contiguous()?],
+                1,
+            )?)
+        };
+        let mut layers = Vec::with_capacity(context.own.len());
+        for (layer, own) in context.own.iter().enumerate() {
+            layers.push(Kv {
+                k: side(layer, KvSide::K, &own.k)?,
+                v: side(layer, KvSide::V, &own.v)?,
+            });
+        }
+        Ok(layers)
+    }
+
+    /// The bridge's parts with the network's numbers.
+    pub(crate) fn parts(&self, bridge: &Bridge) -> Result<Vec<Part>> {
+        let mut parts = Vec::with_capacity(self.parts.len());
+        for (network, part) in self.parts.iter().zip(bridge.parts()) {
+            parts.push(network.part(part, bridge)?);
+        }
+        Ok(parts)
+    }
+}
+
+impl PartNetwork {
+    fn new(
+        part: &Part,
+        sample: &[(&KvBlock, &KvBlock)],
+        sinks: usize,
+        head_dim: usize,
+        device: &Device,
+    ) -> Result<Self> {
+        let affine = &part.affine;
+        let (p, q) = (affine.source_width(), affine.target_width());
+        let (mut x, mut y) = (Vec::new(), Vec::new());
+        for (source, own) in sample {
+            x.extend(part.source_rows(source)?.into_iter().skip(sinks * p));
+            y.extend(part.target_rows(own)?.into_iter().skip(sinks * q));
+        }
+        let inputs = Spread::of(&x, p);
+        let outputs = Spread::of(&y, q);
+        let centre = Tensor::new(inputs.mean.as_slice(), device)?;
+        let spread = Tensor::new(inputs.spread.as_slice(), device)?;
+        // The map of standardised rows: `x W + b = ((x - m) / s) (s W) + (b + m W)`.
+        let matrix = |m: &celslm_kv::align::Matrix| {
+            Tensor::from_slice(m.numbers(), (m.rows(), m.columns()), device)
+        };
+        let bias = Tensor::new(affine.bias(), device)?;
+        let (down, up, bias) = match affine.weights() {
+            Weights::Dense(weight) => {
+                let weight = matrix(weight)?;
+                let shift = centre.unsqueeze(0)?.matmul(&weight)?.squeeze(0)?;
+                let up = weight.broadcast_mul(&spread.unsqueeze(1)?)?;
+                (None, up, (bias + shift)?)
+            }
+            Weights::Factored { down, up } => {
+                let (down, up) = (matrix(down)?, matrix(up)?);
+                let shift = centre
+                    .unsqueeze(0)?
+                    .matmul(&down)?
+                    .matmul(&up)?
+                    .squeeze(0)?;
+                let rank = down.dims()[1];
+                let down = down.broadcast_mul(&spread.unsqueeze(1)?)?;
+                let rows = Tensor::from_vec(x, ((), p), device)?;
+                let rows = rows.broadcast_sub(&centre)?.broadcast_div(&spread)?;
+                let between: Vec<f32> = rows.matmul(&down)?.flatten_all()?.to_vec1()?;
+                let between = Tensor::new(Spread::of(&between, rank).spread, device)?;
+                (
+                    Some(Var::from_tensor(&down.broadcast_div(&between)?)?),
+                    up.broadcast_mul(&between.unsqueeze(1)?)?,
+                    (bias + shift)?,
+                )
+            }
+        };
+        let mut runs = Vec::new();
+        let mut start = 0;
+        for slots in part
+            .outputs
+            .chunk_by(|a, b| (a.layer, a.side) == (b.layer, b.side))
+        {
+            let columns = slots.len() * head_dim;
+            let spread = Tensor::new(&outputs.spread[start..start + columns], device)?;
+            let up = up
+                .narrow(1, start, columns)?
+                .broadcast_div(&spread)?
+                .contiguous()?;
+            let bias = (bias.narrow(0, start, columns)? / &spread)?;
+            runs.push(Run {
+                layer: slots[0].layer,
+                side: slots[0].side,
+                first_head: slots[0].head,
+                up: Var::from_tensor(&up)?,
+                bias: Var::from_tensor(&bias)?,
+                spread,
+            });
+            start += columns;
+        }
+        Ok(Self {
+            centre,
+            scale: spread.recip()?,
+            down,
+            runs,
+        })
+    }
+
+    fn part(&self, part: &Part, bridge: &Bridge) -> Result<Part> {
+        let wide = |run: &Run| run.up.broadcast_mul(&run.spread);
+        let ups = self
+            .runs
+            .iter()
+            .map(wide)
+            .collect::<candle_core::Result<Vec<_>>>()?;
+        let up = Tensor::cat(&ups, 1)?;
+        let biases = self.runs.iter().map(|run| run.bias.mul(&run.spread));
+        let biases = biases.collect::<candle_core::Result<Vec<_>>>()?;
+        let bias = Tensor::cat(&biases, 0)?;
+        let narrow = |weight: &Tensor| weight.broadcast_mul(&self.scale.unsqueeze(1)?);
+        let centre = self.centre.unsqueeze(0)?;
+        let flat = |x: &Tensor| x.flatten_all()?.to_vec1::<f32>();
+        let storage = bridge.storage();
+        let affine = match &self.down {
+            Some(down) => {
+                let down = narrow(down)?;
+                let shift = centre.matmul(&down)?.matmul(&up)?.squeeze(0)?;
+                let (down, up) = (flat(&down)?, flat(&up)?);
+                let numbers = Numbers::Factored {
+                    down: &down,
+                    up: &up,
+                };
+                part.affine
+                    .with_numbers(numbers, flat(&(bias - shift)?)?, storage)?
+            }
+            None => {
+                let up = narrow(&up)?;
+                let shift = centre.matmul(&up)?.squeeze(0)?;
+                let up = flat(&up)?;
+                let numbers = Numbers::Dense(&up);
+                part.affine
+                    .with_numbers(numbers, flat(&(bias - shift)?)?, storage)?
+            }
+        };
+        Ok(Part {
+            affine,
+            ..part.clone()
+        })
+    }
+}

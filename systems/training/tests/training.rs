@@ -1,0 +1,234 @@
+//! Training on models of random weights: the frozen decoder is the decoder, and a spoilt map is
+//! mended.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use celslm_kv::align::{
+    Alignment as _, BridgeEnd, BridgeFitter, Depth, FitOptions, Numbers, Part, TrainingRecord,
+    Weights,
+};
+use celslm_kv::{Bridge, KvBlock, MappingConfig};
+use celslm_model::synthetic::SyntheticModel;
+use celslm_model::{GgufFile, KeyRetention, KvCache, KvPrefix, LoadedModel};
+use celslm_training::{
+    Distiller, Distributions, FrozenDecoder, Lesson, Losses, Sequence, Trainer, TrainingOptions,
+    default_device,
+};
+
+fn model(dir: &Path, seed: u64) -> (LoadedModel, FrozenDecoder) {
+    let path = dir.join(format!("{seed}.gguf"));
+    let synthetic = SyntheticModel {
+        architecture: "qwen2",
+        num_layers: 2,
+        num_heads: 4,
+        num_kv_heads: 2,
+        head_dim: 16,
+        quantised: false,
+        seed,
+    };
+    synthetic.write(&path).unwrap();
+    let mut gguf = GgufFile::open(&path).unwrap();
+    let frozen = FrozenDecoder::load(&mut gguf, &default_device().unwrap()).unwrap();
+    (LoadedModel::load(&path).unwrap(), frozen)
+}
+
+fn tokens(model: &LoadedModel, count: usize, seed: usize) -> Vec<u32> {
+    let vocab_size = model.decoder.vocab_size();
+    (0..count)
+        .map(|i| ((i * 7919 + seed * 104_729 + i * i * 31) % vocab_size) as u32)
+        .collect()
+}
+
+fn lesson(model: &LoadedModel, seed: usize) -> Lesson {
+    let block = model
+        .decoder
+        .context_kv(&tokens(model, 40, seed), || true)
+        .unwrap()
+        .unwrap();
+    let sequence = |seed, length| Sequence {
+        tokens: tokens(model, length, seed),
+        answer: length - 4,
+    };
+    Lesson {
+        source: block.clone(),
+        own: block,
+        sequences: vec![sequence(seed + 100, 12), sequence(seed + 200, 9)],
+    }
+}
+
+/// A ridge from the model to itself.
+fn fitted(model: &LoadedModel) -> Bridge {
+    let end = BridgeEnd {
+        fingerprint: model.decoder.fingerprint(),
+        shape: model.decoder.kv_shape(),
+    };
+    let layers = end.shape.num_layers;
+    let map = Depth::default().layer_map(layers, layers, None).unwrap();
+    let options = FitOptions::new("depth", "none", 0, "test");
+    let mut fitter = BridgeFitter::new(end, end, &map, options).unwrap();
+    for seed in 0..20 {
+        let lesson = lesson(model, seed);
+        fitter.add(&lesson.source, &lesson.own).unwrap();
+    }
+    fitter.finish().unwrap()
+}
+
+fn record() -> TrainingRecord {
+    TrainingRecord {
+        steps: 1,
+        contexts: 1,
+        held_out_contexts: 1,
+        kl: [0.0; 2],
+        nll: [0.0; 2],
+    }
+}
+
+const OPTIONS: TrainingOptions = TrainingOptions {
+    steps: 60,
+    learning_rate: 0.05,
+    warm_up: 3,
+    attention: 1.0,
+    divergence: 1.0,
+};
+
+/// Exact KV gives the likelihood that the decoder itself gives, and no error.
+#[test]
+fn the_frozen_decoder_is_the_decoder() {
+    let dir = tempfile::tempdir().unwrap();
+    let (model, frozen) = model(dir.path(), 3);
+    let lesson = lesson(&model, 1);
+    let trainer = Trainer::new(&frozen, &fitted(&model), &[&lesson], OPTIONS).unwrap();
+    let found = trainer.evaluate(&lesson).unwrap();
+
+    let (mut sum, mut count) = (0.0, 0);
+    for sequence in &lesson.sequences {
+        let prefix = KvPrefix::from_block(&lesson.own, model.decoder.rope()).unwrap();
+        let mut cache = KvCache::new(
+            model.decoder.kv_shape(),
+            Some(prefix.into()),
+            sequence.tokens.len(),
+            KeyRetention::RotatedOnly,
+        )
+        .unwrap();
+        let hidden = model.decoder.forward(&sequence.tokens, &mut cache).unwrap();
+        let logits = model.decoder.all_logits(&hidden).unwrap();
+        let rows: Vec<&[f32]> = logits.chunks_exact(model.decoder.vocab_size()).collect();
+        for at in sequence.answer..sequence.tokens.len() {
+            let row = rows[at - 1];
+            let norm: f64 = row.iter().map(|x| f64::from(*x).exp()).sum::<f64>().ln();
+            sum += norm - f64::from(row[sequence.tokens[at] as usize]);
+            count += 1;
+        }
+    }
+    let expected = sum / f64::from(count);
+    assert!(
+        (found.own_nll - expected).abs() < 2e-3,
+        "{} against {expected}",
+        found.own_nll
+    );
+    assert!(found.kl < 1e-2 && found.attention < 1e-2, "{found:?}");
+}
+
+/// A map that was spoilt after it was fitted; training finds its way back.
+#[test]
+fn a_spoilt_map_is_mended() {
+    let dir = tempfile::tempdir().unwrap();
+    let (model, frozen) = model(dir.path(), 4);
+    let fitted = fitted(&model);
+    let spoil = |part: &Part| {
+        let Weights::Dense(weight) = part.affine.weights() else {
+            panic!("ridge is dense")
+        };
+        let numbers: Vec<f32> = weight.numbers().iter().map(|x| 0.5 * x).collect();
+        let bias: Vec<f32> = part.affine.bias().iter().map(|x| 0.5 * x).collect();
+        let numbers = Numbers::Dense(&numbers);
+        let affine = part
+            .affine
+            .with_numbers(numbers, bias, fitted.storage())
+            .unwrap();
+        Part {
+            affine,
+            ..part.clone()
+        }
+    };
+    let parts = fitted.parts().iter().map(spoil).collect();
+    let spoilt = fitted
+        .trained(MappingConfig::Trained, record(), parts)
+        .unwrap();
+    let lessons: Vec<Lesson> = (0..6).map(|seed| lesson(&model, seed)).collect();
+    let sample: Vec<&Lesson> = lessons.iter().collect();
+    let mut trainer = Trainer::new(&frozen, &spoilt, &sample, OPTIONS).unwrap();
+    let unseen = lesson(&model, 77);
+    let before = trainer.evaluate(&unseen).unwrap();
+    for step in 0..OPTIONS.steps as usize {
+        trainer.step(&[&lessons[step % lessons.len()]]).unwrap();
+    }
+    // A run that was cut short goes on where it stopped; another's state is refused.
+    let state = dir.path().join("state");
+    trainer.save(&state, "this").unwrap();
+    let mut resumed = Trainer::new(&frozen, &spoilt, &sample, OPTIONS).unwrap();
+    let error = resumed.restore(&state, "other").unwrap_err().to_string();
+    assert!(error.contains("another run"), "{error}");
+    assert_eq!(resumed.steps(), 0);
+    resumed.restore(&state, "this").unwrap();
+    assert_eq!(resumed.steps(), OPTIONS.steps);
+    let after = trainer.evaluate(&unseen).unwrap();
+    assert_eq!(resumed.evaluate(&unseen).unwrap(), after);
+    std::fs::write(&state, [0xff; 64]).unwrap();
+    assert!(resumed.restore(&state, "this").is_err());
+    assert!(
+        after.kl < 0.3 * before.kl && after.attention < 0.3 * before.attention,
+        "{before:?} {after:?}"
+    );
+
+    // What is written maps as what was trained.
+    let bridge = trainer.bridge(MappingConfig::Trained, record()).unwrap();
+    assert_eq!(bridge.manifest().training, Some(record()));
+    let again = Trainer::new(&frozen, &bridge, &sample, OPTIONS).unwrap();
+    let read: Losses = again.evaluate(&unseen).unwrap();
+    assert!(
+        (read.kl - after.kl).abs() < 0.05 * after.kl + 1e-3,
+        "{read:?} {after:?}"
+    );
+}
+
+/// The KV of one context, tuned until the model says what it says about another.
+#[test]
+fn tuned_kv_says_what_the_teacher_says() {
+    let dir = tempfile::tempdir().unwrap();
+    let (model, frozen) = model(dir.path(), 5);
+    let (taught, other) = (lesson(&model, 1), lesson(&model, 2));
+    let prefix = Arc::new(KvPrefix::from_block(&taught.own, model.decoder.rope()).unwrap());
+    let teacher = Distributions::of(&model.decoder, &prefix, &taught.sequences).unwrap();
+    let same = Distiller::new(&frozen, &taught.own, OPTIONS).unwrap();
+    let none = same.evaluate(&taught.sequences, &teacher).unwrap();
+    assert!(
+        none.kl < 1e-3 && (none.nll - none.own_nll).abs() < 1e-2,
+        "{none:?}"
+    );
+
+    let mut distiller = Distiller::new(&frozen, &other.own, OPTIONS).unwrap();
+    let before = distiller.evaluate(&taught.sequences, &teacher).unwrap();
+    for _ in 0..OPTIONS.steps {
+        distiller.step(&taught.sequences, &teacher).unwrap();
+    }
+    let after = distiller.evaluate(&taught.sequences, &teacher).unwrap();
+    assert!(after.kl < 0.3 * before.kl, "{before:?} {after:?}");
+
+    // Before RoPE and in fp16 it is the same KV, and its first token has not changed.
+    let block = distiller.block().unwrap();
+    assert_eq!(block.positions(), other.own.positions());
+    let head_dim = block.shape().head_dim;
+    let first = |block: &KvBlock| block.layers()[0].v[..head_dim].to_vec();
+    assert_eq!(first(&block), first(&other.own));
+    let again = Distiller::new(&frozen, &block, OPTIONS).unwrap();
+    let read = again.evaluate(&taught.sequences, &teacher).unwrap();
+    assert!(
+        (read.kl - after.kl).abs() < 0.05 * after.kl + 1e-3,
+        "{read:?} {after:?}"
+    );
+
+    // Of other questions the teacher has said nothing.
+    assert!(again.evaluate(&other.sequences[..1], &teacher).is_err());
+}
