@@ -14,6 +14,7 @@ pub mod arm;
 mod case;
 mod distortion;
 mod error;
+mod framing;
 mod noise;
 mod sensitivity;
 

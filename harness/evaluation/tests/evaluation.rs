@@ -1,13 +1,13 @@
 //! Evaluations of a random-weight model: what must hold whatever a model says.
 
-use celslm_datasets::{Document, Question};
+use celslm_datasets::{AnswerForm, Document, Framing, Question};
 use celslm_evaluation::arm::{
     CloudAlone, Coded, Mapped, NoContext, RandomKv, WrongContext, ZeroKv,
 };
 use celslm_evaluation::{Arm, Case, Evaluator, Sensitivity, Settings};
 use celslm_kv::{BlockSpec, CodecConfig, KvChunk};
-use celslm_model::LoadedModel;
 use celslm_model::synthetic::SyntheticModel;
+use celslm_model::{BatchItem, KeyRetention, KvCache, LoadedModel};
 use celslm_reports::evaluation::{ContextRow, QuestionRow};
 
 fn model() -> LoadedModel {
@@ -32,13 +32,15 @@ fn document(id: &str, answers: [&str; 3]) -> Document {
         text: format!("What is the word number {index} of the list?"),
         answers: vec![(*answer).to_owned()],
         answerable: true,
-        choices: Vec::new(),
+        form: AnswerForm::Span,
     };
     Document {
         id: id.to_owned(),
         title: id.to_owned(),
         kind: "list".to_owned(),
         instruction: None,
+        framing: Framing::Message,
+        answer_tokens: None,
         text: format!("{id} ").repeat(40),
         questions: answers.iter().enumerate().map(ask).collect(),
     }
@@ -157,8 +159,13 @@ fn results_do_not_depend_on_what_is_computed_together() {
     let model = model();
     let coarse = coded("group_quant-2b-g32");
     let mut document = document("lantern", ["lantern", "a lantern", "the third lantern"]);
-    for choices in [vec![], options(), options()[..2].to_vec()] {
-        document.questions[1].choices = choices;
+    for form in [
+        AnswerForm::Span,
+        AnswerForm::Solution,
+        AnswerForm::Options(options()),
+        AnswerForm::Options(options()[..2].to_vec()),
+    ] {
+        document.questions[1].form = form;
         let alone = rows(&model, 1, &document, &[&coarse]);
         assert_eq!(alone, rows(&model, 3, &document, &[&coarse]));
     }
@@ -185,7 +192,7 @@ fn the_likeliest_option_is_chosen() {
         let mut document = document("lantern", [&right, &right, &right]);
         // One question stays without options, so that both kinds share a batch.
         for question in &mut document.questions[..2] {
-            question.choices = options();
+            question.form = AnswerForm::Options(options());
         }
         let found = rows(&model, 3, &document, &[&NoContext]);
         readings.push((right, found));
@@ -209,6 +216,95 @@ fn the_likeliest_option_is_chosen() {
         }
         let generated = &readings[0].1[arm].questions[2];
         assert!(generated.output_tokens > 0);
+    }
+}
+
+/// Beside other forms of answer in one batch, and however short the experiment's answers are.
+#[test]
+fn solutions_are_as_long_as_the_data_set_says() {
+    let model = model();
+    let mut document = document("lantern", ["lantern", "lantern", "lantern"]);
+    document.questions[1].form = AnswerForm::Solution;
+    let tokens = |document: &Document| -> Vec<u64> {
+        let rows = rows(&model, 3, document, &[&NoContext]);
+        let row = &rows[0];
+        row.questions.iter().map(|q| q.output_tokens).collect()
+    };
+    let short = tokens(&document);
+    document.answer_tokens = Some(11);
+    let long = tokens(&document);
+    assert!(
+        short.contains(&6) && long.iter().any(|t| *t > 6),
+        "{short:?} {long:?}"
+    );
+    assert!(long.iter().all(|t| *t <= 11));
+}
+
+/// A continuation is nothing but likelihood: that of its tokens in one pass over the whole text.
+#[test]
+fn a_continuation_goes_on_where_its_context_stops() {
+    let model = model();
+    let gold = " and the lantern went out";
+    let mut document = document("lantern", [gold, gold, gold]);
+    document.framing = Framing::Open;
+    document.text = document.text.trim().to_owned();
+    document.questions.truncate(1);
+    document.questions[0].form = AnswerForm::Continuation;
+    let evaluated = rows(
+        &model,
+        3,
+        &document,
+        &[&NoContext, &WrongContext, &CloudAlone],
+    );
+    let row = &evaluated[0].questions[0];
+    assert_eq!((row.answer.as_deref(), row.em, row.f1), (None, None, None));
+    assert_eq!(row.output_tokens, 0);
+
+    let rendered = model.template.context(&document.text).unwrap();
+    let open = rendered.strip_suffix("<|im_end|>\n").unwrap();
+    let context = model.tokenizer.encode(open).unwrap();
+    let gold = model.tokenizer.encode(gold).unwrap();
+    let all: Vec<u32> = context.iter().chain(&gold).copied().collect();
+    let shape = model.decoder.kv_shape();
+    let mut cache = KvCache::new(shape, None, all.len(), KeyRetention::RotatedOnly).unwrap();
+    let mut items = [BatchItem {
+        tokens: &all[..all.len() - 1],
+        cache: &mut cache,
+        logits: false,
+    }];
+    let logits = model.decoder.forward_all_logits(&mut items).unwrap();
+    let nll: f64 = gold[1..]
+        .iter()
+        .zip(&logits[context.len()..])
+        .map(|(token, logits)| {
+            let sum: f64 = logits.iter().map(|x| f64::from(*x).exp()).sum();
+            sum.ln() - f64::from(logits[*token as usize])
+        })
+        .sum();
+    assert_eq!(row.nll_tokens, gold.len() as u64 - 1);
+    assert!((row.nll - nll).abs() < 1e-3 * nll, "{} {nll}", row.nll);
+    // The controls read something else, and the same model in the cloud the same.
+    for control in &evaluated[1..3] {
+        assert!((control.questions[0].nll - nll).abs() > 1e-3 * nll);
+        assert!(control.context_tokens > 0 && control.held_token_layers > 0);
+    }
+    assert_eq!(evaluated[3].questions[0].nll, row.nll);
+
+    let evaluator = Evaluator {
+        model: &model,
+        cloud: None,
+        settings: settings(2),
+    };
+    for change in [
+        (|d: &mut Document| d.framing = Framing::Message) as fn(&mut Document),
+        |d| d.questions[0].form = AnswerForm::Span,
+        |d| d.questions[0].answers[0].clear(),
+    ] {
+        let mut wrong = document.clone();
+        change(&mut wrong);
+        let error = Case::new(&evaluator, &wrong, &document, || true).err();
+        let error = error.unwrap().to_string();
+        assert!(error.contains("question q0 of lantern has"), "{error}");
     }
 }
 
