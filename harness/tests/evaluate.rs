@@ -156,6 +156,8 @@ fn what_an_evaluation_cannot_do_is_said_before_it_starts() {
         ("families = [\"kivvi\"]", 2, "unknown family `kivvi`"),
         ("codecs = [\"identical\"]", 2, "identical"),
         ("batch = 0", 2, "use 1 to 256"),
+        ("notes_tokens = 1", 2, "use 2 to 2048"),
+        ("cloud = [\"notes\"]", 2, "text_handoff"),
         ("[evaluation.more]", 2, "unknown field"),
     ] {
         experiment(&lab, "wrong", rest);
@@ -373,17 +375,18 @@ fn problems_continuations_and_needles_are_evaluated_and_kept_apart() {
     experiment(
         &lab,
         "forms",
-        "codecs = [{ group_quant = { bits = 2 } }]\ncloud = [\"alone\"]",
+        "codecs = [{ group_quant = { bits = 2 } }]\nnotes_tokens = 12\n\
+         cloud = [\"alone\", \"text_handoff\", \"notes_kv\", \"notes_local\"]",
     );
     over(&lab, "forms", datasets);
     let told = assert_code(&lab.run(&["run", "forms", "--dry-run"]), 0);
     assert!(
-        told.contains("needle: 2 contexts, 4 questions, 5 arms"),
+        told.contains("needle: 2 contexts, 4 questions, 8 arms"),
         "{told}"
     );
     let told = assert_code(&lab.run(&["run", "forms"]), 0);
     let found = cells(&lab, "forms");
-    assert_eq!(found.len(), 4 * 5, "{told}");
+    assert_eq!(found.len(), 4 * 8, "{told}");
     let mut lengths = Vec::new();
     for (path, rows) in &found {
         let cell = path.to_string_lossy().into_owned();
@@ -412,6 +415,16 @@ fn problems_continuations_and_needles_are_evaluated_and_kept_apart() {
         assert!(report.contains(part), "{report}");
     }
     assert!(!report.contains("NaN"), "{report}");
+    for arm in ["text_handoff", "notes_kv", "notes_local"] {
+        let rows = found
+            .iter()
+            .filter(|(path, _)| path.to_string_lossy().contains(arm));
+        for row in rows.flat_map(|(_, rows)| rows) {
+            assert_eq!(row.edge_token_layers == 0, arm == "notes_kv");
+            assert!(row.message_bytes > 0, "{arm}");
+        }
+        assert!(report.contains(&format!("| {arm} |")), "{report}");
+    }
 
     for (name, dataset) in [
         ("gsm8k", "{ gsm8k = { path = \"gsm8k.jsonl\" } }"),

@@ -1,6 +1,7 @@
 //! One context with everything that arms are measured against.
 
 use std::cell::{OnceCell, RefCell};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use celslm_datasets::{AnswerForm, Document, SCORERS, same_number};
@@ -10,7 +11,7 @@ use celslm_model::{KeyRetention, KvCache, KvPrefix, LoadedModel, ModelError};
 use celslm_reports::evaluation::QuestionRow;
 
 use crate::answering::{Reading, ask};
-use crate::{EvaluationError, Evaluator, framing};
+use crate::{EvaluationError, Evaluator, arm, framing, notes};
 
 /// Last tokens of each question whose queries measure the error of attention.
 const QUERY_TOKENS: usize = 4;
@@ -61,6 +62,17 @@ pub struct Case<'a> {
     scores: RefCell<Vec<(ScoredBy, Arc<TokenScores>)>>,
     accounted: bool,
     source: OnceCell<(Vec<u32>, KvBlock)>,
+    /// By the tokens that notes may have.
+    notes: RefCell<BTreeMap<usize, Arc<str>>>,
+    noted: RefCell<BTreeMap<usize, Arc<Noted>>>,
+}
+
+/// A context with the notes of it, read by the edge's model.
+pub(crate) struct Noted {
+    /// Ready for attention.
+    pub(crate) prefix: Arc<KvPrefix>,
+    /// Tokens of both.
+    pub(crate) tokens: usize,
 }
 
 impl<'a> Case<'a> {
@@ -116,6 +128,8 @@ impl<'a> Case<'a> {
             scores: RefCell::default(),
             accounted: true,
             source: OnceCell::new(),
+            notes: RefCell::default(),
+            noted: RefCell::default(),
         }))
     }
 
@@ -169,6 +183,43 @@ impl<'a> Case<'a> {
         let stopped = || EvaluationError::Arm("the prefill was stopped".to_owned());
         let source = (tokens, block.ok_or_else(stopped)?);
         Ok(self.source.get_or_init(|| source))
+    }
+
+    /// What the cloud's model notes down of the context, written at its first use.
+    pub(crate) fn notes(
+        &self,
+        evaluator: &Evaluator<'_>,
+        notes_tokens: usize,
+    ) -> Result<Arc<str>, EvaluationError> {
+        if let Some(notes) = self.notes.borrow().get(&notes_tokens) {
+            return Ok(Arc::clone(notes));
+        }
+        let notes: Arc<str> = notes::written(evaluator, self, notes_tokens)?.into();
+        self.notes
+            .borrow_mut()
+            .insert(notes_tokens, Arc::clone(&notes));
+        Ok(notes)
+    }
+
+    /// Context and notes in the edge's model, computed at their first use.
+    pub(crate) fn noted(
+        &self,
+        evaluator: &Evaluator<'_>,
+        notes_tokens: usize,
+    ) -> Result<Arc<Noted>, EvaluationError> {
+        if let Some(noted) = self.noted.borrow().get(&notes_tokens) {
+            return Ok(Arc::clone(noted));
+        }
+        let document = notes::beside(self.document, &self.notes(evaluator, notes_tokens)?);
+        let tokens = framing::document_tokens(evaluator.model, &document)?;
+        let noted = Arc::new(Noted {
+            prefix: arm::prefilled(evaluator.model, &tokens)?,
+            tokens: tokens.len(),
+        });
+        self.noted
+            .borrow_mut()
+            .insert(notes_tokens, Arc::clone(&noted));
+        Ok(noted)
     }
 
     /// The case with or without accounts of what its payloads are spent on, which cost a second

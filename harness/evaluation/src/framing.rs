@@ -28,6 +28,27 @@ pub(crate) fn document_tokens(
     context_tokens(model, document.framing, &Prompt::system(document))
 }
 
+/// Tokens that follow the context when `user` is said to the model, up to where its answer begins.
+/// A system message that was left open is ended first.
+pub(crate) fn said_tokens(
+    model: &LoadedModel,
+    document: &Document,
+    user: &str,
+) -> Result<Vec<u32>, EvaluationError> {
+    let system = Prompt::system(document);
+    let prompt = model.template.split(&system, user)?;
+    Ok(match document.framing {
+        Framing::Message => model.tokenizer.encode(&prompt.private)?,
+        Framing::Open => {
+            let open = open(model, &system)?;
+            let end = prompt.context.strip_prefix(&open).unwrap_or_default();
+            model
+                .tokenizer
+                .encode(&format!("{end}{}", prompt.private))?
+        }
+    })
+}
+
 /// Tokens of a question's prompt behind the context, and of its gold answer, at least one of each.
 pub(crate) fn asked_tokens(
     model: &LoadedModel,

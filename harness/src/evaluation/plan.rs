@@ -54,6 +54,12 @@ pub enum ArmSpec {
     Control(Control),
     /// The cloud's model, which answers itself.
     CloudAlone,
+    /// The cloud's notes in the context's place.
+    TextHandoff,
+    /// The context and the notes as KV.
+    NotesKv,
+    /// The same as the edge computes it.
+    NotesLocal,
     /// The cloud's KV through a bridge.
     Mapped {
         /// Index in [`EvaluationInputs::bridges`].
@@ -101,6 +107,9 @@ struct Content<'a> {
     /// Hash of the bridge, for arms that depend on one.
     #[serde(skip_serializing_if = "Option::is_none")]
     bridge: Option<&'a str>,
+    /// Tokens of the notes, for arms that depend on them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    notes_tokens: Option<usize>,
 }
 
 impl EvaluationPlan {
@@ -166,10 +175,16 @@ impl EvaluationPlan {
                     max_tokens: own.max_tokens,
                     arm: codec.as_deref().unwrap_or(name),
                     cloud: match spec {
-                        ArmSpec::CloudAlone | ArmSpec::Mapped { .. } => inputs
+                        ArmSpec::Reference | ArmSpec::Codec(_) | ArmSpec::Control(_) => None,
+                        _ => inputs
                             .cloud_model
                             .as_ref()
                             .map(|model| model.sha256.to_string()),
+                    },
+                    notes_tokens: match spec {
+                        ArmSpec::TextHandoff | ArmSpec::NotesKv | ArmSpec::NotesLocal => {
+                            Some(own.notes_tokens)
+                        }
                         _ => None,
                     },
                     bridge: bridge.map(|bridge| bridge.blake3.as_str()),
@@ -237,14 +252,15 @@ fn cloud_arms(
     arms: &[CloudArm],
     inputs: &EvaluationInputs,
 ) -> Vec<(ArmKind, String, String, ArmSpec)> {
+    let named = |name: &str, spec| (name.to_owned(), name.to_owned(), spec);
     let mut bridges = inputs.bridges.iter().enumerate();
     let mut found = Vec::new();
     for arm in arms {
         let (family, name, spec) = match arm {
-            CloudArm::Alone => {
-                let name = "cloud_alone".to_owned();
-                (name.clone(), name, ArmSpec::CloudAlone)
-            }
+            CloudArm::Alone => named("cloud_alone", ArmSpec::CloudAlone),
+            CloudArm::TextHandoff => named("text_handoff", ArmSpec::TextHandoff),
+            CloudArm::NotesKv => named("notes_kv", ArmSpec::NotesKv),
+            CloudArm::NotesLocal => named("notes_local", ArmSpec::NotesLocal),
             CloudArm::Mapped(arm) => {
                 // One for each mapped arm, in their order.
                 let Some((index, input)) = bridges.next() else {

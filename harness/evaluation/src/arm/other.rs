@@ -1,11 +1,8 @@
 //! Controls: the questions without the context, and with another one.
 
-use std::sync::Arc;
-
 use celslm_datasets::Prompt;
-use celslm_model::{KvPrefix, LoadedModel};
 
-use super::{Arm, Served};
+use super::{Arm, Served, prefilled};
 use crate::{Case, EvaluationError, Evaluator, framing};
 
 /// The instruction alone, without a document: what the model knows by itself or guesses. A message
@@ -18,7 +15,7 @@ impl Arm for NoContext {
         let (model, document) = (evaluator.model, case.document());
         let instruction = Prompt::instruction(document);
         let tokens = framing::context_tokens(model, document.framing, instruction)?;
-        prefill(model, &tokens).map(Served::unsent)
+        prefilled(model, &tokens).map(Served::computed)
     }
 }
 
@@ -29,15 +26,6 @@ pub struct WrongContext;
 impl Arm for WrongContext {
     fn serve(&self, evaluator: &Evaluator<'_>, case: &Case<'_>) -> Result<Served, EvaluationError> {
         let tokens = framing::document_tokens(evaluator.model, case.other())?;
-        prefill(evaluator.model, &tokens).map(Served::unsent)
+        prefilled(evaluator.model, &tokens).map(Served::computed)
     }
-}
-
-fn prefill(model: &LoadedModel, tokens: &[u32]) -> Result<Arc<KvPrefix>, EvaluationError> {
-    let block = model.decoder.context_kv(tokens, || true)?;
-    let block = block.ok_or_else(|| EvaluationError::Arm("the prefill was stopped".to_owned()))?;
-    Ok(Arc::new(KvPrefix::from_block(
-        &block,
-        model.decoder.rope(),
-    )?))
 }
