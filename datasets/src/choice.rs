@@ -12,9 +12,10 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::document::{Document, Question};
+use crate::document::{AnswerForm, Document, Question};
 use crate::draw::draw;
 use crate::error::DatasetError;
+use crate::examples::Dealt;
 use crate::rank;
 use crate::registry::Dataset;
 use crate::source;
@@ -84,44 +85,24 @@ impl Choice {
         data_dir: Option<&Path>,
         seed: u64,
     ) -> Result<Self, DatasetError> {
-        let ChoiceConfig {
-            questions_per_document,
-            shots,
-            ..
-        } = *config;
-        for (setting, value) in [
-            ("questions_per_document", questions_per_document),
-            ("shots", shots),
-        ] {
-            if value == 0 {
-                return Err(DatasetError::Zero { setting });
-            }
-        }
-        let stem = config.path.file_stem().unwrap_or_default();
-        let stem = stem.to_string_lossy().to_lowercase();
+        let stem = source::stem(&config.path);
         let known = KNOWN_FILES.iter().find(|known| stem.starts_with(known.0));
         let home = known.map_or("the data set's publisher", |known| known.2);
         let path = source::resolve(&config.path, data_dir, home)?;
+        let dealt = Dealt {
+            stem: &stem,
+            instruction: INSTRUCTION,
+            shots: config.shots,
+            questions_per_document: config.questions_per_document,
+            answer_tokens: None,
+            path: path.clone(),
+        };
+        dealt.check()?;
         let bytes = source::read(&path, home)?;
         let questions = rank::draw(questions(&bytes, &path)?, None, |question| {
             rank::hash(seed, &["choice", &question.id])
         });
-        if questions.len() <= shots {
-            return Err(DatasetError::Format {
-                path,
-                at: "the file".to_owned(),
-                reason: format!(
-                    "it has {} questions, and a context takes {shots} as examples; lower `shots`",
-                    questions.len()
-                ),
-            });
-        }
-        let documents = questions
-            .chunks(shots.saturating_add(questions_per_document))
-            .filter(|chunk| chunk.len() > shots)
-            .enumerate()
-            .map(|(index, chunk)| document(&stem, index, chunk, shots))
-            .collect();
+        let documents = dealt.documents(&questions)?;
         Ok(Self {
             licence: known.map_or("as stated by the file's publisher", |known| known.1),
             source: known.map_or_else(|| path.display().to_string(), |known| known.2.to_owned()),
@@ -150,26 +131,6 @@ impl Dataset for Choice {
 
     fn documents(&self) -> &[Document] {
         &self.documents
-    }
-}
-
-fn document(stem: &str, index: usize, chunk: &[Question], shots: usize) -> Document {
-    let (examples, asked) = chunk.split_at(shots);
-    let example = |question: &Question| {
-        let answer = question.answers.first().map_or("", String::as_str);
-        format!("Question: {}\nAnswer: {answer}", question.text)
-    };
-    Document {
-        id: format!("{stem}-{index:03}"),
-        title: "Examples".to_owned(),
-        kind: "solved examples".to_owned(),
-        instruction: Some(INSTRUCTION.to_owned()),
-        text: examples
-            .iter()
-            .map(example)
-            .collect::<Vec<_>>()
-            .join("\n\n"),
-        questions: asked.to_vec(),
     }
 }
 
@@ -276,7 +237,7 @@ fn question(index: usize, entry: Entry) -> Result<Question, &'static str> {
         text: text.trim().to_owned(),
         answers,
         answerable: true,
-        choices,
+        form: AnswerForm::Options(choices),
     })
 }
 
@@ -324,7 +285,7 @@ mod tests {
         let found = questions(adapters.as_bytes(), Path::new("a")).unwrap();
         assert_eq!(found[0].text, "Why is\n the sky blue?");
         assert_eq!(
-            found[0].choices,
+            found[0].options(),
             ["It is wet.", "Light scatters.", "No one knows."]
         );
         assert_eq!(found[0].answers, ["Light scatters."]);

@@ -17,10 +17,40 @@ pub struct Document {
     /// [`SYSTEM_INSTRUCTION`](crate::SYSTEM_INSTRUCTION).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instruction: Option<String>,
+    /// How text and questions become a prompt.
+    #[serde(default, skip_serializing_if = "Framing::is_message")]
+    pub framing: Framing,
+    /// Tokens that an answer may take, where the data set knows better than the
+    /// experiment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answer_tokens: Option<usize>,
     /// The text itself.
     pub text: String,
     /// The private questions, in the order of the draw.
     pub questions: Vec<Question>,
+}
+
+/// How a document becomes a context, and a question what follows it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Framing {
+    /// The document is the system message, a question the user's.
+    #[default]
+    Message,
+    /// The document is a system message that is not ended: what follows it goes
+    /// on where its text stops, without instruction, heading or template between.
+    Open,
+}
+
+impl Framing {
+    /// Whether it is the usual one, which files leave out.
+    #[expect(
+        clippy::trivially_copy_pass_by_ref,
+        reason = "serde hands fields over by reference"
+    )]
+    fn is_message(&self) -> bool {
+        *self == Self::Message
+    }
 }
 
 /// One private question about a document.
@@ -35,10 +65,31 @@ pub struct Question {
     pub answers: Vec<String>,
     /// Whether the document holds the answer.
     pub answerable: bool,
-    /// The options, one of which is the answer, where one is to be chosen by its likelihood;
-    /// empty where the answer is to be generated.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub choices: Vec<String>,
+    /// What form its answer has.
+    #[serde(default, skip_serializing_if = "AnswerForm::is_span")]
+    pub form: AnswerForm,
+}
+
+/// What form an answer has, and so how it is had and graded.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AnswerForm {
+    /// A short span of words, generated.
+    #[default]
+    Span,
+    /// One of these options, chosen by its likelihood.
+    Options(Vec<String>),
+    /// A worked solution, generated, of which the final number counts
+    /// ([`same_number`](crate::same_number)).
+    Solution,
+    /// Text that follows: only its likelihood counts, and nothing is generated.
+    Continuation,
+}
+
+impl AnswerForm {
+    fn is_span(&self) -> bool {
+        *self == Self::Span
+    }
 }
 
 impl Question {
@@ -50,6 +101,15 @@ impl Question {
             self.answers.clone()
         } else {
             vec![UNANSWERABLE.to_owned()]
+        }
+    }
+
+    /// The options, where one is to be chosen; else none.
+    #[must_use]
+    pub fn options(&self) -> &[String] {
+        match &self.form {
+            AnswerForm::Options(options) => options,
+            _ => &[],
         }
     }
 }

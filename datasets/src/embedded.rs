@@ -6,7 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::document::{Document, Question};
+use crate::document::{AnswerForm, Document, Framing, Question};
 use crate::draw::draw;
 use crate::error::DatasetError;
 use crate::registry::Dataset;
@@ -162,6 +162,8 @@ fn parse(id: &'static str, text: &str) -> Result<Document, DatasetError> {
         title: file.title,
         kind: file.kind,
         instruction: None,
+        framing: Framing::Message,
+        answer_tokens: None,
         text: file.text.trim().to_owned(),
         questions: file
             .question
@@ -171,7 +173,7 @@ fn parse(id: &'static str, text: &str) -> Result<Document, DatasetError> {
                 text: q.text,
                 answers: q.answers,
                 answerable: q.answerable,
-                choices: Vec::new(),
+                form: AnswerForm::Span,
             })
             .collect(),
     })

@@ -5,7 +5,7 @@
 //! system sends of it is counted as `private_uplink_bytes`. The model's own chat
 //! template is put around both elsewhere.
 
-use crate::document::{Document, Question};
+use crate::document::{AnswerForm, Document, Framing, Question};
 
 /// First line of the system message. The document follows after a blank line.
 pub const SYSTEM_INSTRUCTION: &str =
@@ -14,6 +14,10 @@ pub const SYSTEM_INSTRUCTION: &str =
 /// Follows the question, in the user message. It asks for what the scorers
 /// compare: a short span, or the literal `unanswerable`.
 pub const ANSWER_INSTRUCTION: &str = "(Answer with only the short span from the document; if the document does not say, answer \"unanswerable\".)";
+
+/// Follows a problem, in the user message: without it, chat models leave the examples' form for
+/// longer ones of their own.
+const SOLUTION_INSTRUCTION: &str = "(Solve it in a few short lines, as in the examples; the last line is \"#### \" and the number.)";
 
 /// Words that say nothing about any document.
 const PADDING: [&str; 32] = [
@@ -67,9 +71,14 @@ impl Prompt {
     pub fn new(document: &Document, question: &Question) -> Self {
         Self {
             system: Self::system(document),
-            user: match question.choices.as_slice() {
-                [] => format!("{}\n{ANSWER_INSTRUCTION}", question.text.trim()),
-                _ => question.text.trim().to_owned(),
+            user: match question.form {
+                AnswerForm::Span => format!("{}\n{ANSWER_INSTRUCTION}", question.text.trim()),
+                AnswerForm::Solution => {
+                    format!("{}\n{SOLUTION_INSTRUCTION}", question.text.trim())
+                }
+                AnswerForm::Options(_) | AnswerForm::Continuation => {
+                    question.text.trim().to_owned()
+                }
             },
         }
     }
@@ -105,9 +114,24 @@ impl Prompt {
     /// question is asked.
     #[must_use]
     pub fn system(document: &Document) -> String {
-        let instruction = document.instruction.as_deref();
-        let instruction = instruction.unwrap_or(SYSTEM_INSTRUCTION);
-        Self::system_with(instruction, &document.title, &document.text)
+        match document.framing {
+            Framing::Message => {
+                Self::system_with(Self::instruction(document), &document.title, &document.text)
+            }
+            Framing::Open => document.text.clone(),
+        }
+    }
+
+    /// What is left of the shared part without the document: its instruction.
+    #[must_use]
+    pub fn instruction(document: &Document) -> &str {
+        match document.framing {
+            Framing::Message => document
+                .instruction
+                .as_deref()
+                .unwrap_or(SYSTEM_INSTRUCTION),
+            Framing::Open => "",
+        }
     }
 
     /// The shared part for a document of this title and text.
@@ -133,13 +157,15 @@ mod tests {
             text: text.into(),
             answers: vec!["amber".into()],
             answerable: true,
-            choices: Vec::new(),
+            form: AnswerForm::Span,
         };
         let document = Document {
             id: "d".into(),
             title: "Lamp codes".into(),
             kind: "device manual".into(),
             instruction: None,
+            framing: Framing::Message,
+            answer_tokens: None,
             text: "\nAmber means wait.\n".into(),
             questions: Vec::new(),
         };
@@ -147,6 +173,13 @@ mod tests {
         let two = Prompt::new(&document, &question("Which lamp means wait?"));
         assert_eq!(one.system, two.system);
         assert_eq!(one.system, Prompt::system(&document));
+        assert_eq!(Prompt::instruction(&document), SYSTEM_INSTRUCTION);
+        let open = Document {
+            framing: Framing::Open,
+            ..document.clone()
+        };
+        assert_eq!(Prompt::system(&open), open.text);
+        assert_eq!(Prompt::instruction(&open), "");
         assert!(one.system.ends_with("# Lamp codes\n\nAmber means wait."));
         assert!(!one.system.contains("What does"));
         assert!(one.user.starts_with("What does amber mean?\n("));

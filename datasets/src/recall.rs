@@ -11,13 +11,11 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::document::{Document, Question};
+use crate::document::{AnswerForm, Document, Framing, Question};
 use crate::draw::draw;
 use crate::error::DatasetError;
 use crate::registry::Dataset;
-use crate::source;
-
-const HOME: &str = "whoever published the text";
+use crate::source::{self, Texts};
 
 /// Where the text is, and how documents and questions are cut from it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -89,19 +87,9 @@ impl Recall {
                 return Err(DatasetError::Zero { setting });
             }
         }
-        let path = source::resolve(&config.path, data_dir, HOME)?;
-        let mut hasher = blake3::Hasher::new();
+        let texts = Texts::read(&config.path, data_dir)?;
         let mut documents = Vec::new();
-        for file in source::text_files(&path, HOME)? {
-            let bytes = source::read(&file, HOME)?;
-            hasher.update(&(bytes.len() as u64).to_le_bytes());
-            hasher.update(&bytes);
-            let text = String::from_utf8(bytes).map_err(|_| DatasetError::Format {
-                path: file.clone(),
-                at: "the file".to_owned(),
-                reason: "it is not UTF-8".to_owned(),
-            })?;
-            let stem = file.file_stem().unwrap_or_default().to_string_lossy();
+        for (stem, text) in &texts.files {
             let all: Vec<&str> = text.split_whitespace().collect();
             for (index, piece) in all.chunks_exact(words).enumerate() {
                 let id = format!("{stem}-{index:04}");
@@ -110,8 +98,8 @@ impl Recall {
             }
         }
         Ok(Self {
-            source: path.display().to_string(),
-            hash: hasher.finalize().to_hex().to_string(),
+            source: texts.path.display().to_string(),
+            hash: texts.hash,
             documents: draw(
                 "recall",
                 documents,
@@ -130,7 +118,7 @@ impl Dataset for Recall {
     }
 
     fn licence(&self) -> &'static str {
-        "as stated by the text's publisher"
+        source::TEXT_LICENCE
     }
 
     fn source(&self) -> &str {
@@ -179,6 +167,8 @@ fn document(
         title,
         kind: "passage".to_owned(),
         instruction: None,
+        framing: Framing::Message,
+        answer_tokens: None,
         questions: questions(words, cue_words, span_words),
         text: words.join(" "),
     }
@@ -202,7 +192,7 @@ fn questions(words: &[&str], cue_words: usize, span_words: usize) -> Vec<Questio
                 ),
                 answers: vec![span],
                 answerable: true,
-                choices: Vec::new(),
+                form: AnswerForm::Span,
             })
         })
         .collect()

@@ -4,10 +4,14 @@ use std::path::Path;
 
 use crate::choice::{Choice, ChoiceConfig};
 use crate::config::method_config;
+use crate::continuation::{Continuation, ContinuationConfig};
 use crate::document::Document;
 use crate::embedded::{self, Embedded, EmbeddedConfig};
 use crate::error::DatasetError;
+use crate::gsm8k::{Gsm8k, Gsm8kConfig};
+use crate::needle::{Needle, NeedleConfig};
 use crate::recall::{Recall, RecallConfig};
+use crate::source;
 use crate::squad::{Squad, SquadConfig};
 
 /// The setting that names the folder which relative data paths start from. The
@@ -60,7 +64,7 @@ pub const DATASETS: &[DatasetEntry] = &[
     DatasetEntry {
         name: "recall",
         about: "passages of any text, with questions that quote some words and ask for the next",
-        licence: "as stated by the text's publisher",
+        licence: source::TEXT_LICENCE,
         source: "the file or folder named by `path`",
     },
     DatasetEntry {
@@ -68,6 +72,24 @@ pub const DATASETS: &[DatasetEntry] = &[
         about: "multiple choice behind solved examples, for example ARC and OpenBookQA; for evaluations",
         licence: "as stated by the file's publisher",
         source: "the file named by `path`",
+    },
+    DatasetEntry {
+        name: "gsm8k",
+        about: "word problems behind solved examples, scored by the final number; for evaluations",
+        licence: "MIT",
+        source: "https://github.com/openai/grade-school-math",
+    },
+    DatasetEntry {
+        name: "continuation",
+        about: "how likely the text is that follows a stretch of any text; for evaluations",
+        licence: source::TEXT_LICENCE,
+        source: "the file or folder named by `path`",
+    },
+    DatasetEntry {
+        name: "needle",
+        about: "made-up facts at stated depths of texts of several lengths, with a question for each",
+        licence: source::TEXT_LICENCE,
+        source: "the file or folder named by `path`",
     },
 ];
 
@@ -102,6 +124,12 @@ pub enum DatasetConfig {
     Recall(RecallConfig),
     /// Multiple-choice questions.
     Choice(ChoiceConfig),
+    /// Word problems.
+    Gsm8k(Gsm8kConfig),
+    /// Likelihood of the text that follows.
+    Continuation(ContinuationConfig),
+    /// Made-up facts in a long text.
+    Needle(NeedleConfig),
 }
 
 method_config!(DatasetConfig, "dataset", {
@@ -109,6 +137,9 @@ method_config!(DatasetConfig, "dataset", {
     "squad" => Squad(SquadConfig),
     "recall" => Recall(RecallConfig),
     "choice" => Choice(ChoiceConfig),
+    "gsm8k" => Gsm8k(Gsm8kConfig),
+    "continuation" => Continuation(ContinuationConfig),
+    "needle" => Needle(NeedleConfig),
 });
 
 impl DatasetConfig {
@@ -120,6 +151,41 @@ impl DatasetConfig {
             Self::Squad(_) => "squad",
             Self::Recall(_) => "recall",
             Self::Choice(_) => "choice",
+            Self::Gsm8k(_) => "gsm8k",
+            Self::Continuation(_) => "continuation",
+            Self::Needle(_) => "needle",
+        }
+    }
+
+    /// The file or folder that it reads; `None` for data that is compiled in.
+    #[must_use]
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Embedded(_) => None,
+            Self::Squad(settings) => Some(&settings.path),
+            Self::Recall(settings) => Some(&settings.path),
+            Self::Choice(settings) => Some(&settings.path),
+            Self::Gsm8k(settings) => Some(&settings.path),
+            Self::Continuation(settings) => Some(&settings.path),
+            Self::Needle(settings) => Some(&settings.path),
+        }
+    }
+
+    /// Why it serves in evaluations only, where it does: what it asks for is no answer that a
+    /// system could give and EM and F1 could grade.
+    #[must_use]
+    pub fn only_in_evaluations(&self) -> Option<&'static str> {
+        match self {
+            Self::Choice(_) => {
+                Some("options are compared by their likelihood, which no system of a run reports")
+            }
+            Self::Gsm8k(_) => {
+                Some("solutions are compared by their final number, which no run does")
+            }
+            Self::Continuation(_) => {
+                Some("only likelihoods count in it, which no system of a run reports")
+            }
+            Self::Embedded(_) | Self::Squad(_) | Self::Recall(_) | Self::Needle(_) => None,
         }
     }
 }
@@ -149,6 +215,11 @@ pub fn load(
         DatasetConfig::Squad(settings) => Box::new(Squad::load(settings, data_dir, seed)?),
         DatasetConfig::Recall(settings) => Box::new(Recall::load(settings, data_dir, seed)?),
         DatasetConfig::Choice(settings) => Box::new(Choice::load(settings, data_dir, seed)?),
+        DatasetConfig::Gsm8k(settings) => Box::new(Gsm8k::load(settings, data_dir, seed)?),
+        DatasetConfig::Continuation(settings) => {
+            Box::new(Continuation::load(settings, data_dir, seed)?)
+        }
+        DatasetConfig::Needle(settings) => Box::new(Needle::load(settings, data_dir, seed)?),
     })
 }
 
@@ -206,7 +277,7 @@ mod tests {
     fn bad_configs_name_the_fault_and_the_place() {
         let unknown = parse(r#"dataset = "squid""#).unwrap_err();
         assert!(
-            unknown.contains("unknown dataset `squid`; known: embedded, squad, recall, choice"),
+            unknown.contains("unknown dataset `squid`; known: embedded, squad, recall, choice, gsm8k, continuation, needle"),
             "{unknown}"
         );
         assert!(unknown.contains("line 1"), "{unknown}");
@@ -230,12 +301,22 @@ mod tests {
 
     #[test]
     fn every_config_is_registered() {
-        for name in ["embedded", "squad", "recall"] {
+        for registered in DATASETS {
+            let name = registered.name;
             assert_eq!(entry(name).unwrap().name, name);
+            let config = parse(&format!("dataset = {{ {name} = {{ path = \"x\" }} }}"));
+            match config {
+                Ok(config) => {
+                    assert_eq!((config.name(), config.path()), (name, Some(Path::new("x"))));
+                    let error = load(&config, None, 1).err().unwrap().to_string();
+                    assert!(error.contains("find `x`"), "{error}");
+                }
+                Err(_) => assert_eq!(name, "embedded"),
+            }
         }
         let error = entry("nope").unwrap_err().to_string();
         assert!(
-            error.contains("known: embedded, squad, recall, choice"),
+            error.contains("known: embedded, squad, recall, choice, gsm8k, continuation, needle"),
             "{error}"
         );
     }

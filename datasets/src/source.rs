@@ -25,8 +25,69 @@ pub(crate) fn resolve(
     }
 }
 
+/// What is known of the licence of text that a user names.
+pub(crate) const TEXT_LICENCE: &str = "as stated by the text's publisher";
+
+/// Where text that a user names can be had.
+const TEXT_HOME: &str = "whoever published the text";
+
+/// Plain text, file by file.
+pub(crate) struct Texts {
+    /// The file or folder.
+    pub(crate) path: PathBuf,
+    /// BLAKE3 (hex) over all files.
+    pub(crate) hash: String,
+    /// Stem of the name, and text.
+    pub(crate) files: Vec<(String, String)>,
+}
+
+impl Texts {
+    /// Reads a file, or a folder's `.txt` files in the order of their names.
+    pub(crate) fn read(path: &Path, data_dir: Option<&Path>) -> Result<Self, DatasetError> {
+        let path = resolve(path, data_dir, TEXT_HOME)?;
+        let mut hasher = blake3::Hasher::new();
+        let mut files = Vec::new();
+        for file in text_files(&path, TEXT_HOME)? {
+            let bytes = read(&file, TEXT_HOME)?;
+            hasher.update(&(bytes.len() as u64).to_le_bytes());
+            hasher.update(&bytes);
+            let stem = file.file_stem().unwrap_or_default().to_string_lossy();
+            let stem = stem.into_owned();
+            let text = String::from_utf8(bytes).map_err(|_| DatasetError::Format {
+                path: file,
+                at: "the file".to_owned(),
+                reason: "it is not UTF-8".to_owned(),
+            })?;
+            files.push((stem, text));
+        }
+        Ok(Self {
+            path,
+            hash: hasher.finalize().to_hex().to_string(),
+            files,
+        })
+    }
+}
+
+/// Words that are left out at the start of a text.
+pub(crate) fn skipped(words: usize, skip_percent: u8) -> Result<usize, DatasetError> {
+    match skip_percent {
+        0..=99 => Ok(words * usize::from(skip_percent) / 100),
+        _ => Err(DatasetError::Setting {
+            setting: "skip_percent",
+            value: skip_percent.to_string(),
+            reason: "at most 99 per cent can be left out",
+        }),
+    }
+}
+
+/// Name of a file without folder and last extension, in small letters.
+pub(crate) fn stem(path: &Path) -> String {
+    let stem = path.file_stem().unwrap_or_default();
+    stem.to_string_lossy().to_lowercase()
+}
+
 /// The file itself, or a folder's `.txt` files in the order of their names.
-pub(crate) fn text_files(path: &Path, home: &str) -> Result<Vec<PathBuf>, DatasetError> {
+fn text_files(path: &Path, home: &str) -> Result<Vec<PathBuf>, DatasetError> {
     if !path.is_dir() {
         return Ok(vec![path.to_owned()]);
     }

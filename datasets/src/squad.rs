@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::document::{Document, Question};
+use crate::document::{AnswerForm, Document, Framing, Question};
 use crate::draw::draw;
 use crate::error::DatasetError;
 use crate::registry::Dataset;
@@ -244,6 +244,8 @@ fn documents(bytes: &[u8], path: &Path, merge: bool) -> Result<Vec<Document>, Da
                 title: title.clone(),
                 kind: "encyclopedia article".to_owned(),
                 instruction: None,
+                framing: Framing::Message,
+                answer_tokens: None,
                 text,
                 questions,
             });
@@ -273,7 +275,7 @@ fn question(qa: Qa) -> Result<Question, &'static str> {
             text: qa.question.trim().to_owned(),
             answers,
             answerable: !qa.is_impossible,
-            choices: Vec::new(),
+            form: AnswerForm::Span,
         }),
     }
 }

@@ -7,7 +7,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
-use celslm_datasets::{Document, Prompt};
+use celslm_datasets::{Document, Framing, Prompt};
 
 /// Most bytes of one calibration file.
 const MAX_TEXT_BYTES: u64 = 1 << 30;
@@ -102,6 +102,8 @@ pub fn titled(piece: &str) -> Document {
         title: title.join(" "),
         kind: "calibration".to_owned(),
         instruction: None,
+        framing: Framing::default(),
+        answer_tokens: None,
         text: piece.to_owned(),
         questions: Vec::new(),
     }

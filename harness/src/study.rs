@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
-use celslm_datasets::{Document, Prompt, Question, recall_questions};
+use celslm_datasets::{AnswerForm, Document, Prompt, Question, recall_questions};
 use celslm_model::{BatchItem, KeyRetention, KvCache, KvPrefix, Sampler, Sampling};
 use celslm_systems::LoadedModel;
 
@@ -144,7 +144,7 @@ fn written(answer: &str, document: &str) -> Vec<Question> {
                     text: question.to_owned(),
                     answers: vec![span.to_owned()],
                     answerable: true,
-                    choices: Vec::new(),
+                    form: AnswerForm::default(),
                 });
             }
         }

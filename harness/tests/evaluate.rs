@@ -156,6 +156,8 @@ fn what_an_evaluation_cannot_do_is_said_before_it_starts() {
         ("families = [\"kivvi\"]", 2, "unknown family `kivvi`"),
         ("codecs = [\"identical\"]", 2, "identical"),
         ("batch = 0", 2, "use 1 to 256"),
+        ("notes_tokens = 1", 2, "use 2 to 2048"),
+        ("cloud = [\"notes\"]", 2, "text_handoff"),
         ("[evaluation.more]", 2, "unknown field"),
     ] {
         experiment(&lab, "wrong", rest);
@@ -315,11 +317,7 @@ fn options_are_chosen_in_evaluations_alone() {
     fs::write(lab.path("data/arc-tiny.jsonl"), lines.join("\n")).unwrap();
     let dataset = "datasets = [{ choice = { path = \"arc-tiny.jsonl\", shots = 2, questions_per_document = 5 } }]";
     experiment(&lab, "options", "codecs = [{ group_quant = { bits = 2 } }]");
-    let path = lab.path("configs/experiments/options.toml");
-    let text = fs::read_to_string(&path).unwrap();
-    let squad = "datasets = [{ squad = { path = \"squad.json\" } }]";
-    assert!(text.contains(squad));
-    fs::write(&path, text.replace(squad, dataset)).unwrap();
+    over(&lab, "options", dataset);
     assert_code(&lab.run(&["run", "options"]), 0);
     let found = cells(&lab, "options");
     assert_eq!(found.len(), 4);
@@ -338,4 +336,106 @@ fn options_are_chosen_in_evaluations_alone() {
     );
     let told = assert_code(&lab.run(&["run", "asked"]), 2);
     assert!(told.contains("use `choice` in an [evaluation]"), "{told}");
+}
+
+/// Replaces the data set of an experiment that [`experiment`] has written.
+fn over(lab: &Lab, name: &str, datasets: &str) {
+    let path = lab.path(&format!("configs/experiments/{name}.toml"));
+    let text = fs::read_to_string(&path).unwrap();
+    let squad = "datasets = [{ squad = { path = \"squad.json\" } }]";
+    assert!(text.contains(squad));
+    fs::write(&path, text.replace(squad, datasets)).unwrap();
+}
+
+#[test]
+fn problems_continuations_and_needles_are_evaluated_and_kept_apart() {
+    let lab = Lab::new();
+    let line = |i: usize| {
+        format!(
+            r#"{{"question": "What is {i} and 2?", "answer": "It is <<{i}+2={sum}>>{sum}.\n#### {sum}"}}"#,
+            sum = i + 2
+        )
+    };
+    let lines: Vec<String> = (0..10).map(line).collect();
+    fs::write(lab.path("data/gsm8k.jsonl"), lines.join("\n")).unwrap();
+    for book in ["oak", "elm"] {
+        let text: String = (0..900)
+            .map(|i| match i % 9 {
+                8 => format!("{book}{}. ", i * i % 97),
+                _ => format!("{book}{} ", i * i % 97),
+            })
+            .collect();
+        fs::write(lab.path(&format!("data/{book}.txt")), text).unwrap();
+    }
+    let datasets = "datasets = [\n\
+        { gsm8k = { path = \"gsm8k.jsonl\", shots = 2, questions_per_document = 3, answer_tokens = 9 } },\n\
+        { continuation = { path = \"oak.txt\", words = 30, continuation_words = 8, documents = 3, skip_percent = 50 } },\n\
+        { continuation = { path = \"elm.txt\", words = 30, continuation_words = 8, documents = 2 } },\n\
+        { needle = { path = \"oak.txt\", words = [30, 60], documents = 1, depths = [20, 80] } },\n]";
+    experiment(
+        &lab,
+        "forms",
+        "codecs = [{ group_quant = { bits = 2 } }]\nnotes_tokens = 12\n\
+         cloud = [\"alone\", \"text_handoff\", \"notes_kv\", \"notes_local\"]",
+    );
+    over(&lab, "forms", datasets);
+    let told = assert_code(&lab.run(&["run", "forms", "--dry-run"]), 0);
+    assert!(
+        told.contains("needle: 2 contexts, 4 questions, 8 arms"),
+        "{told}"
+    );
+    let told = assert_code(&lab.run(&["run", "forms"]), 0);
+    let found = cells(&lab, "forms");
+    assert_eq!(found.len(), 4 * 8, "{told}");
+    let mut lengths = Vec::new();
+    for (path, rows) in &found {
+        let cell = path.to_string_lossy().into_owned();
+        for question in rows.iter().flat_map(|row| &row.questions) {
+            assert!(question.nll > 0.0, "{cell}");
+            let is_continuation = cell.contains("continuation-");
+            assert_eq!(question.f1.is_none(), is_continuation, "{cell}");
+            assert_eq!(question.answer.is_none(), is_continuation, "{cell}");
+            if cell.contains("gsm8k") {
+                lengths.push(question.output_tokens);
+            }
+        }
+        let ids: Vec<&str> = rows.iter().map(|row| row.context_id.as_str()).collect();
+        if cell.contains("needle") {
+            assert!(ids[0].starts_with("oak-30w-") && ids[1].starts_with("oak-60w-"));
+            assert_eq!(rows[0].questions[1].question_id, "depth-80");
+        } else if cell.contains("continuation-oak") {
+            assert!(ids.iter().all(|id| *id >= "oak-0000450"), "{ids:?}");
+            assert_eq!(ids.len(), 3);
+        }
+    }
+    // Longer than the four tokens of the experiment, as the data set says.
+    assert_eq!(lengths.iter().max(), Some(&9), "{lengths:?}");
+    let report = fs::read_to_string(lab.path("results/forms/report.md")).unwrap();
+    for part in ["All arms, continuation-oak", "All arms, continuation-elm"] {
+        assert!(report.contains(part), "{report}");
+    }
+    assert!(!report.contains("NaN"), "{report}");
+    for arm in ["text_handoff", "notes_kv", "notes_local"] {
+        let rows = found
+            .iter()
+            .filter(|(path, _)| path.to_string_lossy().contains(arm));
+        for row in rows.flat_map(|(_, rows)| rows) {
+            assert_eq!(row.edge_token_layers == 0, arm == "notes_kv");
+            assert!(row.message_bytes > 0, "{arm}");
+        }
+        assert!(report.contains(&format!("| {arm} |")), "{report}");
+    }
+
+    for (name, dataset) in [
+        ("gsm8k", "{ gsm8k = { path = \"gsm8k.jsonl\" } }"),
+        ("continuation", "{ continuation = { path = \"oak.txt\" } }"),
+    ] {
+        let grid = format!(
+            "[grid]\nsystems = [\"edge_only\"]\nlinks = [\"brisk\"]\ndatasets = [{dataset}]\n"
+        );
+        lab.experiment("asked", &grid);
+        let told = assert_code(&lab.run(&["run", "asked"]), 2);
+        let part = format!("use `{name}` in an [evaluation]");
+        assert!(told.contains(&part), "{told}");
+    }
 }

@@ -4,14 +4,20 @@
 //! and a prediction gets the best score over the accepted answers. A question
 //! that the document does not answer has the gold [`UNANSWERABLE`]: a
 //! prediction that is one of [`ACCEPTED_REFUSALS`] scores 1, anything else 0.
+//!
+//! Worked solutions are not texts to compare: [`same_number`] says whether two
+//! end in one number.
 
 mod exact_match;
 mod f1;
 mod normalise;
+mod number;
 
 pub use exact_match::ExactMatch;
 pub use f1::F1;
 pub use normalise::normalise;
+pub(crate) use number::MARK as NUMBER_MARK;
+pub use number::{final_number, same_number};
 
 use crate::error::DatasetError;
 

@@ -275,7 +275,7 @@ fn check_seconds(setting: &'static str, value: f64) -> Result<(), DatasetError> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::document::Question;
+    use crate::document::{AnswerForm, Framing, Question};
 
     /// `count` documents of 100 words with five questions each.
     pub(super) fn documents(count: usize) -> Vec<Document> {
@@ -285,6 +285,8 @@ mod tests {
                 title: String::new(),
                 kind: String::new(),
                 instruction: None,
+                framing: Framing::Message,
+                answer_tokens: None,
                 text: "word ".repeat(100),
                 questions: (0..5)
                     .map(|q| Question {
@@ -292,7 +294,7 @@ mod tests {
                         text: "what is it?".into(),
                         answers: vec!["x".into()],
                         answerable: true,
-                        choices: Vec::new(),
+                        form: AnswerForm::Span,
                     })
                     .collect(),
             })

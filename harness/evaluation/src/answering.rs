@@ -2,7 +2,7 @@
 //!
 //! The order is the safeguard. A question's cache sees the prompt, and nothing but the prompt and
 //! the model's own tokens, until the answer is complete; then it is cut back to the prompt, and
-//! only now the gold answer is read. Where there are options, each is read behind the prompt alone,
+//! only now the gold answer is read. Of a continuation nothing but that is done. Where there are options, each is read behind the prompt alone,
 //! and the one with the greatest mean log-likelihood of its tokens is the answer.
 
 use std::sync::Arc;
@@ -15,10 +15,14 @@ use celslm_model::{
 use crate::Settings;
 use crate::case::{Asked, log_sum_exp};
 
+/// Tokens of gold answers whose logits are in memory at once, about 600 kB each for a vocabulary of
+/// 150,000; those of one answer are in any case.
+const GOLD_POSITIONS: usize = 512;
+
 /// What the model made of one question.
 pub(crate) struct Reading<'a> {
-    /// The generated answer, or the chosen option.
-    pub(crate) answer: String,
+    /// The generated answer, or the chosen option; `None` where only likelihoods count.
+    pub(crate) answer: Option<String>,
     /// Its tokens, the end not counted.
     pub(crate) output_tokens: usize,
     /// Logits at the positions of the gold answer's tokens, `[vocab_size]` each.
@@ -37,57 +41,104 @@ pub(crate) fn ask(
 ) -> Result<(), ModelError> {
     let batch = settings.batch.max(1);
     for (index, sequences) in sequences.chunks(batch).enumerate() {
+        let asked: Vec<&Asked> = sequences.iter().map(|(_, asked)| *asked).collect();
+        let limits: Vec<usize> = asked
+            .iter()
+            .map(|asked| asked.answer_tokens(settings.max_tokens))
+            .collect();
         let mut caches = Vec::with_capacity(sequences.len());
-        for (prefix, question) in sequences {
+        for ((prefix, question), limit) in sequences.iter().zip(&limits) {
             let options = question.choices.iter().map(|(tokens, _)| tokens.len());
             let longest = options.max().unwrap_or(0).max(question.gold.len());
-            let room = question.prompt.len() + settings.max_tokens.max(longest);
-            caches.push(KvCache::new(
-                model.decoder.kv_shape(),
-                Some(Arc::clone(prefix)),
-                room,
-                KeyRetention::RotatedOnly,
+            caches.push(cache(
+                model,
+                prefix,
+                question.prompt.len() + limit.max(&longest),
             )?);
         }
-        let asked: Vec<&Asked> = sequences.iter().map(|(_, asked)| *asked).collect();
-        let first = prompts(model, &asked, &mut caches)?;
+        let read: Vec<&[u32]> = asked.iter().map(|asked| &asked.prompt[..]).collect();
+        let first = prompts(model, &read, &mut caches)?;
         let ends: Vec<usize> = caches.iter().map(|cache| cache.len(0)).collect();
-        let answers = generate(model, &asked, &first, &mut caches, settings.max_tokens)?;
+        let answers = generate(model, &first, &mut caches, &limits)?;
         cut_back(&mut caches, &ends)?;
         let chosen = choose(model, &asked, &first, &mut caches)?;
-        let gold = likelihood(model, &asked, &mut caches)?;
-        let mut gold = gold.iter();
-        for (at, ((question, first), ids)) in asked.iter().zip(&first).zip(&answers).enumerate() {
-            let rest = question.gold.len().saturating_sub(1);
-            let logits: Vec<&[f32]> = std::iter::once(&first[..])
-                .chain(gold.by_ref().take(rest).map(|logits| &logits[..]))
-                .collect();
-            let answer = match chosen[at] {
-                Some(option) => question.choices[option].1.clone(),
-                None => model.tokenizer.decode(ids)?.trim().to_owned(),
-            };
-            let reading = Reading {
-                answer,
-                output_tokens: ids.len(),
-                gold: &logits,
-            };
-            each(index * batch + at, reading);
+        let mut done = 0;
+        while done < asked.len() {
+            let mut positions = 0;
+            let fits = asked[done..].iter().take_while(|asked| {
+                positions += asked.gold.len();
+                positions <= GOLD_POSITIONS
+            });
+            let now = done..done + fits.count().max(1);
+            let gold = likelihood(model, &asked[now.clone()], &mut caches[now.clone()])?;
+            let mut gold = gold.iter();
+            for at in now.clone() {
+                let (question, ids) = (asked[at], &answers[at]);
+                let rest = question.gold.len().saturating_sub(1);
+                let logits: Vec<&[f32]> = std::iter::once(&first[at][..])
+                    .chain(gold.by_ref().take(rest).map(|logits| &logits[..]))
+                    .collect();
+                let answer = match chosen[at] {
+                    Some(option) => Some(question.choices[option].1.clone()),
+                    None if limits[at] == 0 => None,
+                    None => Some(model.tokenizer.decode(ids)?.trim().to_owned()),
+                };
+                let reading = Reading {
+                    answer,
+                    output_tokens: ids.len(),
+                    gold: &logits,
+                };
+                each(index * batch + at, reading);
+            }
+            done = now.end;
         }
     }
     Ok(())
 }
 
+/// What the model writes behind each of several prompts over one context, greedily, and whether it
+/// came to an end within `max_tokens`.
+///
+/// # Errors
+/// Failures of the model.
+pub(crate) fn write(
+    model: &LoadedModel,
+    prefix: &Arc<KvPrefix>,
+    said: &[Vec<u32>],
+    max_tokens: usize,
+) -> Result<Vec<(String, bool)>, ModelError> {
+    let mut caches = Vec::with_capacity(said.len());
+    for said in said {
+        caches.push(cache(model, prefix, said.len() + max_tokens)?);
+    }
+    let read: Vec<&[u32]> = said.iter().map(|said| &said[..]).collect();
+    let first = prompts(model, &read, &mut caches)?;
+    let limits = vec![max_tokens; said.len()];
+    let written = generate(model, &first, &mut caches, &limits)?;
+    let text = |ids: &Vec<u32>| Ok((model.tokenizer.decode(ids)?, ids.len() < max_tokens));
+    written.iter().map(text).collect()
+}
+
+fn cache(model: &LoadedModel, prefix: &Arc<KvPrefix>, room: usize) -> Result<KvCache, ModelError> {
+    KvCache::new(
+        model.decoder.kv_shape(),
+        Some(Arc::clone(prefix)),
+        room,
+        KeyRetention::RotatedOnly,
+    )
+}
+
 /// Reads the prompts, in passes of a bounded number of tokens: the logits behind each.
 fn prompts(
     model: &LoadedModel,
-    asked: &[&Asked],
+    read: &[&[u32]],
     caches: &mut [KvCache],
 ) -> Result<Vec<Logits>, ModelError> {
-    let mut items: Vec<BatchItem<'_>> = asked
+    let mut items: Vec<BatchItem<'_>> = read
         .iter()
         .zip(caches)
-        .map(|(question, cache)| BatchItem {
-            tokens: &question.prompt,
+        .map(|(tokens, cache)| BatchItem {
+            tokens,
             cache,
             logits: true,
         })
@@ -160,20 +211,20 @@ fn choose(
     Ok(best.into_iter().map(|best| Some(best?.0)).collect())
 }
 
-/// Greedy answers to the questions without options, without the token that ends them.
+/// Greedy answers of at most so many tokens each, without the token that ends them; none where the
+/// limit is 0.
 fn generate(
     model: &LoadedModel,
-    asked: &[&Asked],
     first: &[Logits],
     caches: &mut [KvCache],
-    max_tokens: usize,
+    limits: &[usize],
 ) -> Result<Vec<Vec<u32>>, ModelError> {
     let mut greedy = Sampler::new(Sampling::Greedy, 0);
     let mut answers: Vec<Vec<u32>> = vec![Vec::new(); caches.len()];
     let mut next: Vec<Option<u32>> = first
         .iter()
-        .zip(asked)
-        .map(|(logits, asked)| asked.choices.is_empty().then(|| greedy.sample(logits)))
+        .zip(limits)
+        .map(|(logits, limit)| (*limit > 0).then(|| greedy.sample(logits)))
         .collect();
     loop {
         let mut items = Vec::new();
@@ -185,7 +236,7 @@ fn generate(
                 continue;
             };
             answer.push(token);
-            if answer.len() >= max_tokens {
+            if answer.len() >= limits[index] {
                 *next = None;
                 continue;
             }

@@ -1,19 +1,24 @@
 //! One context with everything that arms are measured against.
 
 use std::cell::{OnceCell, RefCell};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use celslm_datasets::{Document, Prompt, SCORERS};
+use celslm_datasets::{AnswerForm, Document, SCORERS, same_number};
 use celslm_kv::KvBlock;
 use celslm_kv::codec::{ScoredBy, TokenScores};
 use celslm_model::{KeyRetention, KvCache, KvPrefix, LoadedModel, ModelError};
 use celslm_reports::evaluation::QuestionRow;
 
 use crate::answering::{Reading, ask};
-use crate::{EvaluationError, Evaluator};
+use crate::{EvaluationError, Evaluator, arm, framing, notes};
 
 /// Last tokens of each question whose queries measure the error of attention.
 const QUERY_TOKENS: usize = 4;
+
+/// Tokens of a gold answer at which distributions are kept and compared: a row of the vocabulary is
+/// hundreds of kilobytes, and a worked solution has hundreds of tokens.
+const COMPARED_TOKENS: usize = 64;
 
 /// A question in tokens.
 pub(crate) struct Asked {
@@ -24,6 +29,9 @@ pub(crate) struct Asked {
     pub(crate) gold: Vec<u32>,
     answers: Vec<String>,
     answerable: bool,
+    form: AnswerForm,
+    /// Tokens that the answer may take, where the data set says.
+    answer_tokens: Option<usize>,
     /// Options in tokens and in words, where one is to be chosen.
     pub(crate) choices: Vec<(Vec<u32>, String)>,
 }
@@ -36,7 +44,7 @@ pub(crate) struct Distributions {
 
 /// A context: its tokens, its exact KV, its questions, and what the model makes of them from that
 /// KV. All in memory: about 25 kB a token of context, and a row of the vocabulary for every token
-/// of a gold answer.
+/// of a gold answer up to its 64th.
 pub struct Case<'a> {
     document: &'a Document,
     /// Another document, for the control that answers from the wrong one.
@@ -54,6 +62,17 @@ pub struct Case<'a> {
     scores: RefCell<Vec<(ScoredBy, Arc<TokenScores>)>>,
     accounted: bool,
     source: OnceCell<(Vec<u32>, KvBlock)>,
+    /// By the tokens that notes may have.
+    notes: RefCell<BTreeMap<usize, Arc<str>>>,
+    noted: RefCell<BTreeMap<usize, Arc<Noted>>>,
+}
+
+/// A context with the notes of it, read by the edge's model.
+pub(crate) struct Noted {
+    /// Ready for attention.
+    pub(crate) prefix: Arc<KvPrefix>,
+    /// Tokens of both.
+    pub(crate) tokens: usize,
 }
 
 impl<'a> Case<'a> {
@@ -69,8 +88,7 @@ impl<'a> Case<'a> {
         proceed: impl FnMut() -> bool,
     ) -> Result<Option<Self>, EvaluationError> {
         let model = evaluator.model;
-        let system = Prompt::system(document);
-        let tokens = model.context_tokens(&system)?;
+        let tokens = framing::document_tokens(model, document)?;
         let Some(block) = model.decoder.context_kv(&tokens, proceed)? else {
             return Ok(None);
         };
@@ -82,7 +100,12 @@ impl<'a> Case<'a> {
         ask(model, &sequences, evaluator.settings, |index, reading| {
             rows.push(asked[index].row(&reading, None));
             reference.push(Distributions {
-                log_probs: reading.gold.iter().map(|l| log_softmax(l)).collect(),
+                log_probs: reading
+                    .gold
+                    .iter()
+                    .take(COMPARED_TOKENS)
+                    .map(|l| log_softmax(l))
+                    .collect(),
             });
         })?;
         let queries = queries(model, &prefix, &asked)?;
@@ -105,6 +128,8 @@ impl<'a> Case<'a> {
             scores: RefCell::default(),
             accounted: true,
             source: OnceCell::new(),
+            notes: RefCell::default(),
+            noted: RefCell::default(),
         }))
     }
 
@@ -115,16 +140,7 @@ impl<'a> Case<'a> {
     ) -> Result<Vec<Asked>, EvaluationError> {
         let mut asked = Vec::with_capacity(document.questions.len());
         for question in &document.questions {
-            let prompt = Prompt::new(document, question);
-            let gold = question.gold();
-            let preferred = gold.first().map(String::as_str).unwrap_or_default();
-            let gold = model.tokenizer.encode(preferred.trim())?;
-            if gold.is_empty() {
-                return Err(EvaluationError::Arm(format!(
-                    "question {} of {} has an empty answer",
-                    question.id, document.id
-                )));
-            }
+            let (prompt, gold) = framing::asked_tokens(model, document, question)?;
             let option = |text: &String| -> Result<(Vec<u32>, String), EvaluationError> {
                 let tokens = model.tokenizer.encode(text.trim())?;
                 match tokens.is_empty() {
@@ -137,13 +153,15 @@ impl<'a> Case<'a> {
             };
             asked.push(Asked {
                 choices: question
-                    .choices
+                    .options()
                     .iter()
                     .map(option)
                     .collect::<Result<_, _>>()?,
                 id: question.id.clone(),
-                prompt: model.private_tokens(&prompt.system, &prompt.user)?,
+                prompt,
                 gold,
+                form: question.form.clone(),
+                answer_tokens: document.answer_tokens,
                 answers: question.answers.clone(),
                 answerable: question.answerable,
             });
@@ -160,11 +178,48 @@ impl<'a> Case<'a> {
             return Ok(source);
         }
         let cloud = evaluator.cloud()?;
-        let tokens = cloud.context_tokens(&Prompt::system(self.document))?;
+        let tokens = framing::document_tokens(cloud, self.document)?;
         let block = cloud.decoder.context_kv(&tokens, || true)?;
         let stopped = || EvaluationError::Arm("the prefill was stopped".to_owned());
         let source = (tokens, block.ok_or_else(stopped)?);
         Ok(self.source.get_or_init(|| source))
+    }
+
+    /// What the cloud's model notes down of the context, written at its first use.
+    pub(crate) fn notes(
+        &self,
+        evaluator: &Evaluator<'_>,
+        notes_tokens: usize,
+    ) -> Result<Arc<str>, EvaluationError> {
+        if let Some(notes) = self.notes.borrow().get(&notes_tokens) {
+            return Ok(Arc::clone(notes));
+        }
+        let notes: Arc<str> = notes::written(evaluator, self, notes_tokens)?.into();
+        self.notes
+            .borrow_mut()
+            .insert(notes_tokens, Arc::clone(&notes));
+        Ok(notes)
+    }
+
+    /// Context and notes in the edge's model, computed at their first use.
+    pub(crate) fn noted(
+        &self,
+        evaluator: &Evaluator<'_>,
+        notes_tokens: usize,
+    ) -> Result<Arc<Noted>, EvaluationError> {
+        if let Some(noted) = self.noted.borrow().get(&notes_tokens) {
+            return Ok(Arc::clone(noted));
+        }
+        let document = notes::beside(self.document, &self.notes(evaluator, notes_tokens)?);
+        let tokens = framing::document_tokens(evaluator.model, &document)?;
+        let noted = Arc::new(Noted {
+            prefix: arm::prefilled(evaluator.model, &tokens)?,
+            tokens: tokens.len(),
+        });
+        self.noted
+            .borrow_mut()
+            .insert(notes_tokens, Arc::clone(&noted));
+        Ok(noted)
     }
 
     /// The case with or without accounts of what its payloads are spent on, which cost a second
@@ -274,21 +329,39 @@ fn queries(
 }
 
 impl Asked {
+    /// Tokens that the model may write; 0 where nothing is generated.
+    pub(crate) fn answer_tokens(&self, most: usize) -> usize {
+        match self.form {
+            AnswerForm::Options(_) | AnswerForm::Continuation => 0,
+            AnswerForm::Span | AnswerForm::Solution => self.answer_tokens.unwrap_or(most),
+        }
+    }
+
     /// The row of a reading, compared with the reference where there is one.
     pub(crate) fn row(
         &self,
         reading: &Reading<'_>,
         reference: Option<&Distributions>,
     ) -> QuestionRow {
-        let score = |name: &str| {
-            if !self.choices.is_empty() {
-                return Some(f64::from(u8::from(self.answers.contains(&reading.answer))));
+        let grade = |name: &str| -> Option<f64> {
+            let yes = |right: bool| f64::from(u8::from(right));
+            let answer = reading.answer.as_deref()?;
+            match &self.form {
+                AnswerForm::Continuation => None,
+                AnswerForm::Options(_) => {
+                    Some(yes(self.answers.iter().any(|right| right == answer)))
+                }
+                AnswerForm::Solution => {
+                    let mut right = self.answers.iter();
+                    Some(yes(right.any(|right| same_number(answer, right))))
+                }
+                AnswerForm::Span => SCORERS
+                    .iter()
+                    .find(|scorer| scorer.name() == name)
+                    .map(|scorer| scorer.score(answer, &self.answers, self.answerable)),
             }
-            SCORERS
-                .iter()
-                .find(|scorer| scorer.name() == name)
-                .map(|scorer| scorer.score(&reading.answer, &self.answers, self.answerable))
         };
+        let positions = self.gold.len().min(COMPARED_TOKENS) as u64;
         let mut nll = 0.0;
         let mut kl = 0.0;
         let mut top1 = 0;
@@ -302,15 +375,15 @@ impl Asked {
         }
         QuestionRow {
             question_id: self.id.clone(),
-            answer: Some(reading.answer.clone()),
+            answer: reading.answer.clone(),
             output_tokens: reading.output_tokens as u64,
-            em: score("exact_match"),
-            f1: score("f1"),
+            em: grade("exact_match"),
+            f1: grade("f1"),
             nll,
             nll_tokens: self.gold.len() as u64,
             kl: reference.map(|_| kl),
             top1: reference.map(|_| top1),
-            positions: self.gold.len() as u64,
+            positions,
         }
     }
 }
@@ -353,6 +426,52 @@ fn best(x: &[f32]) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_form_of_answer_has_its_own_grade() {
+        let asked = |form| Asked {
+            id: "q".to_owned(),
+            prompt: vec![1],
+            gold: vec![0; COMPARED_TOKENS + 1],
+            answers: vec!["9 * 2 = 18.\n#### 18".to_owned()],
+            answerable: true,
+            form,
+            answer_tokens: Some(7),
+            choices: Vec::new(),
+        };
+        let logits = vec![&[0.0f32, 0.0][..]; COMPARED_TOKENS + 1];
+        let graded = |form, answer: Option<&str>| {
+            let reading = Reading {
+                answer: answer.map(str::to_owned),
+                output_tokens: 3,
+                gold: &logits,
+            };
+            let row = asked(form).row(&reading, None);
+            let nll = logits.len() as f64 * 2f64.ln();
+            assert!((row.nll - nll).abs() < 1e-9, "over all tokens");
+            assert_eq!(row.nll_tokens as usize, logits.len());
+            assert_eq!(row.positions as usize, COMPARED_TOKENS);
+            (row.em, row.f1)
+        };
+        let (right, wrong) = ((Some(1.0), Some(1.0)), (Some(0.0), Some(0.0)));
+        let solution = || AnswerForm::Solution;
+        assert_eq!(graded(solution(), Some("She makes $18.00.")), right);
+        assert_eq!(graded(solution(), Some("18 or 81")), wrong);
+        let options = || AnswerForm::Options(Vec::new());
+        assert_eq!(graded(options(), Some("18")), wrong);
+        assert_eq!(graded(options(), Some("9 * 2 = 18.\n#### 18")), right);
+        let (em, f1) = graded(AnswerForm::Span, Some("18"));
+        assert!(em == Some(0.0) && f1 > Some(0.0) && f1 < Some(1.0));
+        assert_eq!(graded(AnswerForm::Continuation, None), (None, None));
+        let limits = [
+            AnswerForm::Span,
+            solution(),
+            options(),
+            AnswerForm::Continuation,
+        ];
+        let limits = limits.map(|form| asked(form).answer_tokens(32));
+        assert_eq!(limits, [7, 7, 0, 0]);
+    }
 
     #[test]
     fn divergences_by_hand() {

@@ -14,7 +14,9 @@ pub mod arm;
 mod case;
 mod distortion;
 mod error;
+mod framing;
 mod noise;
+mod notes;
 mod sensitivity;
 
 pub use arm::{Arm, Served};
@@ -24,8 +26,7 @@ pub use sensitivity::Sensitivity;
 
 use celslm_kv::{BlockSpec, KvChunk};
 use celslm_model::LoadedModel;
-use celslm_reports::SCHEMA_VERSION;
-use celslm_reports::evaluation::ContextRow;
+use celslm_reports::evaluation::{ContextRow, EVALUATION_SCHEMA_VERSION};
 
 use answering::ask;
 
@@ -153,7 +154,7 @@ impl<'a> Evaluator<'a> {
         };
         let held = (0..shape.num_layers).filter_map(|layer| served.prefix.held(layer));
         Ok(ContextRow {
-            schema_version: SCHEMA_VERSION,
+            schema_version: EVALUATION_SCHEMA_VERSION,
             cell_id: cell_id.to_owned(),
             context_id: case.document().id.clone(),
             context_tokens: tokens as u64,
@@ -162,6 +163,7 @@ impl<'a> Evaluator<'a> {
             fp16_bytes: shape.fp16_bytes(tokens),
             payload_bytes: served.payload_bytes,
             message_bytes: served.message_bytes,
+            edge_token_layers: served.edge_token_layers as u64,
             parts: served.parts.clone(),
             encode_ns: served.encode_ns,
             decode_ns: served.decode_ns,

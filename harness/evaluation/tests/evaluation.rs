@@ -1,13 +1,14 @@
 //! Evaluations of a random-weight model: what must hold whatever a model says.
 
-use celslm_datasets::{Document, Question};
+use celslm_datasets::{AnswerForm, Document, Framing, Prompt, Question};
 use celslm_evaluation::arm::{
-    CloudAlone, Coded, Mapped, NoContext, RandomKv, WrongContext, ZeroKv,
+    CloudAlone, Coded, Mapped, NoContext, NotesKv, NotesLocal, RandomKv, TextHandoff, WrongContext,
+    ZeroKv,
 };
 use celslm_evaluation::{Arm, Case, Evaluator, Sensitivity, Settings};
 use celslm_kv::{BlockSpec, CodecConfig, KvChunk};
-use celslm_model::LoadedModel;
 use celslm_model::synthetic::SyntheticModel;
+use celslm_model::{BatchItem, KeyRetention, KvCache, LoadedModel};
 use celslm_reports::evaluation::{ContextRow, QuestionRow};
 
 fn model() -> LoadedModel {
@@ -32,13 +33,15 @@ fn document(id: &str, answers: [&str; 3]) -> Document {
         text: format!("What is the word number {index} of the list?"),
         answers: vec![(*answer).to_owned()],
         answerable: true,
-        choices: Vec::new(),
+        form: AnswerForm::Span,
     };
     Document {
         id: id.to_owned(),
         title: id.to_owned(),
         kind: "list".to_owned(),
         instruction: None,
+        framing: Framing::Message,
+        answer_tokens: None,
         text: format!("{id} ").repeat(40),
         questions: answers.iter().enumerate().map(ask).collect(),
     }
@@ -111,6 +114,8 @@ fn an_exact_codec_is_the_reference_and_a_coarse_one_is_not() {
             .all(|l| l.k_mse == 0.0 && l.v_mse == 0.0 && l.attention_error < 1e-9)
     );
     assert_eq!(exact.payload_bytes, exact.fp16_bytes);
+    assert_eq!((exact.edge_token_layers, coarse.edge_token_layers), (0, 0));
+    assert_eq!(reference.edge_token_layers, reference.token_layers);
     assert!(exact.message_bytes > exact.payload_bytes);
     assert_eq!(exact.held_token_layers, exact.token_layers);
     let kl: f64 = coarse.questions.iter().filter_map(|q| q.kl).sum();
@@ -157,8 +162,13 @@ fn results_do_not_depend_on_what_is_computed_together() {
     let model = model();
     let coarse = coded("group_quant-2b-g32");
     let mut document = document("lantern", ["lantern", "a lantern", "the third lantern"]);
-    for choices in [vec![], options(), options()[..2].to_vec()] {
-        document.questions[1].choices = choices;
+    for form in [
+        AnswerForm::Span,
+        AnswerForm::Solution,
+        AnswerForm::Options(options()),
+        AnswerForm::Options(options()[..2].to_vec()),
+    ] {
+        document.questions[1].form = form;
         let alone = rows(&model, 1, &document, &[&coarse]);
         assert_eq!(alone, rows(&model, 3, &document, &[&coarse]));
     }
@@ -185,7 +195,7 @@ fn the_likeliest_option_is_chosen() {
         let mut document = document("lantern", [&right, &right, &right]);
         // One question stays without options, so that both kinds share a batch.
         for question in &mut document.questions[..2] {
-            question.choices = options();
+            question.form = AnswerForm::Options(options());
         }
         let found = rows(&model, 3, &document, &[&NoContext]);
         readings.push((right, found));
@@ -209,6 +219,95 @@ fn the_likeliest_option_is_chosen() {
         }
         let generated = &readings[0].1[arm].questions[2];
         assert!(generated.output_tokens > 0);
+    }
+}
+
+/// Beside other forms of answer in one batch, and however short the experiment's answers are.
+#[test]
+fn solutions_are_as_long_as_the_data_set_says() {
+    let model = model();
+    let mut document = document("lantern", ["lantern", "lantern", "lantern"]);
+    document.questions[1].form = AnswerForm::Solution;
+    let tokens = |document: &Document| -> Vec<u64> {
+        let rows = rows(&model, 3, document, &[&NoContext]);
+        let row = &rows[0];
+        row.questions.iter().map(|q| q.output_tokens).collect()
+    };
+    let short = tokens(&document);
+    document.answer_tokens = Some(11);
+    let long = tokens(&document);
+    assert!(
+        short.contains(&6) && long.iter().any(|t| *t > 6),
+        "{short:?} {long:?}"
+    );
+    assert!(long.iter().all(|t| *t <= 11));
+}
+
+/// A continuation is nothing but likelihood: that of its tokens in one pass over the whole text.
+#[test]
+fn a_continuation_goes_on_where_its_context_stops() {
+    let model = model();
+    let gold = " and the lantern went out";
+    let mut document = document("lantern", [gold, gold, gold]);
+    document.framing = Framing::Open;
+    document.text = document.text.trim().to_owned();
+    document.questions.truncate(1);
+    document.questions[0].form = AnswerForm::Continuation;
+    let evaluated = rows(
+        &model,
+        3,
+        &document,
+        &[&NoContext, &WrongContext, &CloudAlone],
+    );
+    let row = &evaluated[0].questions[0];
+    assert_eq!((row.answer.as_deref(), row.em, row.f1), (None, None, None));
+    assert_eq!(row.output_tokens, 0);
+
+    let rendered = model.template.context(&document.text).unwrap();
+    let open = rendered.strip_suffix("<|im_end|>\n").unwrap();
+    let context = model.tokenizer.encode(open).unwrap();
+    let gold = model.tokenizer.encode(gold).unwrap();
+    let all: Vec<u32> = context.iter().chain(&gold).copied().collect();
+    let shape = model.decoder.kv_shape();
+    let mut cache = KvCache::new(shape, None, all.len(), KeyRetention::RotatedOnly).unwrap();
+    let mut items = [BatchItem {
+        tokens: &all[..all.len() - 1],
+        cache: &mut cache,
+        logits: false,
+    }];
+    let logits = model.decoder.forward_all_logits(&mut items).unwrap();
+    let nll: f64 = gold[1..]
+        .iter()
+        .zip(&logits[context.len()..])
+        .map(|(token, logits)| {
+            let sum: f64 = logits.iter().map(|x| f64::from(*x).exp()).sum();
+            sum.ln() - f64::from(logits[*token as usize])
+        })
+        .sum();
+    assert_eq!(row.nll_tokens, gold.len() as u64 - 1);
+    assert!((row.nll - nll).abs() < 1e-3 * nll, "{} {nll}", row.nll);
+    // The controls read something else, and the same model in the cloud the same.
+    for control in &evaluated[1..3] {
+        assert!((control.questions[0].nll - nll).abs() > 1e-3 * nll);
+        assert!(control.context_tokens > 0 && control.held_token_layers > 0);
+    }
+    assert_eq!(evaluated[3].questions[0].nll, row.nll);
+
+    let evaluator = Evaluator {
+        model: &model,
+        cloud: None,
+        settings: settings(2),
+    };
+    for change in [
+        (|d: &mut Document| d.framing = Framing::Message) as fn(&mut Document),
+        |d| d.questions[0].form = AnswerForm::Span,
+        |d| d.questions[0].answers[0].clear(),
+    ] {
+        let mut wrong = document.clone();
+        change(&mut wrong);
+        let error = Case::new(&evaluator, &wrong, &document, || true).err();
+        let error = error.unwrap().to_string();
+        assert!(error.contains("question q0 of lantern has"), "{error}");
     }
 }
 
@@ -237,6 +336,7 @@ fn a_selection_holds_less_and_controls_hold_something_else() {
     let rows = rows(&model, 3, &document, &[&NoContext, &WrongContext]);
     for control in &rows[1..] {
         assert_eq!(control.message_bytes, 0);
+        assert_eq!(control.edge_token_layers, control.held_token_layers);
         let kl: f64 = control.questions.iter().filter_map(|q| q.kl).sum();
         assert!(kl > 0.0);
     }
@@ -342,6 +442,20 @@ fn a_mapped_arm_is_the_reference_where_nothing_is_mapped_and_near_it_where_the_m
     };
     assert!(*straight > 0.0 && straight * 4.0 < *no_sinks, "{away:?}");
     assert!(blank.iter().all(|x| straight * 4.0 < *x), "{away:?}");
+    // What the edge computes: everything, nothing of it, or some tokens or layers.
+    let edge: Vec<u64> = found.iter().map(|row| row.edge_token_layers).collect();
+    let tokens = found[0].context_tokens;
+    let expected = [
+        3 * tokens,
+        0,
+        3 * tokens,
+        3 * tokens,
+        0,
+        tokens + 2 * 4,
+        3 * 4,
+        3 * 4,
+    ];
+    assert_eq!(edge, expected);
     // Bytes of what is mapped, and of nothing else.
     let bytes: Vec<u64> = found.iter().map(|row| row.payload_bytes).collect();
     let (all, tokens) = (found[0].fp16_bytes, found[0].context_tokens);
@@ -359,6 +473,86 @@ fn a_mapped_arm_is_the_reference_where_nothing_is_mapped_and_near_it_where_the_m
     }
 }
 
+const NOTES: usize = 24;
+
+fn notes_arms() -> (TextHandoff, NotesKv, NotesLocal) {
+    (
+        TextHandoff {
+            notes_tokens: NOTES,
+        },
+        NotesKv {
+            notes_tokens: NOTES,
+        },
+        NotesLocal {
+            notes_tokens: NOTES,
+        },
+    )
+}
+
+/// Notes that are handed over as KV are the same computation as notes that the edge prefills, with
+/// another account; notes alone are less than the context.
+#[test]
+fn notes_are_handed_over_as_text_or_as_kv() {
+    let model = model();
+    let (text, kv, local) = notes_arms();
+    let plain = document("lantern", ["lantern", "a lantern", "the third lantern"]);
+    let mut open = plain.clone();
+    open.framing = Framing::Open;
+    open.questions.truncate(1);
+    open.questions[0].form = AnswerForm::Continuation;
+    open.questions[0].answers = vec![" lantern lantern".to_owned()];
+    let layers = model.decoder.kv_shape().num_layers as u64;
+    for document in [plain, open] {
+        let found = rows(&model, 8, &document, &[&text, &kv, &local]);
+        let [reference, text, kv, local] = &found[..] else {
+            panic!("four rows");
+        };
+        assert_eq!(kv.questions, local.questions);
+        assert_ne!(kv.questions, reference.questions);
+        assert_ne!(text.questions, reference.questions);
+        let held: Vec<u64> = found.iter().map(|row| row.held_token_layers).collect();
+        assert_eq!(held[2], held[3]);
+        // Notes take tokens beside the context, and fewer than it in its place.
+        assert!(held[1] < held[0] && held[0] < held[2], "{held:?}");
+        // Byte-level tokens, and headings around them.
+        assert!(held[2] <= held[0] + layers * (4 * NOTES as u64 + 12));
+        let edge: Vec<u64> = found.iter().map(|row| row.edge_token_layers).collect();
+        assert_eq!(edge, [held[0], held[1], 0, held[3]]);
+        let per_token = reference.fp16_bytes / reference.context_tokens;
+        assert_eq!(kv.payload_bytes, per_token * held[2] / layers);
+        // An open message has nothing around its text.
+        let around = match document.framing {
+            Framing::Message => Prompt::system(&document).len() - document.text.trim().len(),
+            Framing::Open => 0,
+        };
+        assert!(local.payload_bytes > 0);
+        assert_eq!(text.payload_bytes, local.payload_bytes + around as u64);
+        assert!(text.payload_bytes < reference.fp16_bytes / 10);
+        assert_eq!(reference.payload_bytes, 0);
+    }
+}
+
+/// Would fail if notes were written behind a question, or behind its answer.
+#[test]
+fn notes_do_not_depend_on_questions() {
+    let model = model();
+    let (text, kv, _) = notes_arms();
+    let first = |document: &Document| -> Vec<(u64, u64, QuestionRow)> {
+        let rows = rows(&model, 8, document, &[&kv, &text, &CloudAlone]);
+        let first = |row: &ContextRow| {
+            let question = row.questions[0].clone();
+            (row.held_token_layers, row.message_bytes, question)
+        };
+        rows.iter().map(first).collect()
+    };
+    let own = document("lantern", ["lantern", "a", "b"]);
+    let mut other = own.clone();
+    other.questions.truncate(2);
+    other.questions[1].text = "Where is the third lantern of this list, and why?".to_owned();
+    other.questions[1].answers = vec!["by the quay".to_owned()];
+    assert_eq!(first(&own), first(&other));
+}
+
 #[test]
 fn arms_of_the_cloud_say_that_its_model_is_missing() {
     let model = model();
@@ -374,6 +568,10 @@ fn arms_of_the_cloud_say_that_its_model_is_missing() {
     let case = Case::new(&evaluator, &document, &other, || true)
         .unwrap()
         .unwrap();
-    let error = evaluator.row("cell", &case, Some(&CloudAlone)).unwrap_err();
-    assert!(error.to_string().contains("cloud's model"), "{error}");
+    let (text, kv, local) = notes_arms();
+    let arms: [&dyn Arm; 4] = [&CloudAlone, &text, &kv, &local];
+    for arm in arms {
+        let error = evaluator.row("cell", &case, Some(arm)).unwrap_err();
+        assert!(error.to_string().contains("cloud's model"), "{error}");
+    }
 }

@@ -40,14 +40,18 @@ pub struct EvaluationConfig {
     pub codecs: Vec<CodecConfig>,
     /// Families of codec chains: one method at all of its settings; see `celslm ls families`.
     pub families: Vec<String>,
-    /// Arms in which the cloud's model takes part: alone, or with its KV mapped for the edge.
+    /// Arms in which the cloud's model takes part: alone, with its KV mapped for the edge, or with
+    /// its notes.
     pub cloud: Vec<CloudArm>,
     /// Controls, which a method must beat to have shown anything.
     pub controls: Vec<Control>,
     /// Tokens of one KV chunk.
     pub chunk_tokens: usize,
-    /// Most tokens of an answer.
+    /// Most tokens of an answer, where the data set does not say.
     pub max_tokens: usize,
+    /// Most tokens of the notes that the cloud's model writes of a context, for the arms that use
+    /// them.
+    pub notes_tokens: usize,
     /// Questions, of one arm or of several, that are computed together; changes the speed, not the
     /// results.
     pub batch: usize,
@@ -65,6 +69,7 @@ impl Default for EvaluationConfig {
             controls: vec![Control::NoContext, Control::WrongContext],
             chunk_tokens: 256,
             max_tokens: 32,
+            notes_tokens: 200,
             batch: 32,
             threads: 0,
         }
@@ -85,7 +90,8 @@ pub enum Control {
     RandomKv,
 }
 
-/// An arm in which the cloud's model takes part: `"alone"`, or `{ mapped = { sinks = 4 } }`.
+/// An arm in which the cloud's model takes part: `"alone"`, `"notes_kv"`, or
+/// `{ mapped = { sinks = 4 } }`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum CloudArm {
@@ -93,6 +99,12 @@ pub enum CloudArm {
     Alone,
     /// Its KV of the context, through a bridge, for the edge's model to answer from.
     Mapped(MappedArm),
+    /// Its notes of the context, which the edge prefills in the context's place.
+    TextHandoff,
+    /// The context and its notes, prefilled at the cloud in the edge's model.
+    NotesKv,
+    /// The same prefilled at the edge.
+    NotesLocal,
 }
 
 /// `mapped = { … }`
@@ -148,6 +160,7 @@ impl EvaluationFile {
         for (path, value, range) in [
             ("evaluation.chunk_tokens", own.chunk_tokens, 1..=65_536),
             ("evaluation.max_tokens", own.max_tokens, 1..=4096),
+            ("evaluation.notes_tokens", own.notes_tokens, 2..=2048),
             ("evaluation.batch", own.batch, 1..=256),
             ("evaluation.threads", own.threads, 0..=1024),
         ] {

@@ -1009,14 +1009,12 @@ impl Grid {
                 return Err(source.error_at(&format!("{path}.{key}{at}"), message));
             }
         }
-        let chosen = |dataset: &DatasetConfig| matches!(dataset, DatasetConfig::Choice(_));
-        if let (true, Some(index)) = (stated("datasets"), self.datasets.iter().position(chosen)) {
-            return Err(source.error_at(
-                &format!("{path}.datasets.{index}"),
-                "options are compared by their likelihood, which no system of a run reports; use \
-                 `choice` in an [evaluation]"
-                    .to_owned(),
-            ));
+        let datasets = self.datasets.iter().enumerate();
+        for (index, dataset) in datasets.filter(|_| stated("datasets")) {
+            if let Some(reason) = dataset.only_in_evaluations() {
+                let message = format!("{reason}; use `{}` in an [evaluation]", dataset.name());
+                return Err(source.error_at(&format!("{path}.datasets.{index}"), message));
+            }
         }
         for (index, &tokens) in self.chunk_tokens.iter().enumerate() {
             if stated("chunk_tokens") && !(1..=65_536).contains(&tokens) {

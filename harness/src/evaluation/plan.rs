@@ -1,5 +1,6 @@
 //! Which arms meet which contexts.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -53,6 +54,12 @@ pub enum ArmSpec {
     Control(Control),
     /// The cloud's model, which answers itself.
     CloudAlone,
+    /// The cloud's notes in the context's place.
+    TextHandoff,
+    /// The context and the notes as KV.
+    NotesKv,
+    /// The same as the edge computes it.
+    NotesLocal,
     /// The cloud's KV through a bridge.
     Mapped {
         /// Index in [`EvaluationInputs::bridges`].
@@ -89,7 +96,8 @@ pub struct EvaluationPlan {
 struct Content<'a> {
     model: String,
     dataset: &'a str,
-    documents: Vec<(&'a str, Vec<&'a str>)>,
+    /// Hash of the documents as drawn.
+    documents: &'a str,
     chunk_tokens: usize,
     max_tokens: usize,
     arm: &'a str,
@@ -99,6 +107,9 @@ struct Content<'a> {
     /// Hash of the bridge, for arms that depend on one.
     #[serde(skip_serializing_if = "Option::is_none")]
     bridge: Option<&'a str>,
+    /// Tokens of the notes, for arms that depend on them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    notes_tokens: Option<usize>,
 }
 
 impl EvaluationPlan {
@@ -145,6 +156,8 @@ impl EvaluationPlan {
         let mut hashes = Vec::new();
         for (draw, set) in inputs.draws.iter().enumerate() {
             let dataset = label(&inputs.draws, draw);
+            let documents = content_hash(&set.documents)
+                .map_err(|error| Verdict::Config(format!("hash the documents: {error}")))?;
             for (kind, family, name, spec) in &kinds {
                 let codec = match spec {
                     ArmSpec::Codec(config) => Some(config.id()),
@@ -157,22 +170,21 @@ impl EvaluationPlan {
                 let content = Content {
                     model: inputs.edge_model.sha256.to_string(),
                     dataset: &set.hash,
-                    documents: set
-                        .documents
-                        .iter()
-                        .map(|document| {
-                            let ids = document.questions.iter().map(|q| q.id.as_str());
-                            (document.id.as_str(), ids.collect())
-                        })
-                        .collect(),
+                    documents: &documents,
                     chunk_tokens: own.chunk_tokens,
                     max_tokens: own.max_tokens,
                     arm: codec.as_deref().unwrap_or(name),
                     cloud: match spec {
-                        ArmSpec::CloudAlone | ArmSpec::Mapped { .. } => inputs
+                        ArmSpec::Reference | ArmSpec::Codec(_) | ArmSpec::Control(_) => None,
+                        _ => inputs
                             .cloud_model
                             .as_ref()
                             .map(|model| model.sha256.to_string()),
+                    },
+                    notes_tokens: match spec {
+                        ArmSpec::TextHandoff | ArmSpec::NotesKv | ArmSpec::NotesLocal => {
+                            Some(own.notes_tokens)
+                        }
                         _ => None,
                     },
                     bridge: bridge.map(|bridge| bridge.blake3.as_str()),
@@ -240,14 +252,15 @@ fn cloud_arms(
     arms: &[CloudArm],
     inputs: &EvaluationInputs,
 ) -> Vec<(ArmKind, String, String, ArmSpec)> {
+    let named = |name: &str, spec| (name.to_owned(), name.to_owned(), spec);
     let mut bridges = inputs.bridges.iter().enumerate();
     let mut found = Vec::new();
     for arm in arms {
         let (family, name, spec) = match arm {
-            CloudArm::Alone => {
-                let name = "cloud_alone".to_owned();
-                (name.clone(), name, ArmSpec::CloudAlone)
-            }
+            CloudArm::Alone => named("cloud_alone", ArmSpec::CloudAlone),
+            CloudArm::TextHandoff => named("text_handoff", ArmSpec::TextHandoff),
+            CloudArm::NotesKv => named("notes_kv", ArmSpec::NotesKv),
+            CloudArm::NotesLocal => named("notes_local", ArmSpec::NotesLocal),
             CloudArm::Mapped(arm) => {
                 // One for each mapped arm, in their order.
                 let Some((index, input)) = bridges.next() else {
@@ -288,14 +301,68 @@ fn family_of(config: &CodecConfig) -> String {
     )
 }
 
-/// What results call a data set: its registry name, numbered where it is drawn in several ways.
+/// What results call a data set: its registry name, with that of its file where several of its kind
+/// are drawn, or a number where the files do not tell them apart.
 fn label(draws: &[DatasetDraw], draw: usize) -> String {
-    let name = draws[draw].name;
-    let same: Vec<usize> = (0..draws.len())
-        .filter(|&other| draws[other].name == name)
+    let own = &draws[draw];
+    let same: Vec<&DatasetDraw> = draws
+        .iter()
+        .filter(|other| other.name == own.name)
         .collect();
-    match same.iter().position(|&other| other == draw) {
-        Some(place) if same.len() > 1 => format!("{name}-{}", place + 1),
-        _ => name.to_owned(),
+    if same.len() < 2 {
+        return own.name.to_owned();
+    }
+    let names: BTreeSet<Option<String>> = same.iter().map(|draw| file_name(draw)).collect();
+    match file_name(own) {
+        Some(file) if names.len() == same.len() && !names.contains(&None) => {
+            format!("{}-{file}", own.name)
+        }
+        _ => {
+            let before = draws[..draw].iter().filter(|other| other.name == own.name);
+            format!("{}-{}", own.name, before.count() + 1)
+        }
+    }
+}
+
+/// The name of a data set's file up to its first dot, in small letters.
+fn file_name(draw: &DatasetDraw) -> Option<String> {
+    let name = draw.config.path()?.file_name()?.to_string_lossy();
+    let name = name.split('.').next().filter(|name| !name.is_empty())?;
+    Some(name.to_lowercase())
+}
+
+#[cfg(test)]
+mod tests {
+    use celslm_datasets::{ChoiceConfig, DatasetConfig};
+
+    use super::*;
+
+    #[test]
+    fn data_sets_of_one_kind_are_told_apart_by_file_or_else_by_number() {
+        let draw = |path: &str| DatasetDraw {
+            config: DatasetConfig::Choice(ChoiceConfig {
+                path: path.into(),
+                documents: None,
+                questions_per_document: 1,
+                shots: 1,
+            }),
+            name: "choice",
+            hash: String::new(),
+            licence: String::new(),
+            source: String::new(),
+            documents: Vec::new(),
+        };
+        let labels = |paths: &[&str]| -> Vec<String> {
+            let draws: Vec<_> = paths.iter().map(|path| draw(path)).collect();
+            (0..draws.len()).map(|index| label(&draws, index)).collect()
+        };
+        assert_eq!(labels(&["a/ARC-Challenge.test.json"]), ["choice"]);
+        assert_eq!(
+            labels(&["a/ARC-Challenge.test.json", "openbookqa.test.json"]),
+            ["choice-arc-challenge", "choice-openbookqa"]
+        );
+        for alike in [["a/x.json", "b/x.json"], ["x.json", ".."]] {
+            assert_eq!(labels(&alike), ["choice-1", "choice-2"]);
+        }
     }
 }

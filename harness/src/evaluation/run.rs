@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use celslm_evaluation::arm::{
-    CloudAlone, Coded, Mapped, NoContext, RandomKv, WrongContext, ZeroKv,
+    CloudAlone, Coded, Mapped, NoContext, NotesKv, NotesLocal, RandomKv, TextHandoff, WrongContext,
+    ZeroKv,
 };
 use celslm_evaluation::{Arm, Case, Evaluator, Settings};
 use celslm_kv::codec::CodecContext;
@@ -110,6 +111,7 @@ impl Evaluation<'_> {
     }
 
     fn arm(&self, spec: &ArmSpec) -> Option<Box<dyn Arm>> {
+        let notes_tokens = self.file.evaluation.notes_tokens;
         match spec {
             ArmSpec::Reference => None,
             ArmSpec::Control(Control::NoContext) => Some(Box::new(NoContext)),
@@ -119,6 +121,9 @@ impl Evaluation<'_> {
                 seed: Seeds::new(self.file.experiment.seed).derive("random_kv"),
             })),
             ArmSpec::CloudAlone => Some(Box::new(CloudAlone)),
+            ArmSpec::TextHandoff => Some(Box::new(TextHandoff { notes_tokens })),
+            ArmSpec::NotesKv => Some(Box::new(NotesKv { notes_tokens })),
+            ArmSpec::NotesLocal => Some(Box::new(NotesLocal { notes_tokens })),
             ArmSpec::Mapped {
                 bridge,
                 sinks,

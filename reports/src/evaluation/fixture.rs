@@ -3,11 +3,11 @@
 
 use std::path::Path;
 
+use super::row::EVALUATION_SCHEMA_VERSION;
 use super::row::{
     ArmIdentity, ArmKind, BytePart, ContextRow, EVALUATION_ROWS, EvaluationInput, LayerRow,
     QuestionRow,
 };
-use crate::sample::SCHEMA_VERSION;
 
 /// Contexts of every arm that is whole.
 pub(super) const CONTEXTS: usize = 8;
@@ -27,7 +27,7 @@ struct Effect {
 
 pub(super) fn run(dir: &Path) -> EvaluationInput {
     let mut input = EvaluationInput {
-        schema_version: SCHEMA_VERSION,
+        schema_version: EVALUATION_SCHEMA_VERSION,
         dir: dir.to_owned(),
         title: "Fixture evaluation".into(),
         description: "Three made-up families.".into(),
@@ -79,7 +79,7 @@ pub(super) fn run(dir: &Path) -> EvaluationInput {
 /// Sixteen families of six arms each, from lossless to useless, with the same reference.
 pub(super) fn crowd(dir: &Path) -> EvaluationInput {
     let mut input = EvaluationInput {
-        schema_version: SCHEMA_VERSION,
+        schema_version: EVALUATION_SCHEMA_VERSION,
         dir: dir.to_owned(),
         title: "Fixture of many families".into(),
         description: String::new(),
@@ -203,7 +203,7 @@ fn row(cell: &str, kind: ArmKind, effect: Effect, context: usize) -> ContextRow 
     let sent = payload_bytes > 0;
     let layers = if sent { 0..LAYERS } else { 0..0 };
     ContextRow {
-        schema_version: SCHEMA_VERSION,
+        schema_version: EVALUATION_SCHEMA_VERSION,
         cell_id: cell.into(),
         context_id: format!("c{context}"),
         context_tokens: tokens,
@@ -212,6 +212,11 @@ fn row(cell: &str, kind: ArmKind, effect: Effect, context: usize) -> ContextRow 
         fp16_bytes,
         payload_bytes,
         message_bytes: if sent { payload_bytes + 2_000 } else { 0 },
+        edge_token_layers: match (kind, sent) {
+            (_, true) => 0,
+            (ArmKind::Control, false) => 4 * u64::from(LAYERS),
+            (_, false) => tokens * u64::from(LAYERS),
+        },
         parts: if sent {
             vec![
                 BytePart {

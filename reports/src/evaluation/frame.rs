@@ -3,10 +3,10 @@
 use polars::prelude::*;
 
 use super::arm::{Arm, Board, State};
+use super::row::EVALUATION_SCHEMA_VERSION;
 use super::row::{ArmKind, ContextRow, LayerRow, QuestionRow};
 use crate::error::ReportError;
 use crate::quality::{Paired, Score};
-use crate::sample::SCHEMA_VERSION;
 
 /// One row an arm, in plan order: identity, progress and every derived figure. Shares and
 /// scores are 0 to 1, likelihoods in nats; a null is not defined or not measured.
@@ -41,6 +41,7 @@ pub(super) fn summary(boards: &[Board]) -> Result<DataFrame, ReportError> {
         bytes_per_token,
         framing_per_token,
         held_share,
+        edge_share,
     );
     macro_rules! scores {
         ($($field:ident),+) => {$(
@@ -171,7 +172,7 @@ fn identity(arms: &[&Arm]) -> Vec<Column> {
         };
     }
     vec![
-        column!("schema_version", |_arm| SCHEMA_VERSION),
+        column!("schema_version", |_arm| EVALUATION_SCHEMA_VERSION),
         column!("cell_id", |arm| arm.identity.cell_id.as_str()),
         column!("dataset", |arm| arm.identity.dataset.as_str()),
         column!("kind", |arm| kind(arm.identity.kind)),

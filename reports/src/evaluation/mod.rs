@@ -16,6 +16,6 @@ mod views;
 
 pub use report::build;
 pub use row::{
-    ArmIdentity, ArmKind, BytePart, ContextRow, EVALUATION_FILE, EVALUATION_ROWS, EvaluationInput,
-    LayerRow, QuestionRow, RowFile, read_rows,
+    ArmIdentity, ArmKind, BytePart, ContextRow, EVALUATION_FILE, EVALUATION_ROWS,
+    EVALUATION_SCHEMA_VERSION, EvaluationInput, LayerRow, QuestionRow, RowFile, read_rows,
 };

@@ -14,7 +14,7 @@ use super::{frame, views};
 const DEFINITIONS: &[&str] = &[
     "In process: one context's KV is encoded, decoded and given to the model, which answers all of the context's questions from it. There is no link; times are stated apart and are no benchmark.",
     "Wire ratio: fp16 bytes of the KV / bytes of the messages that carry it, headers, hashes, scales and tables included; the framing of HTTP/2, TCP and IP is not (about 3.5% more, at segments of 1,448 bytes). Nominal ratio: the same fp16 bytes / encoded bytes. Sums over contexts. What both ends hold beforehand is in neither.",
-    "Bits per number: encoded bits / numbers of the fp16 KV, dropped tokens included. Held: tokens that attention may read, share of tokens times layers.",
+    "Bits per number: encoded bits / numbers of the fp16 KV, dropped tokens included. Held: tokens that attention may read, share of tokens times layers. Computed at the edge: tokens times layers of what stands for the context that the edge computed itself, as a share of those of the context; handed-over KV is none of it.",
     "EM and F1: SQuAD-normalised exact match and word F1 of the greedy answer, generated from a cache that never saw the gold answer.",
     "NLL: negative log-likelihood of the gold answer, teacher-forced token by token from a cache that saw the prompt and nothing of the answer before; nats per gold token over all questions.",
     "KL: of the reference's next-token distribution from the arm's, KL(reference ‖ arm), over the positions of the gold answer, mean. Top-1: share of these positions at which the most likely token is the same.",

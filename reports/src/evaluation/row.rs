@@ -12,7 +12,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::ReportError;
 use crate::files;
-use crate::sample::SCHEMA_VERSION;
+
+/// Version of an evaluation's rows and of its [`EVALUATION_FILE`]. Samples and reports of runs over a
+/// link have their own.
+pub const EVALUATION_SCHEMA_VERSION: u32 = 3;
 
 /// File of a cell's rows, in the cell's folder.
 pub const EVALUATION_ROWS: &str = "contexts.jsonl";
@@ -60,7 +63,7 @@ pub struct ArmIdentity {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ContextRow {
-    /// Version of this shape, [`SCHEMA_VERSION`].
+    /// Version of this shape, [`EVALUATION_SCHEMA_VERSION`].
     pub schema_version: u32,
     /// The cell that it belongs to.
     pub cell_id: String,
@@ -79,6 +82,9 @@ pub struct ContextRow {
     /// Bytes of the messages that carry them: payloads, hashes, headers and all. Without the
     /// framing of HTTP/2, TCP and IP.
     pub message_bytes: u64,
+    /// Tokens times layers of what stands for the context that the edge computed itself. The
+    /// questions are not in it.
+    pub edge_token_layers: u64,
     /// What the payload bytes are spent on, in the order of the stages; empty for a context whose
     /// account was not taken.
     pub parts: Vec<BytePart>,
@@ -158,7 +164,7 @@ pub struct QuestionRow {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EvaluationInput {
-    /// Version of this shape, [`SCHEMA_VERSION`].
+    /// Version of this shape, [`EVALUATION_SCHEMA_VERSION`].
     pub schema_version: u32,
     /// The results folder; not stored, as the folder may be moved.
     #[serde(skip)]
@@ -189,16 +195,17 @@ impl EvaluationInput {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(source) => return Err(ReportError::Read { path, source }),
         };
-        let mut input: Self =
-            serde_json::from_slice(&bytes).map_err(|source| ReportError::Json {
+        let mut input: Self = serde_json::from_slice(&bytes).map_err(|source| {
+            other_version(&path, &bytes).unwrap_or_else(|| ReportError::Json {
                 path: path.clone(),
                 source,
-            })?;
-        if input.schema_version != SCHEMA_VERSION {
+            })
+        })?;
+        if input.schema_version != EVALUATION_SCHEMA_VERSION {
             return Err(ReportError::Schema {
                 path,
                 found: input.schema_version,
-                expected: SCHEMA_VERSION,
+                expected: EVALUATION_SCHEMA_VERSION,
             });
         }
         dir.clone_into(&mut input.dir);
@@ -258,20 +265,64 @@ pub fn read_rows(path: &Path) -> Result<RowFile, ReportError> {
         if line.last() != Some(&b'\n') {
             return Ok(found);
         }
-        let row: ContextRow =
-            serde_json::from_slice(&line).map_err(|source| ReportError::BadSample {
+        let row: ContextRow = serde_json::from_slice(&line).map_err(|source| {
+            other_version(path, &line).unwrap_or_else(|| ReportError::BadSample {
                 path: path.to_owned(),
                 line: found.rows.len() + 1,
                 reason: source.to_string(),
-            })?;
-        if row.schema_version != SCHEMA_VERSION {
+            })
+        })?;
+        if row.schema_version != EVALUATION_SCHEMA_VERSION {
             return Err(ReportError::Schema {
                 path: path.to_owned(),
                 found: row.schema_version,
-                expected: SCHEMA_VERSION,
+                expected: EVALUATION_SCHEMA_VERSION,
             });
         }
         found.rows.push(row);
         found.whole_bytes += bytes as u64;
+    }
+}
+
+/// Another version, which is the likely reason for another shape.
+fn other_version(path: &Path, json: &[u8]) -> Option<ReportError> {
+    #[derive(Deserialize)]
+    struct Version {
+        schema_version: u32,
+    }
+    let found = serde_json::from_slice::<Version>(json).ok()?.schema_version;
+    (found != EVALUATION_SCHEMA_VERSION).then(|| ReportError::Schema {
+        path: path.to_owned(),
+        found,
+        expected: EVALUATION_SCHEMA_VERSION,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_of_another_version_are_called_that() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(EVALUATION_ROWS);
+        for (line, part) in [
+            ("{\"schema_version\": 2, \"cell_id\": \"a\"}\n", "2"),
+            ("{\"schema_version\": 3, \"cell_id\": \"a\"}\n", "line 1"),
+            ("{\"cell_id\": 7}\n", "line 1"),
+        ] {
+            std::fs::write(&path, line).unwrap();
+            let error = read_rows(&path).unwrap_err();
+            let is_version = matches!(error, ReportError::Schema { found: 2, .. });
+            assert_eq!(is_version, part == "2", "{error}");
+            assert!(error.to_string().contains(part), "{error}");
+        }
+        let input = dir.path().join(EVALUATION_FILE);
+        std::fs::write(&input, "{\"schema_version\": 2}").unwrap();
+        let error = EvaluationInput::read(dir.path()).unwrap_err();
+        assert!(
+            matches!(error, ReportError::Schema { found: 2, .. }),
+            "{error}"
+        );
     }
 }

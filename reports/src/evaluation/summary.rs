@@ -7,6 +7,7 @@
 //! | `bits_per_number` | 8 × payload bytes / (fp16 bytes / 2) |
 //! | `bytes_per_token` | message bytes / context tokens |
 //! | `held_share` | held token-layers / token-layers |
+//! | `edge_share` | token-layers that the edge computed / token-layers |
 //! | `em`, `f1` | mean over questions |
 //! | `nll` | sum of nats / gold tokens |
 //! | `kl`, `top1` | sum over positions / positions |
@@ -33,6 +34,7 @@ pub(super) struct ArmSummary {
     pub(super) bits_per_number: Option<f64>,
     pub(super) bytes_per_token: Option<f64>,
     pub(super) held_share: Option<f64>,
+    pub(super) edge_share: Option<f64>,
     /// Exact match and word F1, 0 to 1.
     pub(super) em: Option<Score>,
     pub(super) f1: Option<Score>,
@@ -121,6 +123,7 @@ pub(super) fn summarise(arm: &Arm, reference: Option<&Arm>) -> ArmSummary {
         bits_per_number: sent(payload).and_then(|bytes| ratio(16 * bytes, fp16)),
         bytes_per_token: sent(message).and_then(|bytes| ratio(bytes, context_tokens)),
         held_share: ratio(sum(|r| r.held_token_layers), sum(|r| r.token_layers)),
+        edge_share: ratio(sum(|r| r.edge_token_layers), sum(|r| r.token_layers)),
         em: weighted_score(scored(arm, em)),
         f1: weighted_score(scored(arm, f1)),
         nll: weighted_score(scored(arm, nll)),
@@ -237,8 +240,8 @@ fn parts(rows: &[ContextRow], context_tokens: u64) -> Vec<(String, f64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::evaluation::row::EVALUATION_SCHEMA_VERSION;
     use crate::evaluation::row::{ArmIdentity, ArmKind, BytePart};
-    use crate::sample::SCHEMA_VERSION;
 
     fn arm(cell: &str, rows: Vec<ContextRow>) -> Arm {
         Arm {
@@ -267,7 +270,7 @@ mod tests {
 
     fn row(context: &str, tokens: u64, questions: Vec<QuestionRow>) -> ContextRow {
         ContextRow {
-            schema_version: SCHEMA_VERSION,
+            schema_version: EVALUATION_SCHEMA_VERSION,
             cell_id: "a".into(),
             context_id: context.into(),
             context_tokens: tokens,
@@ -276,6 +279,7 @@ mod tests {
             fp16_bytes: 100 * tokens,
             payload_bytes: 20 * tokens,
             message_bytes: 20 * tokens + 50,
+            edge_token_layers: tokens / 2,
             parts: vec![part("scales", 5 * tokens), part("symbols", 15 * tokens)],
             encode_ns: 1_000,
             decode_ns: 500,
@@ -317,6 +321,7 @@ mod tests {
         near(s.bytes_per_token, 22.5);
         near(s.framing_per_token, 2.5);
         near(s.held_share, 0.5);
+        near(s.edge_share, 0.25);
         // 4000 bytes in 2 µs and in 1 µs.
         near(s.encode_bytes_per_s, 2e9);
         near(s.decode_bytes_per_s, 4e9);

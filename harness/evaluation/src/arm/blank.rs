@@ -24,7 +24,7 @@ impl Arm for ZeroKv {
         };
         let layers = block.layers().iter();
         let layers = layers.map(|own| own_start(&zeros(own), own, block.spec(), SINKS));
-        Served::of_layers(evaluator, case, layers.collect())
+        with_sinks(Served::of_layers(evaluator, case, layers.collect())?, case)
     }
 }
 
@@ -57,8 +57,17 @@ impl Arm for RandomKv {
             own_start(&drawn, own, block.spec(), SINKS)
         });
         let layers = layers.collect();
-        Served::of_layers(evaluator, case, layers)
+        with_sinks(Served::of_layers(evaluator, case, layers)?, case)
     }
+}
+
+/// The same, of which the edge has computed the sinks.
+fn with_sinks(served: Served, case: &Case<'_>) -> Result<Served, EvaluationError> {
+    let block = case.block();
+    Ok(Served {
+        edge_token_layers: SINKS.min(block.num_tokens()) * block.shape().num_layers,
+        ..served
+    })
 }
 
 /// Numbers with each channel's mean and variance over all tokens but the sinks.

@@ -70,6 +70,7 @@ impl Arm for Coded {
                 false => Vec::new(),
             },
             decoded: Some(decoded),
+            edge_token_layers: 0,
             encode_ns: encoded.saturating_sub(start),
             decode_ns: decoded_at.saturating_sub(encoded),
             answered: None,

@@ -50,12 +50,14 @@ impl Arm for Mapped {
                     .map(|(mapped, own)| own_start(mapped, own, case.block().spec(), self.sinks)),
             );
         }
-        let sent = case.tokens().len().saturating_sub(self.sinks) * (num_layers - shallow);
+        let tokens = case.tokens().len();
+        let sent = tokens.saturating_sub(self.sinks) * (num_layers - shallow);
         let bytes = own.shape().fp16_bytes(sent) / num_layers as u64;
         let served = Served::of_layers(evaluator, case, layers)?;
         Ok(Served {
             payload_bytes: bytes,
             message_bytes: bytes,
+            edge_token_layers: tokens * num_layers - sent,
             encode_ns: elapsed,
             ..served
         })

@@ -4,19 +4,25 @@ mod blank;
 mod cloud;
 mod coded;
 mod mapped;
+mod notes_kv;
+mod notes_local;
 mod other;
+mod text_handoff;
 
 pub use blank::{RandomKv, ZeroKv};
 pub use cloud::CloudAlone;
 pub use coded::Coded;
 pub use mapped::Mapped;
+pub use notes_kv::NotesKv;
+pub use notes_local::NotesLocal;
 pub use other::{NoContext, WrongContext};
+pub use text_handoff::TextHandoff;
 
 use std::fmt::Debug;
 use std::sync::Arc;
 
 use celslm_kv::{BlockSpec, KvBlock, LayerKv};
-use celslm_model::KvPrefix;
+use celslm_model::{KvPrefix, LoadedModel};
 use celslm_reports::evaluation::{BytePart, QuestionRow};
 use half::f16;
 
@@ -43,6 +49,8 @@ pub struct Served {
     pub message_bytes: u64,
     /// What the payload bytes are spent on.
     pub parts: Vec<BytePart>,
+    /// Tokens times layers of what stands for the context that the edge computed itself.
+    pub edge_token_layers: usize,
     /// Time to encode on one thread, ns.
     pub encode_ns: u64,
     /// Time to decode on one thread, ns.
@@ -66,7 +74,7 @@ impl Served {
     pub fn own(case: &Case<'_>) -> Self {
         Self {
             answered: Some(case.reference_rows()),
-            ..Self::unsent(case.prefix().clone())
+            ..Self::computed(case.prefix().clone())
         }
     }
 
@@ -91,7 +99,17 @@ impl Served {
         })
     }
 
-    /// KV that was not sent.
+    /// KV that the edge computed itself.
+    #[must_use]
+    pub fn computed(prefix: Arc<KvPrefix>) -> Self {
+        let layers = (0..).map_while(|layer| prefix.held(layer));
+        Self {
+            edge_token_layers: layers.sum(),
+            ..Self::unsent(prefix)
+        }
+    }
+
+    /// KV that was not sent, and that the edge did not compute either.
     #[must_use]
     pub const fn unsent(prefix: Arc<KvPrefix>) -> Self {
         Self {
@@ -100,11 +118,25 @@ impl Served {
             payload_bytes: 0,
             message_bytes: 0,
             parts: Vec::new(),
+            edge_token_layers: 0,
             encode_ns: 0,
             decode_ns: 0,
             answered: None,
         }
     }
+}
+
+/// Tokens read by a model, ready for attention.
+pub(crate) fn prefilled(
+    model: &LoadedModel,
+    tokens: &[u32],
+) -> Result<Arc<KvPrefix>, EvaluationError> {
+    let block = model.decoder.context_kv(tokens, || true)?;
+    let block = block.ok_or_else(|| EvaluationError::Arm("the prefill was stopped".to_owned()))?;
+    Ok(Arc::new(KvPrefix::from_block(
+        &block,
+        model.decoder.rope(),
+    )?))
 }
 
 /// A layer whose first `tokens` tokens are those of `own`.

@@ -1,20 +1,21 @@
 //! Controls: the questions without the context, and with another one.
 
-use std::sync::Arc;
+use celslm_datasets::Prompt;
 
-use celslm_datasets::{Prompt, SYSTEM_INSTRUCTION};
-use celslm_model::{KvPrefix, LoadedModel};
+use super::{Arm, Served, prefilled};
+use crate::{Case, EvaluationError, Evaluator, framing};
 
-use super::{Arm, Served};
-use crate::{Case, EvaluationError, Evaluator};
-
-/// The instruction alone, without a document: what the model knows by itself or guesses.
+/// The instruction alone, without a document: what the model knows by itself or guesses. A message
+/// that is left open has no text.
 #[derive(Debug, Clone, Copy)]
 pub struct NoContext;
 
 impl Arm for NoContext {
-    fn serve(&self, evaluator: &Evaluator<'_>, _: &Case<'_>) -> Result<Served, EvaluationError> {
-        prefill(evaluator.model, SYSTEM_INSTRUCTION).map(Served::unsent)
+    fn serve(&self, evaluator: &Evaluator<'_>, case: &Case<'_>) -> Result<Served, EvaluationError> {
+        let (model, document) = (evaluator.model, case.document());
+        let instruction = Prompt::instruction(document);
+        let tokens = framing::context_tokens(model, document.framing, instruction)?;
+        prefilled(model, &tokens).map(Served::computed)
     }
 }
 
@@ -24,16 +25,7 @@ pub struct WrongContext;
 
 impl Arm for WrongContext {
     fn serve(&self, evaluator: &Evaluator<'_>, case: &Case<'_>) -> Result<Served, EvaluationError> {
-        prefill(evaluator.model, &Prompt::system(case.other())).map(Served::unsent)
+        let tokens = framing::document_tokens(evaluator.model, case.other())?;
+        prefilled(evaluator.model, &tokens).map(Served::computed)
     }
-}
-
-fn prefill(model: &LoadedModel, system: &str) -> Result<Arc<KvPrefix>, EvaluationError> {
-    let tokens = model.context_tokens(system)?;
-    let block = model.decoder.context_kv(&tokens, || true)?;
-    let block = block.ok_or_else(|| EvaluationError::Arm("the prefill was stopped".to_owned()))?;
-    Ok(Arc::new(KvPrefix::from_block(
-        &block,
-        model.decoder.rope(),
-    )?))
 }
