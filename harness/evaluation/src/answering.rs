@@ -96,27 +96,35 @@ pub(crate) fn ask(
     Ok(())
 }
 
-/// What the model writes behind each of several prompts over one context, greedily, and whether it
-/// came to an end within `max_tokens`.
+/// What the model writes behind each of several prompts, each over its own context, greedily, and
+/// whether it came to an end within `max_tokens`.
 ///
 /// # Errors
 /// Failures of the model.
 pub(crate) fn write(
     model: &LoadedModel,
-    prefix: &Arc<KvPrefix>,
-    said: &[Vec<u32>],
+    said: &[(&Arc<KvPrefix>, Vec<u32>)],
     max_tokens: usize,
 ) -> Result<Vec<(String, bool)>, ModelError> {
-    let mut caches = Vec::with_capacity(said.len());
-    for said in said {
-        caches.push(cache(model, prefix, said.len() + max_tokens)?);
-    }
-    let read: Vec<&[u32]> = said.iter().map(|said| &said[..]).collect();
-    let first = prompts(model, &read, &mut caches)?;
-    let limits = vec![max_tokens; said.len()];
-    let written = generate(model, &first, &mut caches, &limits)?;
+    let written = write_tokens(model, said, max_tokens)?;
     let text = |ids: &Vec<u32>| Ok((model.tokenizer.decode(ids)?, ids.len() < max_tokens));
     written.iter().map(text).collect()
+}
+
+/// The same in tokens, without the one that ends it.
+pub(crate) fn write_tokens(
+    model: &LoadedModel,
+    said: &[(&Arc<KvPrefix>, Vec<u32>)],
+    max_tokens: usize,
+) -> Result<Vec<Vec<u32>>, ModelError> {
+    let mut caches = Vec::with_capacity(said.len());
+    for (prefix, said) in said {
+        caches.push(cache(model, prefix, said.len() + max_tokens)?);
+    }
+    let read: Vec<&[u32]> = said.iter().map(|(_, said)| &said[..]).collect();
+    let first = prompts(model, &read, &mut caches)?;
+    let limits = vec![max_tokens; said.len()];
+    generate(model, &first, &mut caches, &limits)
 }
 
 fn cache(model: &LoadedModel, prefix: &Arc<KvPrefix>, room: usize) -> Result<KvCache, ModelError> {

@@ -9,6 +9,7 @@ use celslm_kv::KvBlock;
 use celslm_kv::codec::{ScoredBy, TokenScores};
 use celslm_model::{KeyRetention, KvCache, KvPrefix, LoadedModel, ModelError};
 use celslm_reports::evaluation::QuestionRow;
+use celslm_training::Sequence;
 
 use crate::answering::{Reading, ask};
 use crate::{EvaluationError, Evaluator, arm, framing, notes};
@@ -65,6 +66,7 @@ pub struct Case<'a> {
     /// By the tokens that notes may have.
     notes: RefCell<BTreeMap<usize, Arc<str>>>,
     noted: RefCell<BTreeMap<usize, Arc<Noted>>>,
+    lessons: OnceCell<Vec<Sequence>>,
 }
 
 /// A context with the notes of it, read by the edge's model.
@@ -130,6 +132,7 @@ impl<'a> Case<'a> {
             source: OnceCell::new(),
             notes: RefCell::default(),
             noted: RefCell::default(),
+            lessons: OnceCell::new(),
         }))
     }
 
@@ -220,6 +223,18 @@ impl<'a> Case<'a> {
             .borrow_mut()
             .insert(notes_tokens, Arc::clone(&noted));
         Ok(noted)
+    }
+
+    /// What the context's KV is tuned on, as `write` makes it at the first use.
+    pub(crate) fn lessons(
+        &self,
+        write: impl FnOnce() -> Result<Vec<Sequence>, EvaluationError>,
+    ) -> Result<&[Sequence], EvaluationError> {
+        if let Some(lessons) = self.lessons.get() {
+            return Ok(lessons);
+        }
+        let lessons = write()?;
+        Ok(self.lessons.get_or_init(|| lessons))
     }
 
     /// The case with or without accounts of what its payloads are spent on, which cost a second

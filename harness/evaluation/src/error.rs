@@ -2,6 +2,7 @@
 
 use celslm_kv::{AlignError, ChunkError, KvError};
 use celslm_model::ModelError;
+use celslm_training::TrainingError;
 
 /// Why one arm could not be evaluated on one context.
 #[derive(Debug, thiserror::Error)]
@@ -16,13 +17,16 @@ pub enum EvaluationError {
     /// KV that a bridge cannot map.
     #[error("map the KV")]
     Align(#[from] AlignError),
+    /// KV that cannot be tuned.
+    #[error("tune the KV")]
+    Training(#[from] TrainingError),
     /// KV of the wrong shape.
     #[error("put the KV together")]
     Kv(#[from] KvError),
     /// A chunk that the protocol cannot carry.
     #[error("size the messages: {0}")]
     Message(String),
-    /// A chain that selects by scores of which this build knows nothing.
+    /// What an arm cannot do here.
     #[error("{0}")]
     Arm(String),
 }

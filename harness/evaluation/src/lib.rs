@@ -18,6 +18,7 @@ mod framing;
 mod noise;
 mod notes;
 mod sensitivity;
+pub mod study;
 
 pub use arm::{Arm, Served};
 pub use case::Case;

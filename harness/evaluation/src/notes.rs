@@ -29,10 +29,15 @@ pub(crate) fn written(
     let prefix = Arc::new(KvPrefix::from_block(block, cloud.decoder.rope())?);
     let said = ASKED
         .iter()
-        .map(|asked| framing::said_tokens(cloud, case.document(), asked))
-        .collect::<Result<Vec<_>, _>>()?;
+        .map(|asked| {
+            Ok((
+                &prefix,
+                framing::said_tokens(cloud, case.document(), asked)?,
+            ))
+        })
+        .collect::<Result<Vec<_>, EvaluationError>>()?;
     let each = notes_tokens.div_ceil(ASKED.len());
-    let parts = write(cloud, &prefix, &said, each)?;
+    let parts = write(cloud, &said, each)?;
     let parts: Vec<String> = parts
         .iter()
         .map(|(text, ended)| tidied(text, *ended))

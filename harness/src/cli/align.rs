@@ -59,6 +59,8 @@ Examples:
     /// cloud's KV of one and moves the map so that the edge's attention reads what it would read
     /// from its own KV, and so that answers are as likely as with it. Neither model changes. A
     /// tenth of the contexts is held out, and what the map does there is printed as it learns.
+    /// A run that was stopped goes on where it was when the command is given again. Needs 4 GB of
+    /// memory beside the models.
     #[command(after_help = "\
 Examples:
   celslm align train --from joint.safetensors --lessons lessons.jsonl --out trained.safetensors
@@ -147,8 +149,8 @@ struct TrainArgs {
     /// Lessons, as `celslm align study` writes them
     #[arg(long, value_name = "FILE", required = true)]
     lessons: Vec<PathBuf>,
-    /// Steps; each learns from one context
-    #[arg(long, value_name = "N", default_value_t = 1000)]
+    /// Steps; each learns from one context, which takes some four seconds on two cores
+    #[arg(long, value_name = "N", default_value_t = 500)]
     steps: u64,
     /// Highest learning rate: by how much of its spread a step may move a number of the KV
     #[arg(long, value_name = "RATE", default_value_t = 0.02)]
@@ -250,15 +252,24 @@ fn write_lessons(args: &StudyArgs) -> anyhow::Result<ExitCode> {
     let mut fitting = Fitting::begin()?;
     let cloud = fitting.load(&args.cloud)?;
     make_folder_of(&args.out)?;
-    let mut file = std::fs::File::create(&args.out)
+    let written = std::fs::metadata(&args.out).is_ok_and(|file| file.len() > 0);
+    let done = match written {
+        true => study::read(&args.out)?,
+        false => Vec::new(),
+    };
+    let mut file = std::fs::File::options()
+        .create(true)
+        .append(true)
+        .open(&args.out)
         .with_context(|| format!("write {}", args.out.display()))?;
-    let mut questions = 0;
+    let count = |document: &Document| document.questions.len();
+    let mut questions: usize = done.iter().map(count).sum();
     fitting.run(args.contexts, "contexts", |tell| {
         let each = |document: &Document| {
-            questions += document.questions.len();
+            questions += count(document);
             study::append(&mut file, document)
         };
-        study::study(&cloud, &calibration, args.contexts, each, tell)
+        study::study(&cloud, &calibration, args.contexts, &done, each, tell)
     })?;
     println!(
         "{}\n{} contexts, {questions} questions",

@@ -10,16 +10,18 @@ use anyhow::Context as _;
 use celslm::catalogue::Catalogue;
 use celslm::config::{ConfigSource, EvaluationFile};
 use celslm::evaluation::{
-    Evaluation, EvaluationInputs, EvaluationManifest, EvaluationPlan, EvaluationStore, Found,
-    PlannedArm, Progress,
+    ArmSpec, Evaluation, EvaluationInputs, EvaluationManifest, EvaluationPlan, EvaluationStore,
+    Found, PlannedArm, Progress,
 };
 use celslm::exit::{ExitCode, Verdict};
 use celslm::manifest::RunState;
 use celslm::reporting;
 use celslm::{artefacts, bridges, clock};
+use celslm_model::GgufFile;
 use celslm_model::store::{BarProgress, ModelSpec, ModelStore};
 use celslm_reports::evaluation::ContextRow;
 use celslm_systems::LoadedModel;
+use celslm_training::FrozenDecoder;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::listing;
@@ -137,12 +139,24 @@ fn evaluate(
                 })?;
         }
     }
+    let distils = |arm: &PlannedArm| matches!(arm.spec, ArmSpec::Distilled(_));
+    let frozen = match plan.arms.iter().any(distils) {
+        true => {
+            let path = models.fetch(&inputs.edge_model, &mut BarProgress::new())?;
+            eprintln!("widening {}", inputs.edge_model.name);
+            let mut gguf = GgufFile::open(&path)?;
+            let decoder = FrozenDecoder::load(&mut gguf, &celslm_training::default_device()?)?;
+            Some(Arc::new(decoder))
+        }
+        false => None,
+    };
     let evaluation = Evaluation {
         file,
         inputs,
         plan,
         model: &model,
         cloud: cloud.as_ref(),
+        frozen,
         stop,
     };
     evaluation.run(store, screen)

@@ -105,6 +105,51 @@ pub enum CloudArm {
     NotesKv,
     /// The same prefilled at the edge.
     NotesLocal,
+    /// The edge model's KV of the context, tuned at the cloud by self-study.
+    Distilled(DistilledArm),
+}
+
+/// `distilled = { … }`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DistilledArm {
+    /// Whose distributions are learnt.
+    pub teacher: DistilledBy,
+    /// The KV has one token for so many of the context's.
+    pub reduction: usize,
+    /// Steps for each context, of one to three seconds.
+    pub steps: usize,
+}
+
+impl Default for DistilledArm {
+    fn default() -> Self {
+        Self {
+            teacher: DistilledBy::Cloud,
+            reduction: 1,
+            steps: 60,
+        }
+    }
+}
+
+/// A teacher of self-study.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DistilledBy {
+    /// The cloud's model.
+    Cloud,
+    /// The edge's own: the control.
+    Edge,
+}
+
+impl DistilledBy {
+    /// Name in configurations and results.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Cloud => "cloud",
+            Self::Edge => "edge",
+        }
+    }
 }
 
 /// `mapped = { … }`
@@ -170,6 +215,14 @@ impl EvaluationFile {
             }
         }
         for (index, arm) in own.cloud.iter().enumerate() {
+            if let CloudArm::Distilled(arm) = arm {
+                for (field, value) in [("reduction", arm.reduction), ("steps", arm.steps)] {
+                    if !(1..=10_000).contains(&value) {
+                        let path = format!("evaluation.cloud.{index}.distilled.{field}");
+                        return fail(&path, &format!("{value}; use 1 to 10000"));
+                    }
+                }
+            }
             let CloudArm::Mapped(arm) = arm else { continue };
             if !arm.alignment.needs_bridge() {
                 let path = format!("evaluation.cloud.{index}.mapped.alignment");

@@ -13,7 +13,9 @@ mod serving;
 mod source;
 
 pub use error::ConfigError;
-pub use evaluation::{CloudArm, Control, EvaluationConfig, EvaluationFile, MappedArm};
+pub use evaluation::{
+    CloudArm, Control, DistilledArm, DistilledBy, EvaluationConfig, EvaluationFile, MappedArm,
+};
 pub use overrides::Override;
 pub use sections::{
     CloudCompute, CloudConfig, Config, DeploymentConfig, EdgeConfig, ExperimentConfig,

@@ -11,7 +11,7 @@ use celslm_reports::evaluation::{ArmIdentity, ArmKind};
 use serde::Serialize;
 
 use crate::artefacts::name;
-use crate::config::{CloudArm, Control, EvaluationFile};
+use crate::config::{CloudArm, Control, DistilledArm, EvaluationFile};
 use crate::exit::Verdict;
 use crate::plan::{DatasetDraw, cell_id, content_hash};
 
@@ -60,6 +60,8 @@ pub enum ArmSpec {
     NotesKv,
     /// The same as the edge computes it.
     NotesLocal,
+    /// The edge model's KV, tuned.
+    Distilled(DistilledArm),
     /// The cloud's KV through a bridge.
     Mapped {
         /// Index in [`EvaluationInputs::bridges`].
@@ -261,6 +263,11 @@ fn cloud_arms(
             CloudArm::TextHandoff => named("text_handoff", ArmSpec::TextHandoff),
             CloudArm::NotesKv => named("notes_kv", ArmSpec::NotesKv),
             CloudArm::NotesLocal => named("notes_local", ArmSpec::NotesLocal),
+            CloudArm::Distilled(arm) => {
+                let family = format!("distilled-{}", arm.teacher.name());
+                let name = format!("{family}-r{}-n{}", arm.reduction, arm.steps);
+                (family, name, ArmSpec::Distilled(*arm))
+            }
             CloudArm::Mapped(arm) => {
                 // One for each mapped arm, in their order.
                 let Some((index, input)) = bridges.next() else {

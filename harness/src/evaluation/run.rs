@@ -3,18 +3,20 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use anyhow::Context as _;
 use celslm_evaluation::arm::{
-    CloudAlone, Coded, Mapped, NoContext, NotesKv, NotesLocal, RandomKv, TextHandoff, WrongContext,
-    ZeroKv,
+    CloudAlone, Coded, Distilled, Mapped, NoContext, NotesKv, NotesLocal, RandomKv, Teacher,
+    TextHandoff, WrongContext, ZeroKv,
 };
 use celslm_evaluation::{Arm, Case, Evaluator, Settings};
 use celslm_kv::codec::CodecContext;
 use celslm_kv::{BlockSpec, KvChunk};
 use celslm_model::LoadedModel;
 use celslm_reports::evaluation::ContextRow;
+use celslm_training::FrozenDecoder;
 
 use super::{ArmSpec, EvaluationInputs, EvaluationPlan, EvaluationStore, PlannedArm};
-use crate::config::{Control, EvaluationFile};
+use crate::config::{Control, DistilledBy, EvaluationFile};
 use crate::plan::Seeds;
 
 /// Contexts between two whose byte accounts are taken: an account costs a second decoding.
@@ -40,6 +42,8 @@ pub struct Evaluation<'a> {
     pub model: &'a LoadedModel,
     /// The cloud's, where an arm needs it.
     pub cloud: Option<&'a LoadedModel>,
+    /// The edge's model for gradients, where an arm needs it.
+    pub frozen: Option<Arc<FrozenDecoder>>,
     /// Ends it after the current row.
     pub stop: &'a AtomicBool,
 }
@@ -86,7 +90,8 @@ impl Evaluation<'_> {
                     if stopped() {
                         return Ok(false);
                     }
-                    let built: Vec<_> = arms.iter().map(|arm| self.arm(&arm.spec)).collect();
+                    let built = arms.iter().map(|arm| self.arm(&arm.spec));
+                    let built = built.collect::<anyhow::Result<Vec<_>>>()?;
                     let together: Vec<_> = arms
                         .iter()
                         .zip(&built)
@@ -110,9 +115,10 @@ impl Evaluation<'_> {
         Ok(true)
     }
 
-    fn arm(&self, spec: &ArmSpec) -> Option<Box<dyn Arm>> {
+    /// The arm of a plan; none for the reference.
+    fn arm(&self, spec: &ArmSpec) -> anyhow::Result<Option<Box<dyn Arm>>> {
         let notes_tokens = self.file.evaluation.notes_tokens;
-        match spec {
+        Ok(match spec {
             ArmSpec::Reference => None,
             ArmSpec::Control(Control::NoContext) => Some(Box::new(NoContext)),
             ArmSpec::Control(Control::WrongContext) => Some(Box::new(WrongContext)),
@@ -124,6 +130,19 @@ impl Evaluation<'_> {
             ArmSpec::TextHandoff => Some(Box::new(TextHandoff { notes_tokens })),
             ArmSpec::NotesKv => Some(Box::new(NotesKv { notes_tokens })),
             ArmSpec::NotesLocal => Some(Box::new(NotesLocal { notes_tokens })),
+            ArmSpec::Distilled(arm) => {
+                let decoder = self.frozen.as_ref();
+                let decoder = decoder.context("the edge's model was not loaded for gradients")?;
+                Some(Box::new(Distilled {
+                    decoder: Arc::clone(decoder),
+                    teacher: match arm.teacher {
+                        DistilledBy::Cloud => Teacher::Cloud,
+                        DistilledBy::Edge => Teacher::Edge,
+                    },
+                    reduction: arm.reduction,
+                    steps: arm.steps,
+                }))
+            }
             ArmSpec::Mapped {
                 bridge,
                 sinks,
@@ -147,7 +166,7 @@ impl Evaluation<'_> {
                     .unwrap_or_else(|_| config.build());
                 Some(Box::new(Coded { chain }))
             }
-        }
+        })
     }
 }
 

@@ -17,6 +17,7 @@ use crate::{Result, ops};
 const FROZEN: usize = 1;
 
 /// What a teacher says at the answers of some sequences.
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Distributions {
     /// Probabilities, `[answer rows, vocab_size]`.
     rows: Vec<f32>,
@@ -55,6 +56,14 @@ impl Distributions {
             rows,
             vocab_size: decoder.vocab_size(),
         })
+    }
+}
+
+impl Distributions {
+    /// Those of further sequences behind these.
+    pub fn extend(&mut self, more: &Self) {
+        self.rows.extend_from_slice(&more.rows);
+        self.vocab_size = more.vocab_size;
     }
 }
 

@@ -3,6 +3,7 @@
 mod blank;
 mod cloud;
 mod coded;
+mod distilled;
 mod mapped;
 mod notes_kv;
 mod notes_local;
@@ -12,6 +13,7 @@ mod text_handoff;
 pub use blank::{RandomKv, ZeroKv};
 pub use cloud::CloudAlone;
 pub use coded::Coded;
+pub use distilled::{Distilled, Teacher};
 pub use mapped::Mapped;
 pub use notes_kv::NotesKv;
 pub use notes_local::NotesLocal;

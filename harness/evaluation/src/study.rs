@@ -1,0 +1,128 @@
+//! Self-study (Cartridges, arXiv 2506.06266): questions that the cloud's model writes about a
+//! context by itself, for whatever is trained or tuned before anything is asked.
+
+use std::sync::Arc;
+
+use celslm_datasets::{AnswerForm, Document, Prompt, Question};
+use celslm_model::{KvPrefix, LoadedModel};
+
+use crate::answering::write;
+use crate::{EvaluationError, framing};
+
+/// Longest answer that is kept, words.
+const MAX_ANSWER_WORDS: usize = 12;
+
+/// What the model is asked for: one round of questions after another, about different things.
+pub const REQUESTS: [&str; 6] = [
+    "Write 4 short questions that the document answers. After each question give its answer: a few \
+     words copied exactly from the document. Use this form:\nQ: question\nA: answer",
+    "Write 4 short questions about names of people, places and things in the document. After each \
+     question give its answer: a few words copied exactly from the document. Use this form:\n\
+     Q: question\nA: answer",
+    "Write 4 short questions about numbers, dates and amounts in the document. After each question \
+     give its answer: a few words copied exactly from the document. Use this form:\nQ: question\n\
+     A: answer",
+    "Write 4 short questions about the end of the document. After each question give its answer: a \
+     few words copied exactly from the document. Use this form:\nQ: question\nA: answer",
+    "Write 4 short questions about causes, reasons and purposes in the document. After each question \
+     give its answer: a few words copied exactly from the document. Use this form:\nQ: question\n\
+     A: answer",
+    "Write 4 short questions about the beginning of the document. After each question give its \
+     answer: a few words copied exactly from the document. Use this form:\nQ: question\nA: answer",
+];
+
+/// Tokens that the model may write at a request.
+const MAX_TOKENS: usize = 160;
+
+/// Questions about some contexts, each with the model's KV of it and answered by a span of its text:
+/// what the model writes at the first `requests` of [`REQUESTS`], greedily.
+///
+/// # Errors
+/// Failures of the model.
+pub fn questions(
+    model: &LoadedModel,
+    contexts: &[(Arc<KvPrefix>, &Document)],
+    requests: usize,
+) -> Result<Vec<Vec<Question>>, EvaluationError> {
+    let requests = &REQUESTS[..requests.clamp(1, REQUESTS.len())];
+    let mut said = Vec::with_capacity(contexts.len() * requests.len());
+    for (prefix, document) in contexts {
+        for request in requests {
+            said.push((prefix, framing::said_tokens(model, document, request)?));
+        }
+    }
+    let texts = write(model, &said, MAX_TOKENS)?;
+    let of_context = |((_, document), texts): (&(Arc<KvPrefix>, &Document), &[(String, bool)])| {
+        let mut found = Vec::new();
+        for (text, _) in texts {
+            collect(text, &document.text, &mut found);
+        }
+        found
+    };
+    Ok(contexts
+        .iter()
+        .zip(texts.chunks(requests.len()))
+        .map(of_context)
+        .collect())
+}
+
+/// The pairs of question and answer in what the model wrote whose answer stands in the document,
+/// each question once.
+fn collect(written: &str, document: &str, found: &mut Vec<Question>) {
+    let mut asked: Option<&str> = None;
+    for line in written.lines().map(str::trim) {
+        if let Some(question) = line.strip_prefix("Q:") {
+            asked = Some(question.trim());
+        } else if let (Some(span), Some(question)) = (line.strip_prefix("A:"), asked.take()) {
+            let span = span.trim().trim_end_matches('.');
+            let words = span.split_whitespace().count();
+            let fits = !question.is_empty() && (1..=MAX_ANSWER_WORDS).contains(&words);
+            let twice = found.iter().any(|known| known.text == question);
+            if fits && !twice && document.contains(span) {
+                found.push(Question {
+                    id: format!("written-{}", found.len()),
+                    text: question.to_owned(),
+                    answers: vec![span.to_owned()],
+                    answerable: true,
+                    form: AnswerForm::default(),
+                });
+            }
+        }
+    }
+}
+
+/// Tokens of a question's prompt behind the context of a document, in any model that shares the
+/// tokenizer.
+pub(crate) fn prompt_tokens(
+    model: &LoadedModel,
+    document: &Document,
+    question: &Question,
+) -> Result<Vec<u32>, EvaluationError> {
+    framing::said_tokens(model, document, &Prompt::new(document, question).user)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_document_does_not_say_is_left_out() {
+        let document = "The lamp turns amber when the tank is empty. Wait two minutes.";
+        let answer = "Here:\nQ: When does it turn amber?\nA: when the tank is empty.\n\
+            Q: How long to wait?\nA: three minutes\nQ: No answer\nQ: How long?\nA: two minutes\nA: two";
+        let mut found = Vec::new();
+        collect(answer, document, &mut found);
+        collect("Q: How long?\nA: two", document, &mut found);
+        let found: Vec<(&str, &str)> = found
+            .iter()
+            .map(|q| (q.text.as_str(), q.answers[0].as_str()))
+            .collect();
+        assert_eq!(
+            found,
+            [
+                ("When does it turn amber?", "when the tank is empty"),
+                ("How long?", "two minutes")
+            ]
+        );
+    }
+}
