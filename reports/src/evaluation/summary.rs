@@ -2,7 +2,7 @@
 //!
 //! | figure | definition |
 //! |---|---|
-//! | `wire_ratio` | fp16 bytes / message bytes, sums over contexts |
+//! | `wire_ratio` | fp16 bytes / message bytes, sums over contexts; none where the edge computed as much as the whole context itself |
 //! | `nominal_ratio` | fp16 bytes / payload bytes |
 //! | `bits_per_number` | 8 × payload bytes / (fp16 bytes / 2) |
 //! | `bytes_per_token` | message bytes / context tokens |
@@ -102,6 +102,9 @@ pub(super) fn summarise(arm: &Arm, reference: Option<&Arm>) -> ArmSummary {
             .sum::<u64>()
     };
     let kl_positions = positions(|q| q.kl.is_some());
+    // What the edge computed itself was not sent, whatever else was.
+    let (computed, all) = (sum(|r| r.edge_token_layers), sum(|r| r.token_layers));
+    let saved = |bytes: u64| ratio(fp16, bytes).filter(|_| computed < all);
     let layers = layers(rows);
     let paired = |value: Value| {
         let reference = reference.filter(|r| r.identity.cell_id != arm.identity.cell_id)?;
@@ -118,12 +121,12 @@ pub(super) fn summarise(arm: &Arm, reference: Option<&Arm>) -> ArmSummary {
         questions: questions().count(),
         context_tokens,
         fp16_bytes_per_token: ratio(fp16, context_tokens),
-        wire_ratio: ratio(fp16, message),
-        nominal_ratio: ratio(fp16, payload),
+        wire_ratio: saved(message),
+        nominal_ratio: saved(payload),
         bits_per_number: sent(payload).and_then(|bytes| ratio(16 * bytes, fp16)),
         bytes_per_token: sent(message).and_then(|bytes| ratio(bytes, context_tokens)),
         held_share: ratio(sum(|r| r.held_token_layers), sum(|r| r.token_layers)),
-        edge_share: ratio(sum(|r| r.edge_token_layers), sum(|r| r.token_layers)),
+        edge_share: ratio(computed, all),
         em: weighted_score(scored(arm, em)),
         f1: weighted_score(scored(arm, f1)),
         nll: weighted_score(scored(arm, nll)),
@@ -354,6 +357,20 @@ mod tests {
             summarise(&arm("a", Vec::new()), None),
             ArmSummary::default()
         );
+    }
+
+    /// Text that is sent beside a context that the edge computes itself compresses nothing.
+    #[test]
+    fn what_the_edge_computes_itself_has_no_ratio() {
+        let mut own = row("c1", 10, Vec::new());
+        own.edge_token_layers = own.token_layers;
+        let s = summarise(&arm("a", vec![own.clone()]), None);
+        assert_eq!((s.wire_ratio, s.nominal_ratio), (None, None));
+        near(s.edge_share, 1.0);
+        near(s.bytes_per_token, 25.0);
+        own.edge_token_layers -= 1;
+        let s = summarise(&arm("a", vec![own]), None);
+        near(s.wire_ratio, 1000.0 / 250.0);
     }
 
     #[test]
