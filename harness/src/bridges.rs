@@ -87,9 +87,10 @@ fn read(
     let mapping = alignment.mapping_config().cloned().unwrap_or_default();
     let ModelsConfig { cloud, edge, .. } = models;
     let fit = match mapping {
-        MappingConfig::Trained => {
+        _ if mapping.is_trained() => {
             format!(
-                "`celslm align train --from BRIDGE --lessons FILE --cloud {cloud} --edge {edge}`"
+                "`celslm align train --from BRIDGE --lessons FILE --mapping '{}' --cloud {cloud} --edge {edge}`",
+                stated(&mapping),
             )
         }
         _ => format!(

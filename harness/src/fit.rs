@@ -4,7 +4,10 @@
 use anyhow::{Context as _, bail};
 use celslm_datasets::recall_document;
 use celslm_evaluation::{Case, Evaluator, Sensitivity, Settings};
-use celslm_kv::align::{Bridge, BridgeEnd, BridgeFitter, FitOptions, Similarity, SimilarityFitter};
+use celslm_kv::align::{
+    Bridge, BridgeEnd, BridgeFitter, CommonPrefix, FitOptions, MAX_PREFIX_TOKENS, Similarity,
+    SimilarityFitter,
+};
 use celslm_kv::codec::{ArtefactFitter, ArtefactOptions, CodecArtefact};
 use celslm_kv::{AlignmentConfig, KvBlock};
 use celslm_systems::{DEFAULT_CHUNK_TOKENS, LoadedModel};
@@ -52,7 +55,8 @@ pub fn similarity(
     Ok(fitter.finish()?)
 }
 
-/// Fits a bridge. `tell` is as for [`similarity`]. For an alignment that is measured the text is
+/// Fits a bridge, which also holds the edge's KV of the tokens that all contexts begin with, so that
+/// an edge need not compute them. `tell` is as for [`similarity`]. For an alignment that is measured the text is
 /// read twice: first to compare the layers, then to fit along the map that follows.
 ///
 /// # Errors
@@ -83,8 +87,16 @@ pub fn fit(
     )?;
     let weighted = options.mapping.method().needs_weights();
     let mut fitter = BridgeFitter::new(source, target, &layer_map, options)?;
+    let mut common: Option<Vec<u32>> = None;
     let add = |piece: &str| -> anyhow::Result<usize> {
         let (tokens, from, to) = pair(cloud, edge, piece)?;
+        match &mut common {
+            Some(common) => {
+                let same = common.iter().zip(&tokens).take_while(|(a, b)| a == b);
+                common.truncate(same.count());
+            }
+            None => common = Some(tokens.clone()),
+        }
         if weighted {
             fitter.add_weighted(&from, &to, &edge.decoder.attention_received(&tokens)?)?;
         } else {
@@ -93,7 +105,14 @@ pub fn fit(
         Ok(from.num_tokens())
     };
     text.feed(add, &mut tell)?;
-    Ok(fitter.finish()?)
+    let bridge = fitter.finish()?;
+    let mut common = common.unwrap_or_default();
+    common.truncate(MAX_PREFIX_TOKENS);
+    if common.len() <= SKIP_TOKENS {
+        return Ok(bridge);
+    }
+    let exact = prefill(edge, &common)?;
+    Ok(bridge.with_prefix(CommonPrefix::new(common, exact)?)?)
 }
 
 /// First tokens that no map is fitted on: attention sinks, better sent exactly.

@@ -20,6 +20,8 @@ use crate::fit::prefill;
 const BATCH: usize = 8;
 /// Questions of recall: words quoted, words asked for.
 const RECALL: [(usize, usize); 2] = [(8, 6), (6, 32)];
+/// Questions about other documents.
+const FOREIGN: usize = 2;
 /// Longest line of a file of lessons, bytes.
 const MAX_LINE_BYTES: usize = 1 << 20;
 
@@ -31,7 +33,7 @@ const MAX_LINE_BYTES: usize = 1 << 20;
 pub fn study(
     cloud: &LoadedModel,
     calibration: &Calibration,
-    contexts: usize,
+    (contexts, requests): (usize, usize),
     done: &[Document],
     mut each: impl FnMut(&Document) -> anyhow::Result<()>,
     mut tell: impl FnMut(usize, usize) -> bool,
@@ -59,12 +61,15 @@ pub fn study(
     for (batch, pieces) in pieces[done..].chunks(BATCH).enumerate() {
         let first = done + batch * BATCH;
         let mut documents: Vec<Document> = pieces.iter().map(|piece| titled(piece)).collect();
-        let asked = asked_about(cloud, &documents)?;
-        for (index, (document, questions)) in documents.iter_mut().zip(asked).enumerate() {
+        let asked = asked_about(cloud, &documents, requests)?;
+        for (index, document) in documents.iter_mut().enumerate() {
             let at = first + index;
             document.id = format!("study-{at:05}");
-            document.questions = questions;
+            document.questions.clone_from(&asked[index]);
             document.questions.extend(recalled(&document.text, at));
+            let (before, rest) = (&asked[..index], &asked[index..]);
+            let others = rest[1..].iter().chain(before).flatten();
+            document.questions.extend(foreign(others));
             each(document)?;
         }
         if !tell(first + pieces.len(), contexts) {
@@ -75,7 +80,11 @@ pub fn study(
 }
 
 /// What the model asks about each document.
-fn asked_about(cloud: &LoadedModel, documents: &[Document]) -> anyhow::Result<Vec<Vec<Question>>> {
+fn asked_about(
+    cloud: &LoadedModel,
+    documents: &[Document],
+    requests: usize,
+) -> anyhow::Result<Vec<Vec<Question>>> {
     let mut contexts = Vec::with_capacity(documents.len());
     for document in documents {
         let tokens = cloud.context_tokens(&Prompt::system(document))?;
@@ -83,7 +92,21 @@ fn asked_about(cloud: &LoadedModel, documents: &[Document]) -> anyhow::Result<Ve
         let prefix = KvPrefix::from_block(&block, cloud.decoder.rope())?;
         contexts.push((Arc::new(prefix), document));
     }
-    Ok(study::questions(cloud, &contexts, 1)?)
+    Ok(study::questions(cloud, &contexts, requests)?)
+}
+
+/// Questions about other documents, which this one does not answer: without them, whatever is learnt
+/// learns that every question has an answer.
+fn foreign<'a>(others: impl Iterator<Item = &'a Question>) -> impl Iterator<Item = Question> {
+    others
+        .take(FOREIGN)
+        .enumerate()
+        .map(|(index, other)| Question {
+            id: format!("foreign-{index}"),
+            answers: Vec::new(),
+            answerable: false,
+            ..other.clone()
+        })
 }
 
 /// One question of recall of each kind, from another part of the text for every document.

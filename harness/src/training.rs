@@ -1,15 +1,18 @@
 //! Training a bridge on calibration text: lessons are contexts of it with questions about them.
 
+use std::cell::OnceCell;
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::bail;
 use celslm_datasets::{Document, Prompt, Question};
 use celslm_kv::align::TrainingRecord;
 use celslm_kv::{Bridge, MappingConfig};
-use celslm_model::GgufFile;
+use celslm_model::{GgufFile, KvPrefix};
 use celslm_systems::LoadedModel;
 use celslm_training::{
-    FrozenDecoder, Lesson, Losses, Sequence, Trainer, TrainingOptions, default_device,
+    Distributions, FrozenDecoder, Lesson, Losses, Sequence, Trainer, TrainingOptions,
+    default_device,
 };
 
 use crate::fit::{end, prefill};
@@ -18,19 +21,26 @@ use crate::fit::{end, prefill};
 const HELD_OUT: usize = 10;
 /// Most contexts that losses are measured on.
 const MAX_HELD_OUT: usize = 16;
-/// Questions that a lesson takes of its document.
-const QUESTIONS: usize = 2;
+/// Questions that the cloud wrote, of those that a lesson takes of its document.
+const WRITTEN: usize = 3;
+/// Others: of recall, and such as the document does not answer.
+const OTHERS: usize = 1;
 /// Steps between measurements on held-out contexts, after each of which the state is written down.
 const MEASURED_EVERY: u64 = 100;
 /// Contexts that say how inputs and outputs vary.
 const SAMPLE: usize = 8;
+/// Lessons that are kept in memory once they were computed, 10 to 20 MB each: what both models make of
+/// a context takes as long as learning from it.
+const KEPT: usize = 400;
 
-/// The two models, and the edge's file for the weights that gradients pass through.
+/// The models, and the edge's file for the weights that gradients pass through.
 pub struct Models<'a> {
-    /// The cloud's.
+    /// Whose KV is mapped.
     pub cloud: &'a LoadedModel,
     /// The edge's.
     pub edge: &'a LoadedModel,
+    /// Whose distributions are learnt, where it is not the edge's.
+    pub teacher: Option<&'a LoadedModel>,
     /// The edge's file.
     pub edge_path: &'a Path,
 }
@@ -51,25 +61,102 @@ fn sequence(
     Ok(Sequence { tokens, answer })
 }
 
-/// A document as a lesson, with some of its questions: another `QUESTIONS` of them each turn.
-fn lesson(models: &Models<'_>, document: &Document, turn: usize) -> anyhow::Result<Lesson> {
-    let count = document.questions.len();
-    let chosen = (0..QUESTIONS.min(count)).map(|index| {
-        // Steps through the list from both ends: written questions stand first, recall last.
-        let at = if index % 2 == 0 {
-            turn + index / 2
-        } else {
-            count - 1 - (turn + index / 2) % count
+/// A document's questions, and what the models make of it as far as it was needed.
+struct Source<'a> {
+    document: &'a Document,
+    computed: OnceCell<Computed>,
+}
+
+/// A context in both models, with what the teacher says at the answers of all of its questions.
+struct Computed {
+    lesson: Lesson,
+    taught: Vec<Distributions>,
+}
+
+impl<'a> Source<'a> {
+    const fn new(document: &'a Document) -> Self {
+        Self {
+            document,
+            computed: OnceCell::new(),
+        }
+    }
+
+    /// Some of the questions as a lesson: others at each turn.
+    fn lesson(&self, models: &Models<'_>, turn: usize, keep: bool) -> anyhow::Result<Lesson> {
+        let computed;
+        let all = match self.computed.get() {
+            Some(known) => known,
+            None if keep => {
+                let new = self.compute(models)?;
+                self.computed.get_or_init(|| new)
+            }
+            None => {
+                computed = self.compute(models)?;
+                &computed
+            }
         };
-        &document.questions[at % count]
-    });
-    let tokens = models.edge.context_tokens(&Prompt::system(document))?;
-    let of = |question| sequence(models.edge, document, question);
-    Ok(Lesson {
-        source: prefill(models.cloud, &tokens)?,
-        own: prefill(models.edge, &tokens)?,
-        sequences: chosen.map(of).collect::<anyhow::Result<_>>()?,
-    })
+        let chosen = chosen(self.document, turn);
+        let mut lesson = Lesson {
+            sequences: chosen
+                .iter()
+                .map(|at| all.lesson.sequences[*at].clone())
+                .collect(),
+            ..all.lesson.clone()
+        };
+        if !all.taught.is_empty() {
+            let mut taught = Distributions::default();
+            chosen.iter().for_each(|at| taught.extend(&all.taught[*at]));
+            lesson.teacher = Some(taught);
+        }
+        Ok(lesson)
+    }
+
+    fn compute(&self, models: &Models<'_>) -> anyhow::Result<Computed> {
+        let (document, edge) = (self.document, models.edge);
+        let tokens = edge.context_tokens(&Prompt::system(document))?;
+        let own = prefill(edge, &tokens)?;
+        let fingerprint = edge.decoder.fingerprint();
+        let source = match models.cloud.decoder.fingerprint() == fingerprint {
+            true => own.clone(),
+            false => prefill(models.cloud, &tokens)?,
+        };
+        let questions = document.questions.iter();
+        let sequences = questions
+            .map(|question| sequence(edge, document, question))
+            .collect::<anyhow::Result<Vec<_>>>()?;
+        let mut taught = Vec::new();
+        if let Some(teacher) = models.teacher {
+            let block = match teacher.decoder.fingerprint() == *source.fingerprint() {
+                true => source.clone(),
+                false => prefill(teacher, &tokens)?,
+            };
+            let read = Arc::new(KvPrefix::from_block(&block, teacher.decoder.rope())?);
+            for sequence in &sequences {
+                let one = std::slice::from_ref(sequence);
+                taught.push(Distributions::of(&teacher.decoder, &read, one)?);
+            }
+        }
+        Ok(Computed {
+            lesson: Lesson {
+                tokens,
+                source,
+                own,
+                sequences,
+                teacher: None,
+            },
+            taught,
+        })
+    }
+}
+
+/// Which of a document's questions a turn asks: those that were written stand first.
+fn chosen(document: &Document, turn: usize) -> Vec<usize> {
+    let written = |question: &&Question| question.id.starts_with("written-");
+    let first = document.questions.iter().take_while(written).count();
+    let rest = document.questions.len() - first;
+    let own = (0..WRITTEN.min(first)).map(|index| (turn * WRITTEN + index) % first);
+    let others = (0..OTHERS.min(rest)).map(|index| first + (turn * OTHERS + index) % rest);
+    own.chain(others).collect()
 }
 
 /// What training told.
@@ -81,22 +168,33 @@ pub enum Told {
     Step(u64, Losses),
 }
 
-/// Trains a bridge. `tell` hears of every step and says whether to go on. The state of a run that
-/// was stopped lies in `state`, and the next call goes on from there; it is removed at the end.
+/// Trains a bridge into one of `mapping`. `tell` hears of every step and says whether to go on. The
+/// state of a run that was stopped lies in `state`, and the next call goes on from there; it is removed
+/// at the end.
 ///
 /// # Errors
-/// Lessons that do not suit, models that the bridge is not for, a state of another run, a device
-/// that fails, a stop.
+/// Lessons that do not suit, models that the bridge is not for, a mapping that cannot begin at it, a
+/// state of another run, a device that fails, a stop.
 pub fn train(
     models: &Models<'_>,
     bridge: &Bridge,
+    mapping: MappingConfig,
     documents: &[Document],
     options: TrainingOptions,
     state: &Path,
     mut tell: impl FnMut(Told) -> bool,
 ) -> anyhow::Result<Bridge> {
     bridge.check_models(&end(models.cloud), &end(models.edge))?;
-    let tag = tag(bridge, documents, options)?;
+    let bridge = bridge.to_train(mapping)?;
+    if bridge.parts().is_empty() && bridge.prefix().is_none() {
+        bail!("the bridge holds no KV of common first tokens to tune; fit it again");
+    }
+    let teacher = models.teacher.unwrap_or(models.edge);
+    if teacher.tokenizer.hash()? != models.edge.tokenizer.hash()? {
+        bail!("the teacher has another tokenizer: its distributions are over other tokens");
+    }
+    let fingerprint = teacher.decoder.fingerprint();
+    let tag = tag(&bridge, documents, options, &fingerprint.to_string())?;
     let decoder = {
         let mut gguf = GgufFile::open(models.edge_path)?;
         FrozenDecoder::load(&mut gguf, &default_device()?)?
@@ -107,9 +205,11 @@ pub fn train(
             continue;
         }
         match index % HELD_OUT == HELD_OUT - 1 {
-            true if held_out.len() < MAX_HELD_OUT => held_out.push(lesson(models, document, 0)?),
+            true if held_out.len() < MAX_HELD_OUT => {
+                held_out.push(Source::new(document).lesson(models, 0, false)?);
+            }
             true => {}
-            false => learnt_from.push(document),
+            false => learnt_from.push(Source::new(document)),
         }
     }
     if held_out.is_empty() || learnt_from.is_empty() {
@@ -120,7 +220,7 @@ pub fn train(
     }
     let sample = &held_out[..SAMPLE.min(held_out.len())];
     let sample: Vec<&Lesson> = sample.iter().collect();
-    let mut trainer = Trainer::new(&decoder, bridge, &sample, options)?;
+    let mut trainer = Trainer::new(&decoder, &bridge, &sample, options)?;
     let measure = |trainer: &Trainer<'_>| -> anyhow::Result<Losses> {
         let losses = held_out.iter().map(|lesson| trainer.evaluate(lesson));
         Ok(Losses::mean(&losses.collect::<Result<Vec<_>, _>>()?))
@@ -132,8 +232,9 @@ pub fn train(
     }
     let mut after = before;
     while trainer.steps() < options.steps {
-        let (document, turn) = drawn(&learnt_from, trainer.steps());
-        let losses = trainer.step(&[&lesson(models, document, turn)?])?;
+        let (at, turn) = drawn(learnt_from.len(), trainer.steps());
+        let lesson = learnt_from[at].lesson(models, turn, at < KEPT)?;
+        let losses = trainer.step(&[&lesson])?;
         let step = trainer.steps();
         let go_on = tell(Told::Step(step, losses));
         if !go_on {
@@ -148,13 +249,14 @@ pub fn train(
     }
     let pair = |a: f64, b: f64| [a as f32, b as f32];
     let record = TrainingRecord {
+        teacher: fingerprint,
         steps: trainer.steps(),
         contexts: (learnt_from.len() as u64).min(trainer.steps()),
         held_out_contexts: held_out.len() as u64,
         kl: pair(before.kl, after.kl),
         nll: pair(before.nll, after.nll),
     };
-    let bridge = trainer.bridge(MappingConfig::Trained, record)?;
+    let bridge = trainer.bridge(record)?;
     std::fs::remove_file(state).or_else(|error| match error.kind() {
         std::io::ErrorKind::NotFound => Ok(()),
         _ => Err(error),
@@ -167,18 +269,19 @@ fn tag(
     bridge: &Bridge,
     documents: &[Document],
     options: TrainingOptions,
+    teacher: &str,
 ) -> anyhow::Result<String> {
     let mut hasher = blake3::Hasher::new();
     hasher.update(&bridge.to_bytes()?);
     hasher.update(&serde_json::to_vec(documents)?);
-    hasher.update(format!("{options:?}").as_bytes());
+    hasher.update(format!("{options:?} {teacher}").as_bytes());
     Ok(hasher.finalize().to_hex().to_string())
 }
 
-/// The document of a step, and how often it was seen before: all of them once in an order of the
-/// round's own, then again.
-fn drawn<'a>(documents: &[&'a Document], step: u64) -> (&'a Document, usize) {
-    let count = documents.len() as u64;
+/// The document of a step, of `count`, and how often it was seen before: all of them once in an order
+/// of the round's own, then again.
+fn drawn(count: usize, step: u64) -> (usize, usize) {
+    let count = count as u64;
     let (round, place) = (step / count, step % count);
     // A step that shares no factor with their number goes through all of them.
     let mut stride = (0.618 * count as f64) as u64 + round;
@@ -186,7 +289,7 @@ fn drawn<'a>(documents: &[&'a Document], step: u64) -> (&'a Document, usize) {
         stride += 1;
     }
     let at = (place * stride.max(1) + round * 31) % count;
-    (documents[at as usize], round as usize)
+    (at as usize, round as usize)
 }
 
 const fn gcd(a: u64, b: u64) -> u64 {
@@ -201,18 +304,35 @@ mod tests {
     #[test]
     fn a_round_sees_every_document_once() {
         for count in [1, 2, 7, 12, 100] {
-            let documents: Vec<Document> = (0..count).map(|i| titled(&format!("w{i}"))).collect();
-            let documents: Vec<&Document> = documents.iter().collect();
             for round in 0..3 {
-                let mut seen: Vec<&str> = (0..count as u64)
-                    .map(|place| drawn(&documents, round * count as u64 + place))
+                let mut seen: Vec<usize> = (0..count as u64)
+                    .map(|place| drawn(count, round * count as u64 + place))
                     .inspect(|(_, turn)| assert_eq!(*turn as u64, round))
-                    .map(|(document, _)| document.text.as_str())
+                    .map(|(at, _)| at)
                     .collect();
                 seen.sort_unstable();
                 seen.dedup();
                 assert_eq!(seen.len(), count, "{count}");
             }
         }
+    }
+
+    #[test]
+    fn turns_go_through_what_was_written_and_through_the_rest() {
+        let mut document = titled("some words");
+        let question = |id: &str| Question {
+            id: id.to_owned(),
+            text: String::new(),
+            answers: Vec::new(),
+            answerable: false,
+            form: Default::default(),
+        };
+        document.questions = ["written-0", "written-1", "recall-0", "foreign-0"]
+            .map(question)
+            .to_vec();
+        assert_eq!(chosen(&document, 0), [0, 1, 2]);
+        assert_eq!(chosen(&document, 1), [0, 1, 3]);
+        document.questions = (0..5).map(|i| question(&format!("written-{i}"))).collect();
+        assert_eq!(chosen(&document, 1), [3, 4, 0]);
     }
 }

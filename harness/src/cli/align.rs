@@ -57,14 +57,17 @@ Examples:
     ///
     /// Lessons are contexts with questions about them. Each step maps the
     /// cloud's KV of one and moves the map so that the edge's attention reads what it would read
-    /// from its own KV, and so that answers are as likely as with it. Neither model changes. A
+    /// from its own KV, and so that answers are as likely as with it, or as another model finds them
+    /// (--teacher). No model changes. A
     /// tenth of the contexts is held out, and what the map does there is printed as it learns.
     /// A run that was stopped goes on where it was when the command is given again. Needs 4 GB of
     /// memory beside the models.
     #[command(after_help = "\
 Examples:
   celslm align train --from joint.safetensors --lessons lessons.jsonl --out trained.safetensors
-  celslm align train --from joint.safetensors --lessons lessons.jsonl --steps 200 --out t.safetensors")]
+  celslm align train --from joint.safetensors --lessons lessons.jsonl --steps 200 --out t.safetensors
+  celslm align train --from joint.safetensors --lessons lessons.jsonl --mapping prefix --attention 0 \\
+    --teacher qwen2.5-coder-1.5b-instruct-q4_k_m --out prefix.safetensors")]
     Train(TrainArgs),
     /// Compare every layer of the two models on calibration text
     ///
@@ -130,6 +133,10 @@ struct StudyArgs {
     /// Words of one context
     #[arg(long, value_name = "N", default_value_t = 150)]
     context_words: usize,
+    /// Times that the model is asked for questions about a context, some four each time
+    #[arg(long, value_name = "N", default_value_t = 2,
+        value_parser = clap::value_parser!(u8).range(1..=6))]
+    requests: u8,
     /// Seed: where in the texts the contexts start
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
@@ -146,6 +153,14 @@ struct TrainArgs {
     /// The fitted bridge to start from
     #[arg(long, value_name = "FILE")]
     from: PathBuf,
+    /// What to make of it: `trained` (its maps), `fuse` (what the cloud's KV adds to the edge's own,
+    /// from a joint map), or `prefix` (the edge's own KV behind tuned first tokens). The KV of the
+    /// tokens that all contexts begin with is tuned in all of them
+    #[arg(long, value_name = "NAME", default_value = "trained", value_parser = bridges::parse_mapping)]
+    mapping: MappingConfig,
+    /// The model whose distributions are learnt; the edge's if absent
+    #[arg(long, value_name = "NAME")]
+    teacher: Option<String>,
     /// Lessons, as `celslm align study` writes them
     #[arg(long, value_name = "FILE", required = true)]
     lessons: Vec<PathBuf>,
@@ -269,7 +284,8 @@ fn write_lessons(args: &StudyArgs) -> anyhow::Result<ExitCode> {
             questions += count(document);
             study::append(&mut file, document)
         };
-        study::study(&cloud, &calibration, args.contexts, &done, each, tell)
+        let amount = (args.contexts, usize::from(args.requests));
+        study::study(&cloud, &calibration, amount, &done, each, tell)
     })?;
     println!(
         "{}\n{} contexts, {questions} questions",
@@ -281,7 +297,7 @@ fn write_lessons(args: &StudyArgs) -> anyhow::Result<ExitCode> {
 
 fn train(args: &TrainArgs) -> anyhow::Result<ExitCode> {
     let bridge = Bridge::read(&args.from)?;
-    let alignment = alignment(bridge.alignment())?.with_mapping(MappingConfig::Trained);
+    let alignment = alignment(bridge.alignment())?.with_mapping(args.mapping.clone());
     let mut documents = Vec::new();
     for path in &args.lessons {
         documents.extend(study::read(path)?);
@@ -295,6 +311,11 @@ fn train(args: &TrainArgs) -> anyhow::Result<ExitCode> {
     };
     let mut fitting = Fitting::begin()?;
     let (cloud, edge) = (fitting.load(&args.cloud)?, fitting.load(&args.edge)?);
+    let other = args.teacher.as_ref().filter(|name| **name != args.edge);
+    let teacher = match other.filter(|name| **name != args.cloud) {
+        Some(name) => Some(fitting.load(name)?),
+        None => None,
+    };
     let edge_path = fitting.path(&args.edge)?;
     let configs = fitting.catalogue.root();
     let out = args
@@ -306,12 +327,14 @@ fn train(args: &TrainArgs) -> anyhow::Result<ExitCode> {
     let models = training::Models {
         cloud: &cloud,
         edge: &edge,
+        teacher: other.map(|_| teacher.as_ref().unwrap_or(&cloud)),
         edge_path: &edge_path,
     };
     let trained = fitting.run(args.steps as usize, "steps", |tell| {
         training::train(
             &models,
             &bridge,
+            args.mapping.clone(),
             &documents,
             options,
             &state,
@@ -336,8 +359,8 @@ fn train(args: &TrainArgs) -> anyhow::Result<ExitCode> {
 
 fn stated(losses: Losses) -> String {
     format!(
-        "attention {:.4}, KL {:.4}, NLL {:.4} (own KV {:.4})",
-        losses.attention, losses.kl, losses.nll, losses.own_nll
+        "attention {:.4}, KL {:.4}, NLL {:.4} (teacher {:.4})",
+        losses.attention, losses.kl, losses.nll, losses.teacher_nll
     )
 }
 

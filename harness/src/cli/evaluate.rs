@@ -131,9 +131,14 @@ fn evaluate(
     if let Some(cloud) = &cloud {
         for input in &inputs.bridges {
             let ends = [cloud, &model].map(celslm::fit::end);
+            // A self control has the edge's model at both ends.
+            let source = match input.bridge.is_self() {
+                true => &ends[1],
+                false => &ends[0],
+            };
             input
                 .bridge
-                .check_models(&ends[0], &ends[1])
+                .check_models(source, &ends[1])
                 .map_err(|error| {
                     Verdict::Config(format!("the bridge {}: {error}", input.path.display()))
                 })?;

@@ -11,7 +11,7 @@ use crate::engine::{ContextOutput, ContextRequest, Engine, EngineLimits, NodeSta
 use crate::flights::Flights;
 use crate::prefix_cache::PrefixCache;
 use anyhow::Context as _;
-use celslm_kv::align::BridgeEnd;
+use celslm_kv::align::{BridgeEnd, Sources};
 use celslm_kv::{Bridge, ContextId, KvBlock, KvStore};
 use celslm_model::{KvPrefix, ModelError};
 use celslm_wire::{ServiceError, Variant};
@@ -21,6 +21,8 @@ use tokio::sync::Semaphore;
 
 /// The store's name for the cloud model's own KV.
 const NATIVE: &str = "native";
+/// And for the edge model's.
+const IDENTITY: &str = "identity";
 
 /// What the node's calls share.
 pub(super) struct Shared {
@@ -53,7 +55,7 @@ pub(super) enum EdgeVariant {
 impl EdgeVariant {
     pub(super) fn key(&self) -> &str {
         match self {
-            Self::Identity(_) => "identity",
+            Self::Identity(_) => IDENTITY,
             Self::Bridged(_, key) => key,
         }
     }
@@ -207,7 +209,7 @@ impl Shared {
         }
         self.scores.evict(id);
         self.store.remove(id, NATIVE);
-        self.store.remove(id, "identity");
+        self.store.remove(id, IDENTITY);
         for (bridge, hash) in &self.bridges {
             self.store.remove(id, &bridge_key(bridge, hash));
         }
@@ -221,7 +223,7 @@ impl Shared {
 
     /// The form that a request names.
     pub(super) fn variant(&self, variant: &Variant) -> Result<EdgeVariant, ServiceError> {
-        if variant.alignment == "identity" {
+        if variant.alignment == IDENTITY {
             return self
                 .edge_engine
                 .clone()
@@ -339,14 +341,7 @@ impl Shared {
             return Ok(Ready::stored(block));
         }
         match variant {
-            EdgeVariant::Identity(engine) => {
-                let context = self.context(id)?;
-                let model = engine.model().clone();
-                let tokens = self.work(move || model.context_tokens(&context.system));
-                let tokens = tokens.await?.map_err(invalid)?;
-                self.computed(id, variant.key(), engine, tokens, deadline_ns)
-                    .await
-            }
+            EdgeVariant::Identity(engine) => self.own_of(id, engine, deadline_ns).await,
             EdgeVariant::Bridged(bridge, key) => {
                 let waiting = now_ns();
                 let _flight = self.flights.board(&format!("{id}/{key}")).await;
@@ -359,22 +354,65 @@ impl Shared {
                     });
                 }
                 let native = self.native(id, deadline_ns).await?;
+                let own = self.own(id, bridge, deadline_ns).await?;
                 let start = now_ns();
-                let bridge = bridge.clone();
-                let source = native.block.clone();
-                let mapped = self.work(move || bridge.map(&source)).await?;
+                let (bridge, context) = (bridge.clone(), self.context(id)?);
+                let (source, beside) =
+                    (native.block.clone(), own.as_ref().map(|o| o.block.clone()));
+                let map = move || {
+                    bridge.map(Sources {
+                        source: &source,
+                        own: beside.as_deref(),
+                        tokens: &context.tokens,
+                    })
+                };
+                let mapped = self.work(map).await?;
                 let block = Arc::new(mapped.map_err(internal)?);
                 let align_ns = now_ns() - start;
                 self.keep(id, key, &block)?;
                 Ok(Ready {
                     block,
                     store_hit: false,
-                    queue_ns: waited_ns + native.queue_ns,
-                    compute_ns: native.compute_ns,
+                    queue_ns: waited_ns + native.queue_ns + own.as_ref().map_or(0, |o| o.queue_ns),
+                    compute_ns: native.compute_ns + own.as_ref().map_or(0, |o| o.compute_ns),
                     align_ns,
                 })
             }
         }
+    }
+
+    /// The edge model's own KV of a context, where a bridge adds to it.
+    async fn own(
+        &self,
+        id: &ContextId,
+        bridge: &Bridge,
+        deadline_ns: u64,
+    ) -> Result<Option<Ready>, ServiceError> {
+        if !bridge.reads_own() {
+            return Ok(None);
+        }
+        if let Some(block) = self.store.get(id, IDENTITY) {
+            return Ok(Some(Ready::stored(block)));
+        }
+        let missing = || ServiceError::Internal("a bridge without the edge's model".to_owned());
+        let engine = self.edge_engine.clone().ok_or_else(missing)?;
+        let ready = self.own_of(id, &engine, deadline_ns).await?;
+        Ok(Some(ready))
+    }
+
+    /// KV that the edge's model, hosted here, computes of a context.
+    async fn own_of(
+        &self,
+        id: &ContextId,
+        engine: &Engine,
+        deadline_ns: u64,
+    ) -> Result<Ready, ServiceError> {
+        let context = self.context(id)?;
+        let model = engine.model().clone();
+        let tokens = self.work(move || model.context_tokens(&context.system));
+        let tokens = tokens.await?.map_err(invalid)?;
+        self.computed(id, IDENTITY, engine, tokens, deadline_ns)
+            .await
     }
 
     /// A context ready for the cloud model to continue, with whether its KV was there.

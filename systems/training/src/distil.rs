@@ -4,23 +4,22 @@
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor, Var};
-use celslm_kv::{BlockSpec, KvBlock, LayerKv};
+use celslm_kv::KvBlock;
 use celslm_model::{BatchItem, Decoder, KeyRetention, KvCache, KvPrefix, ModelError};
 use half::f16;
 
 use crate::adam::Adam;
-use crate::frozen::{FrozenDecoder, Kv, Packed};
+use crate::frozen::{FrozenDecoder, Packed};
 use crate::trainer::{Losses, Sequence, TrainingOptions, answers, nll, number};
+use crate::tuned::{FROZEN, TunedKv};
 use crate::{Result, ops};
-
-/// First tokens that stay as they are: attention sinks, which everything hangs on.
-const FROZEN: usize = 1;
 
 /// What a teacher says at the answers of some sequences.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Distributions {
-    /// Probabilities, `[answer rows, vocab_size]`.
-    rows: Vec<f32>,
+    /// Probabilities, `[answer rows, vocab_size]`. In fp16, for there are many: what is below its
+    /// smallest number is nothing.
+    rows: Vec<f16>,
     vocab_size: usize,
 }
 
@@ -46,10 +45,9 @@ impl Distributions {
             let logits = decoder.forward_all_logits(&mut item)?;
             for logits in &logits[sequence.answer.max(1) - 1..] {
                 let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-                let start = rows.len();
-                rows.extend(logits.iter().map(|x| (x - top).exp()));
-                let sum: f64 = rows[start..].iter().map(|x| f64::from(*x)).sum();
-                rows[start..].iter_mut().for_each(|x| *x /= sum as f32);
+                let raised: Vec<f32> = logits.iter().map(|x| (x - top).exp()).collect();
+                let sum: f64 = raised.iter().map(|x| f64::from(*x)).sum();
+                rows.extend(raised.iter().map(|x| f16::from_f32(x / sum as f32)));
             }
         }
         Ok(Self {
@@ -65,23 +63,21 @@ impl Distributions {
         self.rows.extend_from_slice(&more.rows);
         self.vocab_size = more.vocab_size;
     }
-}
 
-/// One layer, in units of how its numbers vary.
-struct Layer {
-    /// What stays, `[num_kv_heads, frozen tokens, head_dim]`.
-    fixed: Kv,
-    k: Var,
-    v: Var,
-    /// Spread of each channel, `[num_kv_heads, 1, head_dim]`.
-    spread: Kv,
+    /// As a tensor of as many rows as there are answer tokens to compare.
+    pub(crate) fn tensor(&self, rows: usize, device: &Device) -> Result<Tensor> {
+        if self.rows.len() != rows * self.vocab_size {
+            return Err(ModelError::Kv("the teacher spoke of other sequences".to_owned()).into());
+        }
+        let numbers: Vec<f32> = self.rows.iter().map(|x| x.to_f32()).collect();
+        Ok(Tensor::from_vec(numbers, (rows, self.vocab_size), device)?)
+    }
 }
 
 /// A context's KV being tuned.
 pub struct Distiller<'a> {
     decoder: &'a FrozenDecoder,
-    spec: BlockSpec,
-    layers: Vec<Layer>,
+    kv: TunedKv,
     options: TrainingOptions,
     adam: Adam,
 }
@@ -106,45 +102,17 @@ impl<'a> Distiller<'a> {
             ))
             .into());
         }
-        let layers = decoder.own_kv(block)?;
-        let layer = |kv: Kv| -> Result<Layer> {
-            let spread = |x: &Tensor| -> Result<Tensor> {
-                let rest = x.narrow(1, FROZEN, tokens - FROZEN)?;
-                let centred = rest.broadcast_sub(&rest.mean_keepdim(1)?)?;
-                Ok((centred.sqr()?.mean_keepdim(1)?.sqrt()? + 1e-4)?)
-            };
-            let spread = Kv {
-                k: spread(&kv.k)?,
-                v: spread(&kv.v)?,
-            };
-            let var = |x: &Tensor, spread: &Tensor| -> Result<Var> {
-                let rest = x.narrow(1, FROZEN, tokens - FROZEN)?;
-                Ok(Var::from_tensor(
-                    &rest.broadcast_div(spread)?.contiguous()?,
-                )?)
-            };
-            Ok(Layer {
-                k: var(&kv.k, &spread.k)?,
-                v: var(&kv.v, &spread.v)?,
-                fixed: Kv {
-                    k: kv.k.narrow(1, 0, FROZEN)?,
-                    v: kv.v.narrow(1, 0, FROZEN)?,
-                },
-                spread,
-            })
-        };
-        let layers = layers.into_iter().map(layer).collect::<Result<Vec<_>>>()?;
-        let adam = Adam::new(&variables(&layers));
+        let kv = TunedKv::new(decoder, block)?;
+        let adam = Adam::new(&kv.variables().collect::<Vec<_>>());
         Ok(Self {
             decoder,
-            spec: block.spec().clone(),
-            layers,
+            kv,
             options,
             adam,
         })
     }
 
-    /// One step towards what a teacher says; the losses before it. `own_nll` is the teacher's.
+    /// One step towards what a teacher says; the losses before it.
     ///
     /// # Errors
     /// Distributions of other sequences or of another vocabulary, and a device that fails.
@@ -152,7 +120,8 @@ impl<'a> Distiller<'a> {
         let (loss, losses) = self.loss(sequences, teacher)?;
         let gradients = loss.backward()?;
         let rate = self.options.rate(self.adam.steps);
-        self.adam.step(&variables(&self.layers), &gradients, rate)?;
+        let variables: Vec<&Var> = self.kv.variables().collect();
+        self.adam.step(&variables, &gradients, rate)?;
         Ok(losses)
     }
 
@@ -167,14 +136,10 @@ impl<'a> Distiller<'a> {
     fn loss(&self, sequences: &[Sequence], teacher: &Distributions) -> Result<(Tensor, Losses)> {
         let device = self.decoder.device();
         let tokens: Vec<&[u32]> = sequences.iter().map(|s| &s.tokens[..]).collect();
-        let packed = Packed::new(&tokens, self.spec.num_tokens(), device)?;
+        let packed = Packed::new(&tokens, self.kv.len(), device)?;
         let (kept, answers) = answers(sequences);
-        let size = (kept.len(), teacher.vocab_size);
-        if teacher.rows.len() != size.0 * size.1 {
-            return Err(ModelError::Kv("the teacher spoke of other sequences".to_owned()).into());
-        }
-        let target = Tensor::from_slice(&teacher.rows, size, device)?;
-        let context = self.kv()?;
+        let target = teacher.tensor(kept.len(), device)?;
+        let context = self.kv.kv()?;
         let hidden = self.decoder.forward(&packed, &context, |_, _| Ok(()))?;
         let logits = self.decoder.logits(&hidden, &kept)?;
         let kl = (ops::divergence(&logits, &target)? / kept.len().max(1) as f64)?;
@@ -182,23 +147,9 @@ impl<'a> Distiller<'a> {
             attention: 0.0,
             kl: number(&kl)?,
             nll: nll(&ops::softmax(&logits.detach())?, &answers)?,
-            own_nll: nll(&target, &answers)?,
+            teacher_nll: nll(&target, &answers)?,
         };
         Ok((kl, losses))
-    }
-
-    /// Keys and values with gradients.
-    fn kv(&self) -> Result<Vec<Kv>> {
-        let side = |fixed: &Tensor, x: &Var, spread: &Tensor| -> Result<Tensor> {
-            Ok(Tensor::cat(&[fixed, &x.broadcast_mul(spread)?], 1)?)
-        };
-        let layer = |layer: &Layer| -> Result<Kv> {
-            Ok(Kv {
-                k: side(&layer.fixed.k, &layer.k, &layer.spread.k)?,
-                v: side(&layer.fixed.v, &layer.v, &layer.spread.v)?,
-            })
-        };
-        self.layers.iter().map(layer).collect()
     }
 
     /// The KV as tuned so far, pre-RoPE like every block.
@@ -206,32 +157,6 @@ impl<'a> Distiller<'a> {
     /// # Errors
     /// A device that fails.
     pub fn block(&self) -> Result<KvBlock> {
-        let kv = self.kv()?;
-        let narrow = |x: &Tensor| -> Result<Vec<f16>> {
-            let numbers: Vec<f32> = x
-                .contiguous()?
-                .to_device(&Device::Cpu)?
-                .flatten_all()?
-                .to_vec1()?;
-            Ok(numbers
-                .iter()
-                .map(|x| f16::from_f32(x.clamp(-65504.0, 65504.0)))
-                .collect())
-        };
-        let layer = |kv: &Kv| -> Result<LayerKv> {
-            Ok(LayerKv {
-                k: narrow(&self.decoder.unrotated(&kv.k)?)?,
-                v: narrow(&kv.v)?,
-            })
-        };
-        let layers = kv.iter().map(layer).collect::<Result<Vec<_>>>()?;
-        Ok(KvBlock::from_spec(self.spec.clone(), layers).map_err(celslm_kv::AlignError::from)?)
+        self.kv.block(self.decoder)
     }
-}
-
-fn variables(layers: &[Layer]) -> Vec<&Var> {
-    layers
-        .iter()
-        .flat_map(|layer| [&layer.k, &layer.v])
-        .collect()
 }

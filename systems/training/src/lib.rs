@@ -10,6 +10,7 @@ mod map;
 mod ops;
 mod state;
 mod trainer;
+mod tuned;
 
 pub use distil::{Distiller, Distributions};
 pub use frozen::FrozenDecoder;

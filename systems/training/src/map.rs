@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 
 use candle_core::{Device, Tensor, Var};
-use celslm_kv::align::{KvSide, Numbers, Part, Storage, Weights};
-use celslm_kv::{Bridge, KvBlock};
+use celslm_kv::Bridge;
+use celslm_kv::align::{CommonPrefix, KvSide, Numbers, Part, Sources, Storage, Weights};
 
 use crate::Result;
 use crate::frozen::{FrozenDecoder, Kv};
+use crate::tuned::{FROZEN, TunedKv};
 
 /// Rows of a fitted map, standardised: every input with mean 0 and spread 1 over the text, every
 /// output in units of its spread. Weights are of one size then, and one learning rate suits all.
@@ -16,8 +17,30 @@ struct PartNetwork {
     centre: Tensor,
     scale: Tensor,
     /// `[source_width, rank]` where the map is in two factors.
-    down: Option<Var>,
+    down: Option<Down>,
     runs: Vec<Run>,
+    /// Whether the rows are added to the edge's own.
+    residual: bool,
+}
+
+/// A first factor.
+enum Down {
+    Trained(Var),
+    /// Stored in 8 bits and left as it is: what would be found between its codes could not be kept.
+    /// The second factor is in units of what comes out of it.
+    Frozen {
+        weight: Tensor,
+        units: Tensor,
+    },
+}
+
+impl Down {
+    fn weight(&self) -> &Tensor {
+        match self {
+            Self::Trained(weight) => weight,
+            Self::Frozen { weight, .. } => weight,
+        }
+    }
 }
 
 /// The columns of one layer's keys or values.
@@ -35,6 +58,9 @@ struct Run {
 /// All parts of a bridge.
 pub(crate) struct MapNetwork {
     parts: Vec<PartNetwork>,
+    /// The first tokens of every context, where the bridge has them.
+    prefix: Option<TunedKv>,
+    /// First tokens that are the edge's own where there is no prefix.
     sinks: usize,
 }
 
@@ -46,6 +72,8 @@ pub(crate) struct Context {
     pub(crate) own: Vec<Kv>,
     angles: (Tensor, Tensor),
     tokens: usize,
+    /// Whether it begins with the bridge's prefix.
+    begins: bool,
 }
 
 /// Mean and spread of columns.
@@ -76,19 +104,26 @@ impl Spread {
 }
 
 impl MapNetwork {
-    /// The network of a bridge. Pairs of blocks of the same contexts say how inputs and outputs
-    /// vary.
+    /// The network of a bridge. Some contexts say how inputs and outputs vary.
     pub(crate) fn new(
         bridge: &Bridge,
-        sample: &[(&KvBlock, &KvBlock)],
-        device: &Device,
+        decoder: &FrozenDecoder,
+        sample: &[Sources<'_>],
     ) -> Result<Self> {
         let head_dim = bridge.target().shape.head_dim;
         let sinks = bridge.manifest().skipped_tokens;
         let parts = bridge.parts().iter();
-        let part = |part: &Part| PartNetwork::new(part, sample, sinks, head_dim, device);
+        let part = |part: &Part| PartNetwork::new(part, sample, sinks, head_dim, decoder.device());
+        let prefix = bridge
+            .prefix()
+            .map(|prefix| prefix.tuned().unwrap_or(prefix.exact()));
+        let prefix = prefix.filter(|block| block.num_tokens() > FROZEN);
         Ok(Self {
             parts: parts.map(part).collect::<Result<_>>()?,
+            prefix: match prefix {
+                Some(block) => Some(TunedKv::new(decoder, block)?),
+                None => None,
+            },
             sinks,
         })
     }
@@ -97,11 +132,14 @@ impl MapNetwork {
     pub(crate) fn variables(&self) -> Vec<&Var> {
         let mut found = Vec::new();
         for part in &self.parts {
-            found.extend(&part.down);
+            if let Some(Down::Trained(down)) = &part.down {
+                found.push(down);
+            }
             for run in &part.runs {
                 found.extend([&run.up, &run.bias]);
             }
         }
+        found.extend(self.prefix.iter().flat_map(TunedKv::variables));
         found
     }
 
@@ -110,14 +148,14 @@ impl MapNetwork {
         &self,
         bridge: &Bridge,
         decoder: &FrozenDecoder,
-        source: &KvBlock,
-        own: &KvBlock,
+        from: Sources<'_>,
     ) -> Result<Context> {
+        let own = from.own.unwrap_or(from.source);
         let tokens = own.num_tokens();
         let device = decoder.device();
         let mut rows = Vec::with_capacity(self.parts.len());
         for (network, part) in self.parts.iter().zip(bridge.parts()) {
-            let numbers = part.source_rows(source)?;
+            let numbers = part.source_rows(from)?;
             let width = numbers.len() / tokens.max(1);
             let x = Tensor::from_vec(numbers, (tokens, width), device)?;
             rows.push(
@@ -127,21 +165,25 @@ impl MapNetwork {
         }
         let positions: Vec<usize> = own.positions().collect();
         let angles = decoder.angles(&positions)?;
+        let begins = bridge
+            .prefix()
+            .is_some_and(|prefix| from.tokens.starts_with(prefix.tokens()));
         Ok(Context {
             rows,
             own: decoder.own_kv(own)?,
             angles,
             tokens,
+            begins,
         })
     }
 
-    /// The context's KV as mapped, behind its exact first tokens.
+    /// The context's KV as mapped, behind its first tokens, which are the prefix as tuned, or exact.
     pub(crate) fn forward(&self, decoder: &FrozenDecoder, context: &Context) -> Result<Vec<Kv>> {
         let head_dim = decoder.config().head_dim;
         let mut found: BTreeMap<(usize, KvSide), Vec<(usize, Tensor)>> = BTreeMap::new();
         for (part, x) in self.parts.iter().zip(&context.rows) {
             let features = match &part.down {
-                Some(down) => x.matmul(down)?,
+                Some(down) => x.matmul(down.weight())?,
                 None => x.clone(),
             };
             for run in &part.runs {
@@ -153,24 +195,40 @@ impl MapNetwork {
                     .push((run.first_head, y));
             }
         }
-        let exact = self.sinks.min(context.tokens);
+        let residual = self.parts.iter().any(|part| part.residual);
+        let tuned = self.prefix.as_ref().filter(|_| context.begins);
+        let first = tuned.map(TunedKv::kv).transpose()?;
+        let exact = tuned.map_or(self.sinks, TunedKv::len).min(context.tokens);
         let mut side = |layer: usize, side: KvSide, own: &Tensor| -> Result<Tensor> {
+            let rest = context.tokens - exact;
             let mut runs = found.remove(&(layer, side)).unwrap_or_default();
             runs.sort_by_key(|(head, _)| *head);
             let runs: Vec<Tensor> = runs.into_iter().map(|(_, y)| y).collect();
-            let all = Tensor::cat(&runs, 1)?;
-            let heads = all.dims()[1] / head_dim;
-            let mut all = all.reshape((context.tokens, heads, head_dim))?;
-            if side == KvSide::K {
-                all = decoder.rotate(&all, &context.angles)?;
-            }
-            let mapped = all
-                .transpose(0, 1)?
-                .narrow(1, exact, context.tokens - exact)?;
-            Ok(Tensor::cat(
-                &[&own.narrow(1, 0, exact)?, &mapped.contiguous()?],
-                1,
-            )?)
+            let own_rest = own.narrow(1, exact, rest)?;
+            let mapped = if runs.is_empty() {
+                own_rest
+            } else {
+                let all = Tensor::cat(&runs, 1)?;
+                let heads = all.dims()[1] / head_dim;
+                let mut all = all.reshape((context.tokens, heads, head_dim))?;
+                if side == KvSide::K {
+                    // A rotation is linear: what is added may be rotated by itself.
+                    all = decoder.rotate(&all, &context.angles)?;
+                }
+                let all = all.transpose(0, 1)?.narrow(1, exact, rest)?.contiguous()?;
+                match residual {
+                    true => (own_rest + all)?,
+                    false => all,
+                }
+            };
+            let begin = match &first {
+                Some(first) => match side {
+                    KvSide::K => first[layer].k.clone(),
+                    KvSide::V => first[layer].v.clone(),
+                },
+                None => own.narrow(1, 0, exact)?,
+            };
+            Ok(Tensor::cat(&[&begin, &mapped.contiguous()?], 1)?)
         };
         let mut layers = Vec::with_capacity(context.own.len());
         for (layer, own) in context.own.iter().enumerate() {
@@ -182,20 +240,35 @@ impl MapNetwork {
         Ok(layers)
     }
 
-    /// The bridge's parts with the network's numbers, stored as asked.
-    pub(crate) fn parts(&self, bridge: &Bridge, storage: Storage) -> Result<Vec<Part>> {
+    /// The bridge's parts with the network's numbers, stored as the bridge stores them.
+    pub(crate) fn parts(&self, bridge: &Bridge) -> Result<Vec<Part>> {
         let mut parts = Vec::with_capacity(self.parts.len());
         for (network, part) in self.parts.iter().zip(bridge.parts()) {
-            parts.push(network.part(part, storage)?);
+            parts.push(network.part(part, bridge.storage())?);
         }
         Ok(parts)
+    }
+
+    /// The bridge's prefix as tuned.
+    pub(crate) fn prefix(
+        &self,
+        bridge: &Bridge,
+        decoder: &FrozenDecoder,
+    ) -> Result<Option<CommonPrefix>> {
+        let Some(prefix) = bridge.prefix().cloned() else {
+            return Ok(None);
+        };
+        Ok(Some(match &self.prefix {
+            Some(tuned) => prefix.with_tuned(tuned.block(decoder)?)?,
+            None => prefix,
+        }))
     }
 }
 
 impl PartNetwork {
     fn new(
         part: &Part,
-        sample: &[(&KvBlock, &KvBlock)],
+        sample: &[Sources<'_>],
         sinks: usize,
         head_dim: usize,
         device: &Device,
@@ -203,8 +276,9 @@ impl PartNetwork {
         let affine = &part.affine;
         let (p, q) = (affine.source_width(), affine.target_width());
         let (mut x, mut y) = (Vec::new(), Vec::new());
-        for (source, own) in sample {
-            x.extend(part.source_rows(source)?.into_iter().skip(sinks * p));
+        for from in sample {
+            x.extend(part.source_rows(*from)?.into_iter().skip(sinks * p));
+            let own = from.own.unwrap_or(from.source);
             y.extend(part.target_rows(own)?.into_iter().skip(sinks * q));
         }
         let inputs = Spread::of(&x, p);
@@ -224,6 +298,7 @@ impl PartNetwork {
                 (None, up, (bias + shift)?)
             }
             Weights::Factored { down, up } => {
+                let frozen = down.storage() == Storage::Int8;
                 let (down, up) = (matrix(down)?, matrix(up)?);
                 let shift = centre
                     .unsqueeze(0)?
@@ -236,11 +311,14 @@ impl PartNetwork {
                 let rows = rows.broadcast_sub(&centre)?.broadcast_div(&spread)?;
                 let between: Vec<f32> = rows.matmul(&down)?.flatten_all()?.to_vec1()?;
                 let between = Tensor::new(Spread::of(&between, rank).spread, device)?;
-                (
-                    Some(Var::from_tensor(&down.broadcast_div(&between)?)?),
-                    up.broadcast_mul(&between.unsqueeze(1)?)?,
-                    (bias + shift)?,
-                )
+                let weight = down.broadcast_div(&between)?;
+                let units = between.unsqueeze(1)?;
+                let up = up.broadcast_mul(&units)?;
+                let down = match frozen {
+                    true => Down::Frozen { weight, units },
+                    false => Down::Trained(Var::from_tensor(&weight)?),
+                };
+                (Some(down), up, (bias + shift)?)
             }
         };
         let mut runs = Vec::new();
@@ -271,6 +349,7 @@ impl PartNetwork {
             scale: spread.recip()?,
             down,
             runs,
+            residual: !part.own.is_empty(),
         })
     }
 
@@ -290,15 +369,24 @@ impl PartNetwork {
         let flat = |x: &Tensor| x.flatten_all()?.to_vec1::<f32>();
         let affine = match &self.down {
             Some(down) => {
-                let down = narrow(down)?;
-                let shift = centre.matmul(&down)?.matmul(&up)?.squeeze(0)?;
-                let (down, up) = (flat(&down)?, flat(&up)?);
-                let numbers = Numbers::Factored {
-                    down: &down,
-                    up: &up,
-                };
-                part.affine
-                    .with_numbers(numbers, flat(&(bias - shift)?)?, storage)?
+                let wide = narrow(down.weight())?;
+                let shift = centre.matmul(&wide)?.matmul(&up)?.squeeze(0)?;
+                let bias = flat(&(bias - shift)?)?;
+                match down {
+                    Down::Trained(_) => {
+                        let (down, up) = (flat(&wide)?, flat(&up)?);
+                        let numbers = Numbers::Factored {
+                            down: &down,
+                            up: &up,
+                        };
+                        part.affine.with_numbers(numbers, bias, storage)?
+                    }
+                    Down::Frozen { units, .. } => {
+                        let up = flat(&up.broadcast_div(units)?)?;
+                        let numbers = Numbers::Second(&up);
+                        part.affine.with_numbers(numbers, bias, storage)?
+                    }
+                }
             }
             None => {
                 let up = narrow(&up)?;

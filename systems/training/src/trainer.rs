@@ -1,19 +1,23 @@
-//! Training a bridge so that the edge's model answers from mapped KV as it does from its own.
+//! Training a bridge so that the edge's model answers from mapped KV as a teacher does from its own.
 //!
-//! Both models are frozen. The teacher is the edge's model with its own KV of a context; what is
-//! learned is the map, from two errors: of what each layer's attention reads from the mapped KV,
-//! asked with the teacher's queries, and of the distributions over next tokens at answers.
+//! The models are frozen. The teacher is the edge's model with its own KV of a context, or another
+//! whose distributions are given; what is learned is the map, and the KV of the tokens that all
+//! contexts begin with, from two errors: of what each layer's attention reads from the mapped KV, asked
+//! with the queries that the edge's model has over its own, and of the distributions over next tokens
+//! at answers.
 
 use std::path::Path;
 
 use candle_core::Tensor;
-use celslm_kv::align::TrainingRecord;
-use celslm_kv::{Bridge, KvBlock, MappingConfig};
+use celslm_kv::align::{Sources, TrainingRecord};
+use celslm_kv::{Bridge, KvBlock};
 
 use crate::adam::Adam;
+use crate::distil::Distributions;
 use crate::frozen::{Attended, FrozenDecoder, Kv, Packed};
 use crate::map::{Context, MapNetwork};
 use crate::{Result, ops, state};
+use celslm_model::ModelError;
 
 /// A question about a context with its answer, in tokens of the edge's model.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,12 +31,26 @@ pub struct Sequence {
 /// A context in both models' KV, and what is asked about it.
 #[derive(Debug, Clone)]
 pub struct Lesson {
+    /// The context in tokens of the edge's model.
+    pub tokens: Vec<u32>,
     /// The cloud model's KV.
     pub source: KvBlock,
     /// The edge model's.
     pub own: KvBlock,
     /// Questions and answers; at least one.
     pub sequences: Vec<Sequence>,
+    /// What another model says at the answers; `None` where the edge's is the teacher.
+    pub teacher: Option<Distributions>,
+}
+
+impl Lesson {
+    fn sources(&self) -> Sources<'_> {
+        Sources {
+            source: &self.source,
+            own: Some(&self.own),
+            tokens: &self.tokens,
+        }
+    }
 }
 
 /// How to train.
@@ -69,12 +87,12 @@ pub struct Losses {
     /// Squared error of what attention adds to the residual stream, relative to what it adds from
     /// the edge's own KV; mean over layers.
     pub attention: f64,
-    /// KL divergence from the distribution with the edge's own KV, nats.
+    /// KL divergence from the teacher's distribution, nats.
     pub kl: f64,
     /// Negative log-likelihood of the answer, nats.
     pub nll: f64,
-    /// The same from the edge's own KV.
-    pub own_nll: f64,
+    /// The teacher's.
+    pub teacher_nll: f64,
 }
 
 impl Losses {
@@ -83,7 +101,7 @@ impl Losses {
             attention: self.attention * by,
             kl: self.kl * by,
             nll: self.nll * by,
-            own_nll: self.own_nll * by,
+            teacher_nll: self.teacher_nll * by,
         }
     }
 
@@ -92,7 +110,7 @@ impl Losses {
             attention: self.attention + other.attention,
             kl: self.kl + other.kl,
             nll: self.nll + other.nll,
-            own_nll: self.own_nll + other.own_nll,
+            teacher_nll: self.teacher_nll + other.teacher_nll,
         }
     }
 
@@ -113,11 +131,11 @@ pub struct Trainer<'a> {
     adam: Adam,
 }
 
-/// The teacher's view of a lesson.
-struct Taught {
+/// What the edge's model does with its own KV of a lesson.
+struct Own {
     layers: Vec<Attended>,
-    /// Probabilities at answers, `[answer tokens, vocab_size]`.
-    target: Tensor,
+    /// Before the last norm, `[rows, hidden_size]`.
+    hidden: Tensor,
 }
 
 impl<'a> Trainer<'a> {
@@ -131,11 +149,8 @@ impl<'a> Trainer<'a> {
         sample: &[&Lesson],
         options: TrainingOptions,
     ) -> Result<Self> {
-        let blocks: Vec<_> = sample
-            .iter()
-            .map(|lesson| (&lesson.source, &lesson.own))
-            .collect();
-        let network = MapNetwork::new(bridge, &blocks, decoder.device())?;
+        let sample: Vec<_> = sample.iter().map(|lesson| lesson.sources()).collect();
+        let network = MapNetwork::new(bridge, decoder, &sample)?;
         let adam = Adam::new(&network.variables());
         Ok(Self {
             decoder,
@@ -195,9 +210,10 @@ impl<'a> Trainer<'a> {
     ///
     /// # Errors
     /// Numbers that the bridge's storage cannot hold.
-    pub fn bridge(&self, mapping: MappingConfig, record: TrainingRecord) -> Result<Bridge> {
-        let parts = self.network.parts(&self.initial, mapping.storage())?;
-        Ok(self.initial.trained(mapping, record, parts)?)
+    pub fn bridge(&self, record: TrainingRecord) -> Result<Bridge> {
+        let parts = self.network.parts(&self.initial)?;
+        let prefix = self.network.prefix(&self.initial, self.decoder)?;
+        Ok(self.initial.trained(record, parts, prefix)?)
     }
 
     /// Writes down where training stands. `tag` says what the run is.
@@ -222,27 +238,39 @@ impl<'a> Trainer<'a> {
         let decoder = self.decoder;
         let context = self
             .network
-            .context(&self.initial, decoder, &lesson.source, &lesson.own)?;
+            .context(&self.initial, decoder, lesson.sources())?;
         let sequences: Vec<&[u32]> = lesson.sequences.iter().map(|s| &s.tokens[..]).collect();
         let start = lesson.own.positions().end;
         let packed = Packed::new(&sequences, start, decoder.device())?;
         let (kept, answers) = answers(&lesson.sequences);
-        let taught = self.teach(&packed, &context, &kept)?;
+        let reads = self.options.attention > 0.0 || !learns;
+        let own = match reads || lesson.teacher.is_none() {
+            true => Some(self.own(&packed, &context)?),
+            false => None,
+        };
+        let target = match (&lesson.teacher, &own) {
+            (Some(teacher), _) => teacher.tensor(kept.len(), decoder.device())?,
+            (None, Some(own)) => ops::softmax(&decoder.logits(&own.hidden, &kept)?)?.detach(),
+            // Computed above wherever there is no other teacher.
+            (None, None) => {
+                return Err(ModelError::Kv("a lesson without a teacher".to_owned()).into());
+            }
+        };
         let mapped = self.network.forward(decoder, &context)?;
         let mut total = Tensor::zeros(1, candle_core::DType::F32, decoder.device())?;
         let mut losses = Losses {
-            own_nll: nll(&taught.target, &answers)?,
+            teacher_nll: nll(&target, &answers)?,
             ..Losses::default()
         };
-        if self.options.attention > 0.0 || !learns {
-            let error = self.attention_error(&packed, &taught, &mapped)?;
+        if let Some(own) = own.filter(|_| reads) {
+            let error = self.attention_error(&packed, &own, &mapped)?;
             losses.attention = number(&error)?;
             total = (total + (error * self.options.attention)?)?;
         }
         if self.options.divergence > 0.0 || !learns {
             let hidden = decoder.forward(&packed, &mapped, |_, _| Ok(()))?;
             let logits = decoder.logits(&hidden, &kept)?;
-            let kl = (ops::divergence(&logits, &taught.target)? / kept.len().max(1) as f64)?;
+            let kl = (ops::divergence(&logits, &target)? / kept.len().max(1) as f64)?;
             losses.kl = number(&kl)?;
             losses.nll = nll(&ops::softmax(&logits.detach())?, &answers)?;
             total = (total + (kl * self.options.divergence)?)?;
@@ -250,14 +278,12 @@ impl<'a> Trainer<'a> {
         Ok((total, losses))
     }
 
-    fn teach(&self, packed: &Packed, context: &Context, kept: &[u32]) -> Result<Taught> {
+    fn own(&self, packed: &Packed, context: &Context) -> Result<Own> {
         let mut layers = Vec::with_capacity(context.own.len());
         let hidden = self.decoder.forward(packed, &context.own, |_, attended| {
             layers.push(attended);
             Ok(())
         })?;
-        let logits = self.decoder.logits(&hidden, kept)?;
-        let target = ops::softmax(&logits)?.detach();
         let frozen = |a: Attended| Attended {
             q: a.q.detach(),
             own: Kv {
@@ -266,15 +292,15 @@ impl<'a> Trainer<'a> {
             },
             out: a.out.detach(),
         };
-        Ok(Taught {
+        Ok(Own {
             layers: layers.into_iter().map(frozen).collect(),
-            target,
+            hidden: hidden.detach(),
         })
     }
 
-    fn attention_error(&self, packed: &Packed, taught: &Taught, mapped: &[Kv]) -> Result<Tensor> {
+    fn attention_error(&self, packed: &Packed, own: &Own, mapped: &[Kv]) -> Result<Tensor> {
         let mut errors = Vec::with_capacity(mapped.len());
-        for (layer, (mapped, own)) in mapped.iter().zip(&taught.layers).enumerate() {
+        for (layer, (mapped, own)) in mapped.iter().zip(&own.layers).enumerate() {
             let out = self
                 .decoder
                 .attend(layer, &own.q, &own.own, mapped, packed.mask())?;

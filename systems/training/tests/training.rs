@@ -1,14 +1,15 @@
-//! Training on models of random weights: the frozen decoder is the decoder, and a spoilt map is
-//! mended.
+//! Training on models of random weights: the frozen decoder is the decoder, a spoilt map is mended,
+//! and first tokens and residuals learn what a teacher says.
 
 use std::path::Path;
 use std::sync::Arc;
 
+use celslm_kv::align::mapping::{Fuse, Joint};
 use celslm_kv::align::{
-    Alignment as _, BridgeEnd, BridgeFitter, Depth, FitOptions, Numbers, Part, TrainingRecord,
-    Weights,
+    Alignment as _, All, BridgeEnd, BridgeFitter, CommonPrefix, Depth, FitOptions, Numbers, Part,
+    Sources, TrainingRecord, Weights,
 };
-use celslm_kv::{Bridge, KvBlock, MappingConfig};
+use celslm_kv::{Bridge, KvBlock, MappingConfig, ModelFingerprint};
 use celslm_model::synthetic::SyntheticModel;
 use celslm_model::{GgufFile, KeyRetention, KvCache, KvPrefix, LoadedModel};
 use celslm_training::{
@@ -40,21 +41,69 @@ fn tokens(model: &LoadedModel, count: usize, seed: usize) -> Vec<u32> {
         .collect()
 }
 
+/// Tokens that all contexts begin with.
+const COMMON: usize = 6;
+
+fn context(model: &LoadedModel, seed: usize) -> Vec<u32> {
+    let mut context = tokens(model, 40, seed);
+    context[..COMMON].copy_from_slice(&tokens(model, COMMON, 1000));
+    context
+}
+
+fn prefill(model: &LoadedModel, tokens: &[u32]) -> KvBlock {
+    model.decoder.context_kv(tokens, || true).unwrap().unwrap()
+}
+
 fn lesson(model: &LoadedModel, seed: usize) -> Lesson {
-    let block = model
-        .decoder
-        .context_kv(&tokens(model, 40, seed), || true)
-        .unwrap()
-        .unwrap();
+    let context = context(model, seed);
+    let block = prefill(model, &context);
     let sequence = |seed, length| Sequence {
         tokens: tokens(model, length, seed),
         answer: length - 4,
     };
     Lesson {
+        tokens: context,
         source: block.clone(),
         own: block,
+        teacher: None,
         sequences: vec![sequence(seed + 100, 12), sequence(seed + 200, 9)],
     }
+}
+
+/// The same lesson with another model for its teacher.
+fn taught_by(teacher: &LoadedModel, lesson: &Lesson) -> Lesson {
+    let read = prefill(teacher, &lesson.tokens);
+    let read = Arc::new(KvPrefix::from_block(&read, teacher.decoder.rope()).unwrap());
+    let said = Distributions::of(&teacher.decoder, &read, &lesson.sequences).unwrap();
+    Lesson {
+        teacher: Some(said),
+        ..lesson.clone()
+    }
+}
+
+/// A joint map from the model to itself, with its prefix.
+fn joint(model: &LoadedModel) -> Bridge {
+    let end = BridgeEnd {
+        fingerprint: model.decoder.fingerprint(),
+        shape: model.decoder.kv_shape(),
+    };
+    let layers = end.shape.num_layers;
+    let map = All::default().layer_map(layers, layers, None).unwrap();
+    let mapping = MappingConfig::Joint(Joint {
+        rank: 32,
+        stride: 1,
+        ..Joint::default()
+    });
+    let options = FitOptions::new("all", "none", 0, "test").with_mapping(mapping);
+    let mut fitter = BridgeFitter::new(end, end, &map, options).unwrap();
+    for seed in 0..20 {
+        let lesson = lesson(model, seed);
+        fitter.add(&lesson.source, &lesson.own).unwrap();
+    }
+    let common = tokens(model, COMMON, 1000);
+    let exact = prefill(model, &common);
+    let prefix = CommonPrefix::new(common, exact).unwrap();
+    fitter.finish().unwrap().with_prefix(prefix).unwrap()
 }
 
 /// A ridge from the model to itself.
@@ -76,6 +125,7 @@ fn fitted(model: &LoadedModel) -> Bridge {
 
 fn record() -> TrainingRecord {
     TrainingRecord {
+        teacher: ModelFingerprint::from_bytes([7; 32]),
         steps: 1,
         contexts: 1,
         held_out_contexts: 1,
@@ -123,9 +173,9 @@ fn the_frozen_decoder_is_the_decoder() {
     }
     let expected = sum / f64::from(count);
     assert!(
-        (found.own_nll - expected).abs() < 2e-3,
+        (found.teacher_nll - expected).abs() < 2e-3,
         "{} against {expected}",
-        found.own_nll
+        found.teacher_nll
     );
     assert!(found.kl < 1e-2 && found.attention < 1e-2, "{found:?}");
 }
@@ -153,9 +203,8 @@ fn a_spoilt_map_is_mended() {
         }
     };
     let parts = fitted.parts().iter().map(spoil).collect();
-    let spoilt = fitted
-        .trained(MappingConfig::Trained, record(), parts)
-        .unwrap();
+    let begun = fitted.to_train(MappingConfig::Trained).unwrap();
+    let spoilt = begun.trained(record(), parts, None).unwrap();
     let lessons: Vec<Lesson> = (0..6).map(|seed| lesson(&model, seed)).collect();
     let sample: Vec<&Lesson> = lessons.iter().collect();
     let mut trainer = Trainer::new(&frozen, &spoilt, &sample, OPTIONS).unwrap();
@@ -183,7 +232,7 @@ fn a_spoilt_map_is_mended() {
     );
 
     // What is written maps as what was trained.
-    let bridge = trainer.bridge(MappingConfig::Trained, record()).unwrap();
+    let bridge = trainer.bridge(record()).unwrap();
     assert_eq!(bridge.manifest().training, Some(record()));
     let again = Trainer::new(&frozen, &bridge, &sample, OPTIONS).unwrap();
     let read: Losses = again.evaluate(&unseen).unwrap();
@@ -204,7 +253,7 @@ fn tuned_kv_says_what_the_teacher_says() {
     let same = Distiller::new(&frozen, &taught.own, OPTIONS).unwrap();
     let none = same.evaluate(&taught.sequences, &teacher).unwrap();
     assert!(
-        none.kl < 1e-3 && (none.nll - none.own_nll).abs() < 1e-2,
+        none.kl < 1e-3 && (none.nll - none.teacher_nll).abs() < 1e-2,
         "{none:?}"
     );
 
@@ -231,4 +280,127 @@ fn tuned_kv_says_what_the_teacher_says() {
 
     // Of other questions the teacher has said nothing.
     assert!(again.evaluate(&other.sequences[..1], &teacher).is_err());
+}
+
+/// First tokens learn what another model says, and nothing else of a context's own KV changes.
+#[test]
+fn a_tuned_prefix_says_what_the_teacher_says() {
+    let dir = tempfile::tempdir().unwrap();
+    let (own, frozen) = model(dir.path(), 6);
+    let (teacher, _) = model(dir.path(), 7);
+    let bridge = joint(&own).to_train(MappingConfig::Prefix).unwrap();
+    assert!(bridge.reads_own() && bridge.is_self());
+    let lessons: Vec<Lesson> = (0..4)
+        .map(|seed| taught_by(&teacher, &lesson(&own, seed)))
+        .collect();
+    let sample: Vec<&Lesson> = lessons.iter().collect();
+    let options = TrainingOptions {
+        attention: 0.0,
+        ..OPTIONS
+    };
+    let mut trainer = Trainer::new(&frozen, &bridge, &sample, options).unwrap();
+    let mean = |trainer: &Trainer<'_>| {
+        let all = lessons.iter().map(|l| trainer.evaluate(l).unwrap());
+        Losses::mean(&all.collect::<Vec<_>>())
+    };
+    let before = mean(&trainer);
+    // Without a step it is the edge's own KV.
+    let untaught = trainer.evaluate(&lesson(&own, 1)).unwrap();
+    assert!(untaught.kl < 1e-3, "{untaught:?}");
+    for step in 0..200 {
+        trainer.step(&[&lessons[step % lessons.len()]]).unwrap();
+    }
+    let after = mean(&trainer);
+    assert!(after.kl < 0.8 * before.kl, "{before:?} {after:?}");
+
+    let tuned = trainer.bridge(record()).unwrap();
+    let read = Bridge::from_bytes(&tuned.to_bytes().unwrap()).unwrap();
+    assert_eq!(read, tuned);
+    let tokens = context(&own, 9);
+    let block = prefill(&own, &tokens);
+    let map = |tokens: &[u32]| {
+        read.map(Sources {
+            source: &block,
+            own: Some(&block),
+            tokens,
+        })
+        .unwrap()
+    };
+    let mapped = map(&tokens);
+    let rest = COMMON..tokens.len();
+    let part = |block: &KvBlock, run| block.slice_tokens(run).unwrap();
+    assert_eq!(part(&mapped, rest.clone()), part(&block, rest));
+    assert_ne!(part(&mapped, 0..COMMON), part(&block, 0..COMMON));
+    assert_eq!(part(&mapped, 0..1), part(&block, 0..1), "the sink stays");
+    // A context that begins otherwise has its exact beginning.
+    let mut other = tokens;
+    other[COMMON - 1] ^= 1;
+    assert_eq!(map(&other), block);
+    assert!(read.map(&block).is_err(), "it needs the edge's own KV");
+}
+
+/// A residual begins at nothing, and what training finds is what is stored.
+#[test]
+fn a_residual_learns_and_its_bridge_maps_alike() {
+    let dir = tempfile::tempdir().unwrap();
+    let (own, frozen) = model(dir.path(), 8);
+    let (teacher, _) = model(dir.path(), 9);
+    let fitted = joint(&own);
+    assert!(
+        fitted
+            .to_train(MappingConfig::Fuse(Fuse { rank: 1 }))
+            .is_err()
+    );
+    let begun = fitted
+        .to_train(MappingConfig::Fuse(Fuse { rank: 16 }))
+        .unwrap();
+    let untaught = lesson(&own, 3);
+    let sources = Sources {
+        source: &untaught.source,
+        own: Some(&untaught.own),
+        tokens: &untaught.tokens,
+    };
+    assert_eq!(begun.map(sources).unwrap(), untaught.own);
+    let lessons: Vec<Lesson> = (0..4)
+        .map(|seed| taught_by(&teacher, &lesson(&own, seed)))
+        .collect();
+    let sample: Vec<&Lesson> = lessons.iter().collect();
+    let mut trainer = Trainer::new(&frozen, &begun, &sample, OPTIONS).unwrap();
+    let before = trainer.evaluate(&lessons[0]).unwrap();
+    for step in 0..100 {
+        trainer.step(&[&lessons[step % lessons.len()]]).unwrap();
+    }
+    let after = trainer.evaluate(&lessons[0]).unwrap();
+    assert!(after.kl < 0.9 * before.kl, "{before:?} {after:?}");
+    let bridge = trainer.bridge(record()).unwrap();
+    let again = Trainer::new(&frozen, &bridge, &sample, OPTIONS).unwrap();
+    let read = again.evaluate(&lessons[0]).unwrap();
+    assert!(
+        (read.kl - after.kl).abs() < 0.05 * after.kl,
+        "{read:?} {after:?}"
+    );
+}
+
+/// Of a map that is stored in 8 bits the first factor stays what it is, to the bit.
+#[test]
+fn a_first_factor_in_bytes_is_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let (own, frozen) = model(dir.path(), 10);
+    let begun = joint(&own).to_train(MappingConfig::Trained).unwrap();
+    let lessons: Vec<Lesson> = (0..4).map(|seed| lesson(&own, seed)).collect();
+    let sample: Vec<&Lesson> = lessons.iter().collect();
+    let mut trainer = Trainer::new(&frozen, &begun, &sample, OPTIONS).unwrap();
+    for step in 0..20 {
+        trainer.step(&[&lessons[step % lessons.len()]]).unwrap();
+    }
+    let trained = trainer.bridge(record()).unwrap();
+    let factors = |bridge: &Bridge| match bridge.parts()[0].affine.weights() {
+        Weights::Factored { down, up } => (down.clone(), up.clone()),
+        Weights::Dense(_) => panic!("joint has two factors"),
+    };
+    let ((down, up), (own_down, own_up)) = (factors(&trained), factors(&begun));
+    assert_eq!(down, own_down);
+    assert_ne!(up, own_up);
+    let read = Bridge::from_bytes(&trained.to_bytes().unwrap()).unwrap();
+    assert_eq!(read, trained);
 }

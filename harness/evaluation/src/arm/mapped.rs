@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use celslm_kv::Bridge;
+use celslm_kv::align::Sources;
+use celslm_kv::{Bridge, KvBlock};
 
 use super::{Arm, Served, own_start};
 use crate::{Case, EvaluationError, Evaluator};
@@ -11,7 +12,9 @@ use crate::{Case, EvaluationError, Evaluator};
 /// rest is the cloud's, through a bridge. With no layer of its own and no sinks, the edge has
 /// computed nothing of the context.
 ///
-/// What crosses the link is counted as fp16: the mapped layers without the sinks.
+/// Mapping is the cloud's work, and so is the edge model's own KV where a bridge adds to it; a bridge
+/// from the edge's model to itself (a self control) reads that KV alone. What crosses the link is
+/// counted as fp16: the mapped layers without the sinks.
 #[derive(Debug, Clone)]
 pub struct Mapped {
     /// The fitted map.
@@ -22,6 +25,24 @@ pub struct Mapped {
     pub shallow_layers: usize,
 }
 
+impl Mapped {
+    /// The cloud model's KV of the context, of the tokens that the edge's model has.
+    fn source<'a>(
+        &self,
+        evaluator: &Evaluator<'_>,
+        case: &'a Case<'_>,
+    ) -> Result<&'a KvBlock, EvaluationError> {
+        let (tokens, source) = case.source(evaluator)?;
+        match tokens == case.tokens() {
+            true => Ok(source),
+            false => Err(EvaluationError::Arm(
+                "the two models do not share a tokenizer: a bridge maps the KV of the same tokens"
+                    .to_owned(),
+            )),
+        }
+    }
+}
+
 impl Arm for Mapped {
     fn serve(&self, evaluator: &Evaluator<'_>, case: &Case<'_>) -> Result<Served, EvaluationError> {
         let own = case.block();
@@ -30,16 +51,17 @@ impl Arm for Mapped {
         let mut layers = own.layers()[..shallow].to_vec();
         let mut elapsed = 0;
         if shallow < num_layers {
-            let (tokens, source) = case.source(evaluator)?;
-            if tokens != case.tokens() {
-                return Err(EvaluationError::Arm(
-                    "the two models do not share a tokenizer: a bridge maps the KV of the same \
-                     tokens"
-                        .to_owned(),
-                ));
-            }
+            let source = match self.bridge.is_self() {
+                true => own,
+                false => self.source(evaluator, case)?,
+            };
+            let from = Sources {
+                source,
+                own: self.bridge.reads_own().then_some(own),
+                tokens: case.tokens(),
+            };
             let start = (evaluator.settings.now_ns)();
-            let mapped = self.bridge.map_layers(source, shallow..num_layers)?;
+            let mapped = self.bridge.map_layers(from, shallow..num_layers)?;
             elapsed = (evaluator.settings.now_ns)().saturating_sub(start);
             let below = own.layers()[shallow..].iter();
             layers.extend(

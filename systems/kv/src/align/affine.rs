@@ -91,6 +91,8 @@ pub enum Numbers<'a> {
         /// `[rank, target_width]`.
         up: &'a [f32],
     },
+    /// The second of two factors, `[rank, target_width]`; the first stays as it is stored.
+    Second(&'a [f32]),
 }
 
 impl Affine {
@@ -115,7 +117,7 @@ impl Affine {
         bias: Vec<f32>,
         storage: Storage,
     ) -> Result<Self, AlignError> {
-        let matrix = |rows: usize, columns: usize, numbers: &[f32]| {
+        let matrix = |rows: usize, columns: usize, numbers: &[f32], storage| {
             if numbers.len() != rows * columns {
                 return Err(AlignError::Rows {
                     expected: columns,
@@ -129,13 +131,24 @@ impl Affine {
         };
         let (p, q) = (self.source_width(), self.target_width());
         let weights = match numbers {
-            Numbers::Dense(numbers) => Weights::Dense(matrix(p, q, numbers)?),
+            Numbers::Dense(numbers) => Weights::Dense(matrix(p, q, numbers, storage.last())?),
             Numbers::Factored { down, up } => {
                 let rank = down.len() / p.max(1);
                 Weights::Factored {
-                    down: matrix(p, rank, down)?,
-                    up: matrix(rank, q, up)?,
+                    down: matrix(p, rank, down, storage.first())?,
+                    up: matrix(rank, q, up, storage.last())?,
                 }
+            }
+            Numbers::Second(up) => {
+                let down = match &self.weights {
+                    Weights::Factored { down, .. } => down.clone(),
+                    // A dense map is its own second factor.
+                    Weights::Dense(_) => {
+                        return self.with_numbers(Numbers::Dense(up), bias, storage);
+                    }
+                };
+                let up = matrix(down.columns(), q, up, storage.last())?;
+                Weights::Factored { down, up }
             }
         };
         if bias.len() != q {
@@ -153,16 +166,13 @@ impl Affine {
         Ok(Self::of(weights, bias, self.mean.clone()))
     }
 
-    /// The map by products of bytes around the mean of some rows; `None` where it is dense, or
-    /// stored in more than bytes because it needs more. The bytes are laid out at the first use.
+    /// The map by products of bytes around the mean of some rows; `None` where it is dense, or its
+    /// first factor is stored in more than bytes because it needs more. The bytes are laid out at the first use.
     pub(super) fn in_bytes(&self, rows: &[f32]) -> Option<InBytes<'_>> {
         let Weights::Factored { down, up } = &self.weights else {
             return None;
         };
-        if [down, up]
-            .iter()
-            .any(|factor| factor.storage() != Storage::Int8)
-        {
+        if down.storage() != Storage::Int8 {
             return None;
         }
         let map = self.bytes.0.get_or_init(|| ByteMap::new(down, up));
@@ -194,12 +204,12 @@ impl Affine {
         mean_y: &[f64],
         storage: Storage,
     ) -> Result<Self, AlignError> {
-        let round = |exact: &Mat<f64>| Matrix::round(exact.as_ref(), storage);
+        let round = |exact: &Mat<f64>, storage| Matrix::round(exact.as_ref(), storage);
         let weights = match solution {
-            Solution::Dense(exact) => Weights::Dense(round(exact)?),
+            Solution::Dense(exact) => Weights::Dense(round(exact, storage.last())?),
             Solution::Factored { down, up } => Weights::Factored {
-                down: round(down)?,
-                up: round(up)?,
+                down: round(down, storage.first())?,
+                up: round(up, storage.last())?,
             },
         };
         let shift = match &weights {

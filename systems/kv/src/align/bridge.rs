@@ -3,7 +3,9 @@
 //! File: safetensors; the header is JSON in the file's metadata and says which heads each part of
 //! the bridge reads and writes. Part `i` has a `weight` `[source_width, target_width]` or its
 //! factors `down` `[source_width, rank]` and `up` `[rank, target_width]`, in `F16` or in `I8` with
-//! scales of rows and columns, and a `bias` and a `mean` (`F32`).
+//! scales of rows and columns, and a `bias` and a `mean` (`F32`). A bridge may hold the KV of the first
+//! tokens of all contexts: `prefix.exact.k` and `.v`, and `prefix.tuned.k` and `.v` where it was
+//! trained, `[num_layers, num_kv_heads, tokens, head_dim]` in `F16`.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -16,9 +18,11 @@ use safetensors::{Dtype, SafeTensorError, SafeTensors};
 use serde::{Deserialize, Serialize};
 
 use super::mapping::Part;
-use super::slot::gather;
 use super::weights::Scales;
-use super::{Affine, AlignError, KvSide, MappingConfig, Matrix, Slot, Storage, Weights};
+use super::{
+    Affine, AlignError, CommonPrefix, KvSide, MAX_PREFIX_TOKENS, MappingConfig, Matrix, Slot,
+    Sources, Storage, Weights,
+};
 use crate::block::{BlockSpec, KeyRope, KvBlock, KvShape, LayerKv, read_f16_le, write_f16_le};
 use crate::file::{self, Unread};
 use crate::ident::ModelFingerprint;
@@ -26,8 +30,10 @@ use crate::ident::ModelFingerprint;
 /// A bridge file larger than this is refused before it is read.
 pub const MAX_BRIDGE_BYTES: u64 = 2 << 30;
 
-/// Version 2: parts of any shape, in two factors, in 8 bits.
-const SCHEMA_VERSION: u32 = 2;
+/// Version 3: parts that read the target's own KV, one factor in 8 bits, a prefix. Version 2, which
+/// lacks them, is read too.
+const SCHEMA_VERSION: u32 = 3;
+const OLDEST_VERSION: u32 = 2;
 const METADATA_KEY: &str = "celslm_bridge";
 
 /// Rows that are mapped at a time: one block of source and target rows stays in the cache.
@@ -155,13 +161,15 @@ pub struct BridgeManifest {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TrainingRecord {
+    /// The model whose distributions were learnt, from its own KV.
+    pub teacher: ModelFingerprint,
     /// Steps taken.
     pub steps: u64,
     /// Contexts that were seen.
     pub contexts: u64,
     /// Others, on which the losses below were measured.
     pub held_out_contexts: u64,
-    /// KL divergence from the edge's own distribution per token of answers about held-out
+    /// KL divergence from the teacher's distribution per token of answers about held-out
     /// contexts, nats: before the first step and after the last.
     pub kl: [f32; 2],
     /// The same for the negative log-likelihood of the answers.
@@ -193,6 +201,16 @@ struct Header {
     v_gain: f32,
     manifest: BridgeManifest,
     parts: Vec<PartHeader>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    prefix: Option<PrefixHeader>,
+}
+
+/// The tokens that all contexts begin with.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PrefixHeader {
+    tokens: Vec<u32>,
+    tuned: bool,
 }
 
 /// What a part reads and writes.
@@ -200,6 +218,8 @@ struct Header {
 #[serde(deny_unknown_fields)]
 struct PartHeader {
     inputs: Vec<Slot>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    own: Vec<Slot>,
     outputs: Vec<Slot>,
     /// Of a map in two factors.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -214,9 +234,10 @@ struct Version {
 
 /// A fitted alignment and mapping from the cloud's model to the edge's.
 ///
-/// It consists of parts that together write every head of every target layer once. A source row
-/// is the pre-RoPE keys and the values of one token in the heads that the part reads,
-/// `[inputs, head_dim]`; a target row is the same for the heads that it writes.
+/// It consists of parts that together write every head of every target layer once, or of none, which
+/// leave the target model's own KV as it is. A source row is the pre-RoPE keys and the values of one
+/// token in the heads that the part reads, `[inputs, head_dim]`; a target row is the same for the heads
+/// that it writes. The first tokens of a context may have KV that the bridge holds.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Bridge {
     source: BridgeEnd,
@@ -228,6 +249,7 @@ pub struct Bridge {
     v_gain: f32,
     manifest: BridgeManifest,
     parts: Vec<Part>,
+    prefix: Option<CommonPrefix>,
 }
 
 impl Bridge {
@@ -250,21 +272,50 @@ impl Bridge {
             v_gain: 1.0,
             manifest,
             parts,
+            prefix: None,
         }
     }
 
-    /// The same bridge with the numbers that training found, in that mapping's storage.
+    /// The same bridge as training begins at it: for a mapping of the trained ones, with its parts.
+    ///
+    /// # Errors
+    /// [`AlignError::LayerMap`] for a mapping that no training makes, or that cannot begin at this
+    /// bridge's parts.
+    pub fn to_train(&self, mapping: MappingConfig) -> Result<Self, AlignError> {
+        let parts = match &mapping {
+            MappingConfig::Trained => self.parts.clone(),
+            MappingConfig::Prefix => Vec::new(),
+            MappingConfig::Fuse(fuse) => {
+                let parts = self.parts.iter();
+                let begun = parts.map(|part| fuse.begin(part, self.target.shape));
+                begun.collect::<Result<_, _>>()?
+            }
+            fitted => {
+                return Err(AlignError::LayerMap {
+                    reason: format!("mapping {fitted} is fitted, not trained"),
+                });
+            }
+        };
+        Ok(Self {
+            storage: mapping.storage(),
+            mapping,
+            parts,
+            ..self.clone()
+        })
+    }
+
+    /// The same bridge with the numbers that training found.
     ///
     /// # Errors
     /// [`AlignError::LayerMap`] for parts that read or write other heads.
     pub fn trained(
         &self,
-        mapping: MappingConfig,
         record: TrainingRecord,
         parts: Vec<Part>,
+        prefix: Option<CommonPrefix>,
     ) -> Result<Self, AlignError> {
         let alike = |(own, other): (&Part, &Part)| {
-            (&own.inputs, &own.outputs) == (&other.inputs, &other.outputs)
+            (&own.inputs, &own.own, &own.outputs) == (&other.inputs, &other.own, &other.outputs)
         };
         if parts.len() != self.parts.len() || !self.parts.iter().zip(&parts).all(alike) {
             return Err(AlignError::LayerMap {
@@ -272,10 +323,47 @@ impl Bridge {
             });
         }
         let mut bridge = self.clone();
-        bridge.storage = mapping.storage();
-        (bridge.mapping, bridge.parts) = (mapping, parts);
+        bridge.parts = parts;
+        bridge.prefix = prefix;
         bridge.manifest.training = Some(record);
         Ok(bridge)
+    }
+
+    /// The KV of the tokens that all contexts begin with, where the bridge holds it.
+    #[must_use]
+    pub const fn prefix(&self) -> Option<&CommonPrefix> {
+        self.prefix.as_ref()
+    }
+
+    /// The same bridge with KV of the tokens that all contexts begin with.
+    ///
+    /// # Errors
+    /// [`AlignError::Block`] for KV that is not the target model's.
+    pub fn with_prefix(self, prefix: CommonPrefix) -> Result<Self, AlignError> {
+        check_end("target", &self.target, prefix.exact())?;
+        if prefix.exact().shape() != self.target.shape {
+            return Err(AlignError::Block {
+                end: "target",
+                expected: self.target.shape.to_string(),
+                found: prefix.exact().shape().to_string(),
+            });
+        }
+        Ok(Self {
+            prefix: Some(prefix),
+            ..self
+        })
+    }
+
+    /// Whether the target model's own KV of a context is needed beside the source's.
+    #[must_use]
+    pub fn reads_own(&self) -> bool {
+        self.parts.is_empty() || self.parts.iter().any(|part| !part.own.is_empty())
+    }
+
+    /// Whether both ends are one model: then it is the self control of a bridge from another.
+    #[must_use]
+    pub fn is_self(&self) -> bool {
+        self.source.fingerprint == self.target.fingerprint
     }
 
     /// The model whose KV is mapped.
@@ -401,14 +489,14 @@ impl Bridge {
         Ok(())
     }
 
-    /// Maps all target layers of a run of tokens. `block` must hold pre-RoPE keys and every
-    /// source layer that the layer map names; the result is pre-RoPE at the same positions.
+    /// Maps all target layers of a run of tokens. The source's block must hold pre-RoPE keys and
+    /// every source layer that the layer map names; the result is pre-RoPE at the same positions.
     ///
     /// # Errors
-    /// [`AlignError::Block`] when the block does not suit, [`AlignError::NotFinite`] when it
-    /// holds a NaN or an infinity.
-    pub fn map(&self, block: &KvBlock) -> Result<KvBlock, AlignError> {
-        self.map_layers(block, 0..self.target.shape.num_layers)
+    /// [`AlignError::Block`] when a block does not suit or the target model's own is needed and not
+    /// there, [`AlignError::NotFinite`] when one holds a NaN or an infinity.
+    pub fn map<'a>(&self, from: impl Into<Sources<'a>>) -> Result<KvBlock, AlignError> {
+        self.map_layers(from, 0..self.target.shape.num_layers)
     }
 
     /// Maps some target layers, for example the next one while later source layers are still
@@ -416,9 +504,17 @@ impl Bridge {
     ///
     /// # Errors
     /// As for [`Self::map`], and [`AlignError::LayerMap`] for layers that do not exist.
-    pub fn map_layers(&self, block: &KvBlock, layers: Range<usize>) -> Result<KvBlock, AlignError> {
-        let target = &self.target;
+    pub fn map_layers<'a>(
+        &self,
+        from: impl Into<Sources<'a>>,
+        layers: Range<usize>,
+    ) -> Result<KvBlock, AlignError> {
+        let from = from.into();
+        let (target, block) = (&self.target, from.source);
         check_end("source", &self.source, block)?;
+        if self.reads_own() {
+            check_end("target", target, from.own()?)?;
+        }
         if layers.is_empty() || layers.end > target.shape.num_layers {
             let reason = format!(
                 "layers {layers:?} of {} target layers",
@@ -427,18 +523,27 @@ impl Bridge {
             return Err(AlignError::LayerMap { reason });
         }
         let side = || vec![f16::ZERO; block.num_tokens() * target.shape.width()];
-        let mut mapped: Vec<LayerKv> = layers
-            .clone()
-            .map(|_| LayerKv {
+        let begun = |layer: usize| match self.reads_own() {
+            true => {
+                let own = from.own()?;
+                let missing = || AlignError::Block {
+                    end: "target",
+                    expected: format!("layer {layer}"),
+                    found: format!("layers {:?}", own.layer_range()),
+                };
+                own.layer(layer).cloned().ok_or_else(missing)
+            }
+            false => Ok(LayerKv {
                 k: side(),
                 v: side(),
-            })
-            .collect();
+            }),
+        };
+        let mut mapped: Vec<LayerKv> = layers.clone().map(begun).collect::<Result<_, _>>()?;
         for part in &self.parts {
             let before = |end| part.outputs.partition_point(|slot| slot.layer < end);
             let outputs = before(layers.start)..before(layers.end);
             if !outputs.is_empty() {
-                self.map_part(part, outputs, block, layers.start, &mut mapped)?;
+                self.map_part(part, outputs, from, layers.start, &mut mapped)?;
             }
         }
         let spec = BlockSpec {
@@ -451,7 +556,17 @@ impl Bridge {
             positions: block.positions(),
             rope: KeyRope::Pre,
         };
-        Ok(KvBlock::from_spec(spec, mapped)?)
+        let mut mapped = KvBlock::from_spec(spec, mapped)?;
+        if let Some(prefix) = &self.prefix
+            && block.positions().start == 0
+        {
+            let (count, known) = prefix.of(from.tokens);
+            let count = count.min(block.num_tokens());
+            if count > 0 {
+                mapped.replace_tokens(0..count, &known.slice_layers(layers)?)?;
+            }
+        }
+        Ok(mapped)
     }
 
     /// Maps some outputs of a part into layers that begin at `first_layer`.
@@ -459,18 +574,19 @@ impl Bridge {
         &self,
         part: &Part,
         outputs: Range<usize>,
-        block: &KvBlock,
+        from: Sources<'_>,
         first_layer: usize,
         mapped: &mut [LayerKv],
     ) -> Result<(), AlignError> {
-        let (seq_len, head_dim) = (block.num_tokens(), self.target.shape.head_dim);
+        let residual = !part.own.is_empty();
+        let (seq_len, head_dim) = (from.source.num_tokens(), self.target.shape.head_dim);
         let columns = outputs.start * head_dim..outputs.end * head_dim;
         let slots = &part.outputs[outputs];
         let (mut x, mut y) = (Vec::new(), Vec::new());
         let mut in_bytes = None;
         for start in (0..seq_len).step_by(BLOCK_ROWS) {
             let tokens = start..(start + BLOCK_ROWS).min(seq_len);
-            gather("source", block, &part.inputs, tokens.clone(), &mut x)?;
+            part.gather(from, tokens.clone(), &mut x)?;
             if start == 0 {
                 in_bytes = part.affine.in_bytes(&x);
             }
@@ -497,12 +613,17 @@ impl Bridge {
                     };
                     let column = columns.start + index * head_dim;
                     part.affine.stretch(numbers, column, gain);
+                    let side = slot.side.of_mut(&mut mapped[slot.layer - first_layer]);
+                    let place = (slot.head * seq_len + token) * head_dim;
+                    let place = &mut side[place..][..head_dim];
+                    if residual {
+                        let own = place.iter().map(|own| own.to_f32());
+                        numbers.iter_mut().zip(own).for_each(|(y, own)| *y += own);
+                    }
                     numbers
                         .iter_mut()
                         .for_each(|number| *number = number.clamp(-65504.0, 65504.0));
-                    let side = slot.side.of_mut(&mut mapped[slot.layer - first_layer]);
-                    let place = (slot.head * seq_len + token) * head_dim;
-                    side[place..][..head_dim].convert_from_f32_slice(numbers);
+                    place.convert_from_f32_slice(numbers);
                 }
             }
         }
@@ -516,6 +637,7 @@ impl Bridge {
     pub fn to_bytes(&self) -> Result<Vec<u8>, BridgeError> {
         let part = |part: &Part| PartHeader {
             inputs: part.inputs.clone(),
+            own: part.own.clone(),
             outputs: part.outputs.clone(),
             rank: match part.affine.weights() {
                 Weights::Dense(_) => None,
@@ -533,6 +655,10 @@ impl Bridge {
             v_gain: self.v_gain,
             manifest: self.manifest.clone(),
             parts: self.parts.iter().map(part).collect(),
+            prefix: self.prefix.as_ref().map(|prefix| PrefixHeader {
+                tokens: prefix.tokens().to_vec(),
+                tuned: prefix.tuned().is_some(),
+            }),
         };
         let header = serde_json::to_string(&header).map_err(|error| BridgeError::Header {
             reason: error.to_string(),
@@ -549,6 +675,12 @@ impl Bridge {
             }
             write_numbers(&mut tensors, index, "bias", &affine.bias);
             write_numbers(&mut tensors, index, "mean", &affine.mean);
+        }
+        if let Some(prefix) = &self.prefix {
+            write_block(&mut tensors, "exact", prefix.exact());
+            if let Some(tuned) = prefix.tuned() {
+                write_block(&mut tensors, "tuned", tuned);
+            }
         }
         let views = tensors.iter().map(|(name, dtype, shape, bytes)| {
             TensorView::new(*dtype, shape.clone(), bytes).map(|view| (name, view))
@@ -574,9 +706,10 @@ impl Bridge {
         let unreadable = |error: serde_json::Error| malformed(error.to_string());
         // Before all else: headers of other versions have other fields.
         let Version { schema_version } = serde_json::from_str(header).map_err(unreadable)?;
-        if schema_version != SCHEMA_VERSION {
+        if !(OLDEST_VERSION..=SCHEMA_VERSION).contains(&schema_version) {
             return Err(malformed(format!(
-                "schema version {schema_version}, known is {SCHEMA_VERSION}; fit the bridge again"
+                "schema version {schema_version}, known are {OLDEST_VERSION} to {SCHEMA_VERSION}; \
+                 fit the bridge again"
             )));
         }
         let header: Header = serde_json::from_str(header).map_err(unreadable)?;
@@ -589,17 +722,19 @@ impl Bridge {
         };
         let mut parts = Vec::with_capacity(header.parts.len());
         for (index, part) in header.parts.into_iter().enumerate() {
-            let (p, q) = (
-                part.inputs.len() * header.source.shape.head_dim,
-                part.outputs.len() * header.target.shape.head_dim,
-            );
+            let (p, q) = part.widths(header.source.shape, header.target.shape);
             let affine = reader.affine(index, p, q, part.rank)?;
             parts.push(Part {
                 inputs: part.inputs,
+                own: part.own,
                 outputs: part.outputs,
                 affine,
             });
         }
+        let prefix = match header.prefix {
+            Some(prefix) => Some(reader.prefix(prefix, &header.target)?),
+            None => None,
+        };
         // All expected tensors are there, so a larger number means superfluous ones.
         let expected = reader.read;
         if tensors.len() != expected {
@@ -619,6 +754,7 @@ impl Bridge {
             v_gain: header.v_gain,
             manifest: header.manifest,
             parts,
+            prefix,
         })
     }
 
@@ -726,7 +862,14 @@ fn check_header(header: &Header) -> Result<(), String> {
     }
     // All of them exist and none is there twice, so their number says whether one is missing.
     let expected = num_layers * KvSide::ALL.len() * target.shape.num_kv_heads;
-    if written.len() != expected {
+    // Without parts the target's own KV stays as it is; only a prefix changes anything then.
+    let own_alone = parts.is_empty() && header.prefix.is_some();
+    if let Some(prefix) = &header.prefix
+        && !(1..=MAX_PREFIX_TOKENS).contains(&prefix.tokens.len())
+    {
+        return Err(format!("a prefix of {} tokens", prefix.tokens.len()));
+    }
+    if written.len() != expected && !own_alone {
         return Err(format!("{} of {expected} heads are written", written.len()));
     }
     Ok(())
@@ -743,23 +886,35 @@ fn check_part(part: &PartHeader, source: KvShape, target: KvShape) -> Result<(),
     if let Some(slot) = missing(&part.outputs, target) {
         return Err(format!("writes {slot}, which the target lacks"));
     }
+    if let Some(slot) = missing(&part.own, target) {
+        return Err(format!("reads {slot}, which the target lacks"));
+    }
     if !part.outputs.is_sorted_by(|a, b| a < b) {
         return Err("writes heads out of order".to_owned());
     }
-    let mut inputs = part.inputs.clone();
-    inputs.sort_unstable();
-    if inputs.windows(2).any(|pair| pair[0] == pair[1]) {
-        return Err("reads a head twice".to_owned());
+    for read in [&part.inputs, &part.own] {
+        let mut read = read.clone();
+        read.sort_unstable();
+        if read.windows(2).any(|pair| pair[0] == pair[1]) {
+            return Err("reads a head twice".to_owned());
+        }
     }
-    let widths = [
-        part.inputs.len() * source.head_dim,
-        part.outputs.len() * target.head_dim,
-    ];
+    let (p, q) = part.widths(source, target);
     match part.rank {
-        Some(rank) if rank == 0 || widths.iter().any(|width| rank > *width) => {
-            Err(format!("has rank {rank} between widths {widths:?}"))
+        Some(rank) if rank == 0 || rank > p || rank > q => {
+            Err(format!("has rank {rank} between widths {p} and {q}"))
         }
         _ => Ok(()),
+    }
+}
+
+impl PartHeader {
+    /// Numbers of a row that is read, and of one that is written.
+    const fn widths(&self, source: KvShape, target: KvShape) -> (usize, usize) {
+        (
+            self.inputs.len() * source.head_dim + self.own.len() * target.head_dim,
+            self.outputs.len() * target.head_dim,
+        )
     }
 }
 
@@ -795,6 +950,31 @@ fn write_matrix(tensors: &mut Vec<Tensor>, part: usize, what: &str, matrix: &Mat
     }
 }
 
+fn prefix_name(which: &str, side: KvSide) -> String {
+    let side = match side {
+        KvSide::K => 'k',
+        KvSide::V => 'v',
+    };
+    format!("prefix.{which}.{side}")
+}
+
+fn write_block(tensors: &mut Vec<Tensor>, which: &str, block: &KvBlock) {
+    let shape = block.shape();
+    let dims = vec![
+        shape.num_layers,
+        shape.num_kv_heads,
+        block.num_tokens(),
+        shape.head_dim,
+    ];
+    for side in KvSide::ALL {
+        let layers = block.layers().iter();
+        let halves: Vec<f16> = layers.flat_map(|layer| side.of(layer)).copied().collect();
+        let mut bytes = vec![0; halves.len() * 2];
+        write_f16_le(&halves, &mut bytes);
+        tensors.push((prefix_name(which, side), Dtype::F16, dims.clone(), bytes));
+    }
+}
+
 /// Reads tensors of the types and shapes that the header says, and counts them.
 struct Reader<'a> {
     tensors: &'a SafeTensors<'a>,
@@ -811,10 +991,10 @@ impl Reader<'_> {
         rank: Option<usize>,
     ) -> Result<Affine, BridgeError> {
         let weights = match rank {
-            None => Weights::Dense(self.matrix(part, "weight", p, q)?),
+            None => Weights::Dense(self.matrix(part, "weight", self.storage.last(), p, q)?),
             Some(rank) => Weights::Factored {
-                down: self.matrix(part, "down", p, rank)?,
-                up: self.matrix(part, "up", rank, q)?,
+                down: self.matrix(part, "down", self.storage.first(), p, rank)?,
+                up: self.matrix(part, "up", self.storage.last(), rank, q)?,
             },
         };
         let bias = self.numbers(part, "bias", q)?;
@@ -825,19 +1005,20 @@ impl Reader<'_> {
         &mut self,
         part: usize,
         what: &str,
+        storage: Storage,
         rows: usize,
         columns: usize,
     ) -> Result<Matrix, BridgeError> {
         let shape = [rows, columns];
-        let matrix = match self.storage {
-            Storage::F16 => {
-                let data = self.bytes(part, what, Dtype::F16, &shape)?;
+        let matrix = match storage {
+            Storage::F16 | Storage::Int8Down => {
+                let data = self.bytes(&tensor_name(part, what), Dtype::F16, &shape)?;
                 let mut halves = vec![f16::ZERO; data.len() / 2];
                 read_f16_le(data, &mut halves);
                 Matrix::new(rows, columns, halves.to_f32_vec(), None)
             }
             Storage::Int8 => {
-                let data = self.bytes(part, what, Dtype::I8, &shape)?;
+                let data = self.bytes(&tensor_name(part, what), Dtype::I8, &shape)?;
                 let codes: Vec<i8> = data.iter().map(|byte| byte.cast_signed()).collect();
                 let scales = Scales {
                     rows: self.numbers(part, &format!("{what}.rows"), rows)?,
@@ -851,26 +1032,71 @@ impl Reader<'_> {
     }
 
     fn numbers(&mut self, part: usize, what: &str, len: usize) -> Result<Vec<f32>, BridgeError> {
-        let data = self.bytes(part, what, Dtype::F32, &[len])?;
+        let data = self.bytes(&tensor_name(part, what), Dtype::F32, &[len])?;
         let words = data.as_chunks::<4>().0.iter();
         let numbers: Vec<f32> = words.map(|word| f32::from_le_bytes(*word)).collect();
         finite(part, what, &numbers)?;
         Ok(numbers)
     }
 
-    /// The container has checked that the data are as long as type and shape say.
-    fn bytes(
+    /// The prefix's KV, a block of the whole target model.
+    fn prefix(
         &mut self,
-        part: usize,
-        what: &str,
-        dtype: Dtype,
-        shape: &[usize],
-    ) -> Result<&[u8], BridgeError> {
-        let name = tensor_name(part, what);
-        let view = self.tensors.tensor(&name)?;
+        header: PrefixHeader,
+        target: &BridgeEnd,
+    ) -> Result<CommonPrefix, BridgeError> {
+        let malformed = |error: AlignError| BridgeError::Header {
+            reason: format!("its prefix: {error}"),
+        };
+        let exact = self.block("exact", header.tokens.len(), target)?;
+        let prefix = CommonPrefix::new(header.tokens, exact).map_err(malformed)?;
+        if !header.tuned {
+            return Ok(prefix);
+        }
+        let tuned = self.block("tuned", prefix.tokens().len(), target)?;
+        prefix.with_tuned(tuned).map_err(malformed)
+    }
+
+    fn block(
+        &mut self,
+        which: &str,
+        tokens: usize,
+        end: &BridgeEnd,
+    ) -> Result<KvBlock, BridgeError> {
+        let shape = end.shape;
+        let dims = [shape.num_layers, shape.num_kv_heads, tokens, shape.head_dim];
+        let mut side = |side| -> Result<Vec<f16>, BridgeError> {
+            let data = self.bytes(&prefix_name(which, side), Dtype::F16, &dims)?;
+            let mut halves = vec![f16::ZERO; data.len() / 2];
+            read_f16_le(data, &mut halves);
+            Ok(halves)
+        };
+        let (k, v) = (side(KvSide::K)?, side(KvSide::V)?);
+        let each = tokens * shape.width();
+        let layers = k.chunks_exact(each).zip(v.chunks_exact(each));
+        let layers = layers.map(|(k, v)| LayerKv {
+            k: k.to_vec(),
+            v: v.to_vec(),
+        });
+        let spec = BlockSpec {
+            fingerprint: end.fingerprint,
+            shape,
+            first_layer: 0,
+            positions: 0..tokens,
+            rope: KeyRope::Pre,
+        };
+        KvBlock::from_spec(spec, layers.collect()).map_err(|error| BridgeError::Header {
+            reason: format!("its prefix: {error}"),
+        })
+    }
+
+    /// The container has checked that the data are as long as type and shape say.
+    fn bytes(&mut self, name: &str, dtype: Dtype, shape: &[usize]) -> Result<&[u8], BridgeError> {
+        let view = self.tensors.tensor(name)?;
         if view.dtype() != dtype || view.shape() != shape {
             let found = format!("{:?} {:?}", view.dtype(), view.shape());
             let reason = format!("{found} where the header needs {dtype:?} {shape:?}");
+            let name = name.to_owned();
             return Err(BridgeError::Tensor { name, reason });
         }
         self.read += 1;

@@ -1,10 +1,14 @@
-//! Maps in two factors that are stored in 8 bits, by products of bytes: what a cloud computes for
-//! every context of every edge.
+//! Maps in two factors, of which the first or both are stored in 8 bits, by products of bytes: what a
+//! cloud computes for every context of every edge.
 //!
-//! Both factors have 255 levels a column. A row is centred by the mean of the rows at hand, each of
+//! Such factors have 255 levels a column; a second one in fp16 is multiplied as floats. A row is centred by the mean of the rows at hand, each of
 //! its numbers weighed by how much the map makes of it, and every run of [`RUN`] numbers rounded to
 //! 255 levels of a unit of its own, so that a run of large numbers costs no other its precision.
 
+use faer::linalg::matmul::matmul;
+use faer::{Accum, MatMut, MatRef, Par};
+
+use super::Storage;
 use super::weights::Matrix;
 use crate::codec::dot::{BytePanels, ROWS, ZERO};
 
@@ -101,18 +105,28 @@ impl Factor {
     }
 }
 
-/// Both factors, in bytes.
+/// A second factor, in bytes or as it is.
+#[derive(Debug, Clone)]
+enum Second {
+    Bytes(Factor),
+    Floats(Matrix),
+}
+
+/// Two factors, of which the first is in bytes.
 #[derive(Debug, Clone)]
 pub(super) struct ByteMap {
     down: Factor,
-    up: Factor,
+    up: Second,
 }
 
 impl ByteMap {
     pub(super) fn new(down: &Matrix, up: &Matrix) -> Self {
         Self {
             down: Factor::new(down),
-            up: Factor::new(up),
+            up: match up.storage() {
+                Storage::Int8 => Second::Bytes(Factor::new(up)),
+                _ => Second::Floats(up.clone()),
+            },
         }
     }
 
@@ -138,11 +152,22 @@ impl ByteMap {
         x.resize(padded * self.down.weigh.len(), 0.0);
         let mut inner = vec![0.0; padded * self.down.columns];
         self.down.add_product(&x, centre, &mut inner);
-        let mut out = vec![0.0; padded * self.up.columns];
-        let nothing = vec![0.0; self.down.columns];
-        self.up.add_product(&inner, &nothing, &mut out);
-        out.truncate(count * self.up.columns);
-        out
+        let rank = self.down.columns;
+        match &self.up {
+            Second::Bytes(up) => {
+                let mut out = vec![0.0; padded * up.columns];
+                up.add_product(&inner, &vec![0.0; rank], &mut out);
+                out.truncate(count * up.columns);
+                out
+            }
+            Second::Floats(up) => {
+                let mut out = vec![0.0; count * up.columns()];
+                let inner = MatRef::from_row_major_slice(&inner[..count * rank], count, rank);
+                let place = MatMut::from_row_major_slice_mut(&mut out, count, up.columns());
+                matmul(place, Accum::Replace, inner, up.view(), 1.0, Par::Seq);
+                out
+            }
+        }
     }
 }
 
@@ -181,36 +206,39 @@ mod tests {
         let numbers: Vec<f32> = (0..rows)
             .flat_map(|row| (0..p).map(move |i| x(row, i)))
             .collect();
-        let map = ByteMap::new(&down, &up);
-        let centre = map.centre(&numbers);
-        let found = map.map(&numbers, &centre);
-        assert_eq!(found.len(), rows * q);
-        let product = down.widened() * up.widened();
-        for j in 0..q {
-            let exact: Vec<f64> = (0..rows)
-                .map(|row| {
-                    (0..p)
-                        .map(|i| f64::from(x(row, i) - centre[i]) * product[(i, j)])
-                        .sum()
-                })
-                .collect();
-            let near = exact.iter().enumerate().filter(|(row, _)| *row != 3);
-            let spread = (near.map(|(_, y)| y * y).sum::<f64>() / (rows - 1) as f64).sqrt();
-            let errors = exact.iter().enumerate().filter(|(row, _)| *row != 3);
-            let errors: f64 = errors
-                .map(|(row, exact)| (f64::from(found[row * q + j]) - exact).powi(2))
-                .sum();
-            let error = (errors / (rows - 1) as f64).sqrt();
-            assert!(error < 0.04 * spread, "{j}: {error} of {spread}");
-            // Twenty times as large, and so is what rounding it costs.
-            let far = (f64::from(found[3 * q + j]) - exact[3]).abs();
-            assert!(far < 0.1 * 20.0 * spread, "{j}: {far} of {spread}");
+        let coarse = Matrix::round(up.widened().as_ref(), Storage::Int8).unwrap();
+        for up in [&up, &coarse] {
+            let map = ByteMap::new(&down, up);
+            let centre = map.centre(&numbers);
+            let found = map.map(&numbers, &centre);
+            assert_eq!(found.len(), rows * q);
+            let product = down.widened() * up.widened();
+            for j in 0..q {
+                let exact: Vec<f64> = (0..rows)
+                    .map(|row| {
+                        (0..p)
+                            .map(|i| f64::from(x(row, i) - centre[i]) * product[(i, j)])
+                            .sum()
+                    })
+                    .collect();
+                let near = exact.iter().enumerate().filter(|(row, _)| *row != 3);
+                let spread = (near.map(|(_, y)| y * y).sum::<f64>() / (rows - 1) as f64).sqrt();
+                let errors = exact.iter().enumerate().filter(|(row, _)| *row != 3);
+                let errors: f64 = errors
+                    .map(|(row, exact)| (f64::from(found[row * q + j]) - exact).powi(2))
+                    .sum();
+                let error = (errors / (rows - 1) as f64).sqrt();
+                assert!(error < 0.04 * spread, "{j}: {error} of {spread}");
+                // Twenty times as large, and so is what rounding it costs.
+                let far = (f64::from(found[3 * q + j]) - exact[3]).abs();
+                assert!(far < 0.1 * 20.0 * spread, "{j}: {far} of {spread}");
+            }
+            let mut bad = numbers.clone();
+            bad[5 * p + 1] = f32::NAN;
+            let bad = map.map(&bad, &centre);
+            assert!(bad[5 * q..6 * q].iter().all(|y| y.is_nan()) && !bad[0].is_nan());
+            let zeros = map.map(&centre, &centre);
+            assert!(zeros.iter().all(|y| *y == 0.0));
         }
-        let mut bad = numbers.clone();
-        bad[5 * p + 1] = f32::NAN;
-        let bad = map.map(&bad, &centre);
-        assert!(bad[5 * q..6 * q].iter().all(|y| y.is_nan()) && !bad[0].is_nan());
-        let zeros = map.map(&centre, &centre);
-        assert!(zeros.iter().all(|y| *y == 0.0));
     }
 }

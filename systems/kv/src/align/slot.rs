@@ -24,7 +24,7 @@ impl KvSide {
     /// Both, in the order of a slot's.
     pub const ALL: [Self; 2] = [Self::K, Self::V];
 
-    const fn of(self, layer: &LayerKv) -> &Vec<f16> {
+    pub(super) const fn of(self, layer: &LayerKv) -> &Vec<f16> {
         match self {
             Self::K => &layer.k,
             Self::V => &layer.v,

@@ -19,6 +19,27 @@ pub enum Storage {
     /// 8 bits, one byte a weight: `code * row_scale * column_scale`. The scales let channels of
     /// very different size stand in one matrix.
     Int8,
+    /// Of a map in two factors the first in 8 bits and the second in fp16; a dense one in fp16. What
+    /// training leaves: it moves the second, and leans on small numbers between the two.
+    Int8Down,
+}
+
+impl Storage {
+    /// How a dense map and a map's second factor are stored.
+    pub(super) const fn last(self) -> Self {
+        match self {
+            Self::Int8Down => Self::F16,
+            alike => alike,
+        }
+    }
+
+    /// How a map's first factor of two is stored.
+    pub(super) const fn first(self) -> Self {
+        match self {
+            Self::Int8Down => Self::Int8,
+            alike => alike,
+        }
+    }
 }
 
 /// A matrix whose numbers are those that a file holds, widened to f32.
@@ -45,7 +66,7 @@ impl Matrix {
     /// [`AlignError::NotFinite`] for numbers that the storage cannot hold.
     pub(super) fn round(exact: MatRef<'_, f64>, storage: Storage) -> Result<Self, AlignError> {
         let matrix = match storage {
-            Storage::F16 => {
+            Storage::F16 | Storage::Int8Down => {
                 let (rows, columns) = exact.shape();
                 let numbers = (0..rows)
                     .flat_map(|i| (0..columns).map(move |j| f16::from_f64(exact[(i, j)]).to_f32()));

@@ -53,6 +53,7 @@ impl Mapping for Copy {
             let affine = Affine::new(&solution, &vec![0.0; p], &vec![0.0; q], problem.storage)?;
             Ok(Part {
                 inputs: problem.slots(&choice.inputs),
+                own: Vec::new(),
                 outputs: outputs.clone(),
                 affine,
             })

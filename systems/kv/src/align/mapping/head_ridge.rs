@@ -96,6 +96,7 @@ impl Mapping for HeadRidge {
                 let solution = Solution::Dense(solutions.swap_remove(0));
                 Ok(Part {
                     inputs,
+                    own: Vec::new(),
                     outputs: outputs.clone(),
                     affine: Affine::new(&solution, &some.mean_x, &some.mean_y, problem.storage)?,
                 })

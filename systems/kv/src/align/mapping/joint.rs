@@ -129,6 +129,7 @@ impl Mapping for Joint {
             let solution = Solution::Dense(weight);
             Ok(vec![Part {
                 inputs: inputs.clone(),
+                own: Vec::new(),
                 outputs: sample.map(|head| heads[head]).collect(),
                 affine: Affine::new(&solution, &centred.mean_x, &means, problem.storage)?,
             }])
@@ -173,6 +174,7 @@ impl Mapping for Joint {
             let (mean_x, mean_y) = (&centred.mean_x, &centred.mean_y);
             parts.push(Part {
                 inputs: inputs.clone(),
+                own: Vec::new(),
                 outputs: outputs.clone(),
                 affine: Affine::new(&solution, mean_x, mean_y, problem.storage)?,
             });

@@ -5,9 +5,11 @@
 
 mod config;
 mod copy;
+mod fuse;
 mod head_ridge;
 mod joint;
 mod low_rank;
+mod prefix;
 mod procrustes;
 mod registry;
 mod ridge;
@@ -16,9 +18,11 @@ mod weighted_ridge;
 
 pub use config::MappingConfig;
 pub use copy::Copy;
+pub use fuse::Fuse;
 pub use head_ridge::HeadRidge;
 pub use joint::{Joint, SourceSides};
 pub use low_rank::LowRank;
+pub use prefix::Prefix;
 pub use procrustes::Procrustes;
 pub use registry::{MappingEntry, mapping_names, mappings};
 pub use ridge::Ridge;
@@ -32,7 +36,7 @@ use std::fmt::Debug;
 use std::ops::Range;
 
 use super::slot::{KvSide, Slot, gather};
-use super::{Affine, AlignError, Moments, Storage};
+use super::{Affine, AlignError, Moments, Sources, Storage};
 use crate::block::{KvBlock, KvShape};
 
 /// Rows that are predicted at a time.
@@ -43,27 +47,49 @@ const BLOCK_ROWS: usize = 128;
 pub struct Part {
     /// What a source row holds, in this order.
     pub inputs: Vec<Slot>,
+    /// Heads of the target model's own KV that stand behind them in a row. Where there are any, the
+    /// map says what is to be added to that KV, not what takes its place.
+    pub own: Vec<Slot>,
     /// What a target row holds, ascending.
     pub outputs: Vec<Slot>,
-    /// The map: `[inputs.len() * source head_dim]` to `[outputs.len() * target head_dim]`.
+    /// The map: `[inputs.len() * source head_dim + own.len() * target head_dim]` to
+    /// `[outputs.len() * target head_dim]`.
     pub affine: Affine,
 }
 
 impl Part {
-    /// The rows of all tokens of a block that the part reads, `[tokens, source_width]`.
+    /// The rows of all tokens that the part reads, `[tokens, source_width]`.
     ///
     /// # Errors
-    /// [`AlignError::Block`] when the block lacks a layer.
-    pub fn source_rows(&self, block: &KvBlock) -> Result<Vec<f32>, AlignError> {
+    /// [`AlignError::Block`] when a block lacks a layer, or there is none of the target model's.
+    pub fn source_rows(&self, from: Sources<'_>) -> Result<Vec<f32>, AlignError> {
         let mut rows = Vec::new();
-        gather(
-            "source",
-            block,
-            &self.inputs,
-            0..block.num_tokens(),
-            &mut rows,
-        )?;
+        self.gather(from, 0..from.source.num_tokens(), &mut rows)?;
         Ok(rows)
+    }
+
+    /// The rows of some tokens that the part reads, into `rows`.
+    pub(super) fn gather(
+        &self,
+        from: Sources<'_>,
+        tokens: Range<usize>,
+        rows: &mut Vec<f32>,
+    ) -> Result<(), AlignError> {
+        gather("source", from.source, &self.inputs, tokens.clone(), rows)?;
+        if self.own.is_empty() {
+            return Ok(());
+        }
+        let mut own = Vec::new();
+        gather("target", from.own()?, &self.own, tokens.clone(), &mut own)?;
+        let count = tokens.len().max(1);
+        let (first, second) = (rows.len() / count, own.len() / count);
+        let mut joined = Vec::with_capacity(rows.len() + own.len());
+        for token in 0..tokens.len() {
+            joined.extend_from_slice(&rows[token * first..][..first]);
+            joined.extend_from_slice(&own[token * second..][..second]);
+        }
+        *rows = joined;
+        Ok(())
     }
 
     /// The rows of all tokens of a block of the target model that the part is to predict,

@@ -56,6 +56,7 @@ impl Mapping for Procrustes {
             let mean_y = &centred.mean_y[columns];
             parts.push(Part {
                 inputs: problem.group.inputs.clone(),
+                own: Vec::new(),
                 outputs: outputs.clone(),
                 affine: Affine::new(&solution, &centred.mean_x, mean_y, problem.storage)?,
             });

@@ -1,7 +1,8 @@
 //! The table of mappings, in the order in which reports list them.
 
 use super::{
-    Copy, HeadRidge, Joint, LowRank, MappingConfig, Procrustes, Ridge, Trained, WeightedRidge,
+    Copy, Fuse, HeadRidge, Joint, LowRank, MappingConfig, Prefix, Procrustes, Ridge, Trained,
+    WeightedRidge,
 };
 
 /// One registered mapping.
@@ -68,6 +69,18 @@ pub const fn mappings() -> &'static [MappingEntry] {
             summary: "another mapping, trained on through the frozen edge model",
             source: "arXiv 1503.02531",
             example: || MappingConfig::Trained,
+        },
+        MappingEntry {
+            name: Fuse::NAME,
+            summary: "a trained residual on the edge's own KV, read from both models'",
+            source: "Cache-to-Cache (thu-nics/C2C)",
+            example: || MappingConfig::Fuse(Fuse::default()),
+        },
+        MappingEntry {
+            name: Prefix::NAME,
+            summary: "the edge's own KV behind first tokens that were tuned",
+            source: "arXiv 2101.00190",
+            example: || MappingConfig::Prefix,
         },
     ]
 }

@@ -58,6 +58,7 @@ pub(super) fn dense(
         let mean_y = &centred.mean_y[columns];
         parts.push(Part {
             inputs: inputs.clone(),
+            own: Vec::new(),
             outputs: outputs.clone(),
             affine: Affine::new(&solution, &centred.mean_x, mean_y, problem.storage)?,
         });
