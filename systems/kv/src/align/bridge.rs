@@ -1219,6 +1219,86 @@ mod tests {
         ));
     }
 
+    /// KV of the first target tokens, each number telling its place.
+    fn first_tokens(count: usize, sign: f32) -> KvBlock {
+        let (_, target) = ends();
+        let side = || {
+            let places = 0..target.shape.width() * count;
+            places.map(|i| f16::from_f32(sign * i as f32)).collect()
+        };
+        let layer = |_| LayerKv {
+            k: side(),
+            v: side(),
+        };
+        let layers = (0..target.shape.num_layers).map(layer).collect();
+        let positions = 0..count;
+        KvBlock::new(
+            target.fingerprint,
+            target.shape,
+            0,
+            positions,
+            KeyRope::Pre,
+            layers,
+        )
+        .unwrap()
+    }
+
+    #[test]
+    fn first_tokens_are_those_that_the_bridge_holds() {
+        let (exact, tuned) = (first_tokens(3, 1.0), first_tokens(3, -1.0));
+        let prefix = CommonPrefix::new(vec![7, 8, 9], exact.clone()).unwrap();
+        let plain = fitted();
+        let with = |prefix: &CommonPrefix| plain.clone().with_prefix(prefix.clone()).unwrap();
+        let block = source_block(6, 1);
+        let mapped = |bridge: &Bridge, tokens: &[u32]| {
+            let from = Sources {
+                source: &block,
+                own: None,
+                tokens,
+            };
+            bridge.map(from).unwrap()
+        };
+        let without = plain.map(&block).unwrap();
+        let begins = |first: &KvBlock, count: usize| {
+            let mut expected = without.clone();
+            expected.replace_tokens(0..count, first).unwrap();
+            expected
+        };
+        let whole = [7, 8, 9, 1, 1, 1];
+        let bridge = with(&prefix);
+        assert_eq!(mapped(&bridge, &whole), begins(&exact, 3));
+        assert_eq!(mapped(&bridge, &[7, 8, 1, 1, 1, 1]), begins(&exact, 2));
+        assert_eq!(mapped(&bridge, &[1; 6]), without);
+        assert_eq!(mapped(&bridge, &[]), without);
+        // One layer at a time is the same.
+        let from = Sources {
+            source: &block,
+            own: None,
+            tokens: &whole,
+        };
+        let last = bridge.map_layers(from, 1..2).unwrap();
+        assert_eq!(last, begins(&exact, 3).slice_layers(1..2).unwrap());
+        // Tuned first tokens serve contexts that begin with all of them.
+        let prefix = prefix.with_tuned(tuned.clone()).unwrap();
+        let bridge = with(&prefix);
+        assert_eq!(mapped(&bridge, &whole), begins(&tuned, 3));
+        assert_eq!(mapped(&bridge, &[7, 8, 1, 1, 1, 1]), begins(&exact, 2));
+        let read = Bridge::from_bytes(&bridge.to_bytes().unwrap()).unwrap();
+        assert_eq!(read, bridge);
+        assert_eq!(read.prefix(), Some(&prefix));
+        for refused in [
+            CommonPrefix::new(vec![7, 8], exact.clone()),
+            CommonPrefix::new(vec![1; MAX_PREFIX_TOKENS + 1], exact.clone()),
+            CommonPrefix::new(vec![7, 8, 9], exact.clone())
+                .unwrap()
+                .with_tuned(first_tokens(2, 1.0)),
+        ] {
+            assert!(refused.is_err());
+        }
+        let foreign = CommonPrefix::new(vec![1; 6], block.clone()).unwrap();
+        assert!(plain.clone().with_prefix(foreign).is_err());
+    }
+
     #[test]
     fn gains_act_and_are_bounded() {
         let mut bridge = fitted();
@@ -1262,6 +1342,7 @@ mod tests {
         };
         for (pointer, value) in [
             ("/schema_version", json!(1)),
+            ("/schema_version", json!(4)),
             ("/mapping", json!("magic")),
             ("/storage", json!("bf16")),
             ("/parts", json!([])),
