@@ -149,6 +149,22 @@ pub struct BridgeManifest {
     /// How it was trained, where it was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub training: Option<TrainingRecord>,
+    /// What it took to make it; older files do not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cost: Option<FitCost>,
+}
+
+/// What it took to make a bridge. Wall-clock time of whoever made it: two fits of one map differ in
+/// it and in nothing else.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FitCost {
+    /// Seconds of fitting; `None` where the bridge that training began with did not say.
+    pub fit_s: Option<f32>,
+    /// Seconds of training, 0 where it was not trained.
+    pub train_s: f32,
+    /// Compute threads of whoever worked last.
+    pub threads: u32,
 }
 
 /// What a trained bridge was trained on, and what that did.
@@ -366,6 +382,11 @@ impl Bridge {
         }
         (self.k_gain, self.v_gain) = (k_gain, v_gain);
         Ok(())
+    }
+
+    /// States what it took to make the bridge. Whoever makes it has the clock.
+    pub const fn set_cost(&mut self, cost: Option<FitCost>) {
+        self.manifest.cost = cost;
     }
 
     /// Checks that the bridge is for these two models.
@@ -908,6 +929,11 @@ mod tests {
         let path = dir.path().join("pair.safetensors");
         let mut bridge = fitted();
         bridge.set_gains(1.15, 1.25).unwrap();
+        bridge.set_cost(Some(FitCost {
+            fit_s: Some(312.7),
+            train_s: 0.1,
+            threads: 2,
+        }));
         bridge.save(&path).unwrap();
         let (source, target) = ends();
         let loaded = Bridge::load(&path, &source, &target).unwrap();
@@ -1030,7 +1056,12 @@ mod tests {
     fn headers_that_do_not_match_the_tensors_are_refused() {
         use serde_json::json;
 
-        assert!(Bridge::from_bytes(&with_header(|_| ())).is_ok());
+        let older = Bridge::from_bytes(&with_header(|_| ())).unwrap();
+        assert_eq!(
+            older.manifest().cost,
+            None,
+            "files that do not say are read"
+        );
         let refused = |change: &dyn Fn(&mut serde_json::Value)| {
             Bridge::from_bytes(&with_header(change)).unwrap_err()
         };
