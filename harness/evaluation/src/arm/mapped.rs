@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use celslm_kv::Bridge;
+use celslm_kv::{Bridge, KvBlock};
 
 use super::{Arm, Served, own_start};
 use crate::{Case, EvaluationError, Evaluator};
@@ -11,7 +11,8 @@ use crate::{Case, EvaluationError, Evaluator};
 /// rest is the cloud's, through a bridge. With no layer of its own and no sinks, the edge has
 /// computed nothing of the context.
 ///
-/// What crosses the link is counted as fp16: the mapped layers without the sinks.
+/// What crosses the link is counted as fp16: the mapped layers without the sinks. Where the bridge
+/// maps the edge's own KV onto itself nothing crosses it, and the edge has computed all of it.
 #[derive(Debug, Clone)]
 pub struct Mapped {
     /// The fitted map.
@@ -20,6 +21,9 @@ pub struct Mapped {
     pub sinks: usize,
     /// Layers that the edge computes itself.
     pub shallow_layers: usize,
+    /// Whether the edge's own KV is mapped in place of the cloud's: the control, which is made alike
+    /// and knows nothing of what the cloud's model makes of the context.
+    pub own_kv: bool,
 }
 
 impl Arm for Mapped {
@@ -30,14 +34,10 @@ impl Arm for Mapped {
         let mut layers = own.layers()[..shallow].to_vec();
         let mut elapsed = 0;
         if shallow < num_layers {
-            let (tokens, source) = case.source(evaluator)?;
-            if tokens != case.tokens() {
-                return Err(EvaluationError::Arm(
-                    "the two models do not share a tokenizer: a bridge maps the KV of the same \
-                     tokens"
-                        .to_owned(),
-                ));
-            }
+            let source = match self.own_kv {
+                true => own,
+                false => cloud_block(evaluator, case)?,
+            };
             let start = (evaluator.settings.now_ns)();
             let mapped = self.bridge.map_layers(source, shallow..num_layers)?;
             elapsed = (evaluator.settings.now_ns)().saturating_sub(start);
@@ -51,7 +51,10 @@ impl Arm for Mapped {
             );
         }
         let tokens = case.tokens().len();
-        let sent = tokens.saturating_sub(self.sinks) * (num_layers - shallow);
+        let sent = match self.own_kv {
+            true => 0,
+            false => tokens.saturating_sub(self.sinks) * (num_layers - shallow),
+        };
         let bytes = own.shape().fp16_bytes(sent) / num_layers as u64;
         let served = Served::of_layers(evaluator, case, layers)?;
         Ok(Served {
@@ -62,4 +65,19 @@ impl Arm for Mapped {
             ..served
         })
     }
+}
+
+/// The cloud's KV of the same tokens.
+fn cloud_block<'a>(
+    evaluator: &Evaluator<'_>,
+    case: &'a Case<'_>,
+) -> Result<&'a KvBlock, EvaluationError> {
+    let (tokens, source) = case.source(evaluator)?;
+    if tokens != case.tokens() {
+        return Err(EvaluationError::Arm(
+            "the two models do not share a tokenizer: a bridge maps the KV of the same tokens"
+                .to_owned(),
+        ));
+    }
+    Ok(source)
 }
