@@ -8,7 +8,7 @@ use celslm_reports::{ReportInput, Slo};
 
 use crate::config::{Config, EvaluationFile, Interleave};
 use crate::environment::Environment;
-use crate::evaluation::{EvaluationInputs, EvaluationManifest, EvaluationPlan};
+use crate::evaluation::{BridgeInput, EvaluationInputs, EvaluationManifest, EvaluationPlan};
 use crate::manifest::{Build, DatasetRecord, Manifest, ModelRecord, RunState, SourceTree};
 use crate::plan::Plan;
 
@@ -120,6 +120,31 @@ impl Facts {
         }
     }
 
+    /// A bridge of an evaluation, once for all arms that map through it.
+    fn bridge(&mut self, input: &BridgeInput) {
+        let hash: String = input.blake3.chars().take(12).collect();
+        let file = input.path.file_name().unwrap_or_default();
+        let name = format!("bridge {}", file.to_string_lossy());
+        let cost = match input.bridge.manifest().cost {
+            None => "what it took to make it is not stated".to_owned(),
+            Some(cost) => {
+                let fit = cost.fit_s.map_or_else(
+                    || "its fit not stated".to_owned(),
+                    |seconds| format!("fitted in {seconds:.0} s"),
+                );
+                let threads = cost.threads;
+                match cost.train_s > 0.0 {
+                    true => format!("{fit}, trained in {:.0} s, {threads} threads", cost.train_s),
+                    false => format!("{fit}, {threads} threads"),
+                }
+            }
+        };
+        let value = format!("BLAKE3 {hash}…, {:.1} MB, {cost}", input.bytes as f64 / 1e6);
+        if !self.0.contains(&(name.clone(), value.clone())) {
+            self.add(&name, value);
+        }
+    }
+
     fn datasets(&mut self, datasets: &[DatasetRecord], seed: u64) {
         for dataset in datasets {
             self.add(
@@ -228,6 +253,7 @@ pub fn evaluation_input(
     let shared = plan
         .arms
         .iter()
+        .filter(|arm| arm.identity.codec.is_some())
         .map(|arm| arm.identity.artefact_bytes)
         .max()
         .unwrap_or(0);
@@ -251,6 +277,9 @@ pub fn evaluation_input(
                 artefact.file_bytes() as f64 / 1e6
             ),
         );
+    }
+    for input in &inputs.bridges {
+        facts.bridge(input);
     }
     facts.datasets(&manifest.datasets, file.experiment.seed);
     facts.machine(&manifest.environment);

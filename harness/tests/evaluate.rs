@@ -216,6 +216,7 @@ fn the_clouds_kv_is_mapped_and_held_against_its_controls() {
     for other in ["depth-ridge-s0-l0", "cloud_alone", "zero_kv", "random_kv"] {
         assert_ne!(nll(of(other)), reference, "{other}");
     }
+    held_against_its_own_control(&lab);
     // A bridge of another mapping, a file that is none, and one that is for other models.
     let bridges = lab.path("configs/bridges");
     let bridge = fs::read_dir(&bridges)
@@ -251,6 +252,102 @@ fn the_clouds_kv_is_mapped_and_held_against_its_controls() {
     let args: Vec<&str> = ["run", "mapped"].into_iter().chain(set).collect();
     let refused = assert_code(&lab.run(&args), 2);
     assert!(refused.contains("fit one for this pair"), "{refused}");
+}
+
+/// The same adapter on the edge's own KV, and a second bridge of the same kind.
+fn held_against_its_own_control(lab: &Lab) {
+    let fit = "align fit --text text.txt --cloud tiny-edge --edge tiny-edge --tokens 6000";
+    let out = lab.path("own.safetensors").display().to_string();
+    let rest = ["--context-words", "60", "--out", out.as_str()];
+    let fit: Vec<&str> = fit.split(' ').chain(rest).collect();
+    assert_code(&lab.run(&fit), 0);
+    let own = format!(
+        "{{ mapped = {{ alignment = {{ depth = {{ bridge = \"{out}\" }} }}, sinks = 0 }} }}"
+    );
+    let plain = "{ mapped = { sinks = 0 } }";
+    let named = |control: &str| {
+        format!("{{ mapped = {{ name = \"second\", sinks = 0, control = \"{control}\" }} }}")
+    };
+    let arms = |arms: &[&str]| format!("cloud = [{}]\ncontrols = [\"zero_kv\"]", arms.join(", "));
+    for (name, wrong, part) in [
+        (
+            "twice",
+            arms(&[plain, plain]),
+            "two arms of evaluation.cloud are called depth-ridge-s0-l0",
+        ),
+        (
+            "unknown",
+            arms(&[plain, &named("nobody")]),
+            "`nobody` of the mapped arm second-s0-l0 is no other arm of evaluation.cloud; known: depth-ridge-s0-l0",
+        ),
+        (
+            "slug",
+            arms(&["{ mapped = { name = \"a/b\" } }"]),
+            "use 1 to 64 letters",
+        ),
+    ] {
+        experiment(lab, name, &wrong);
+        let told = assert_code(&lab.run(&["run", name]), 2);
+        assert!(told.contains(part), "{told}");
+    }
+    // An arm is held against the one of the same length and steps.
+    let tuned = [
+        "{ distilled = {} }",
+        "{ distilled = { reduction = 4 } }",
+        "{ distilled = { teacher = \"edge\" } }",
+    ];
+    experiment(lab, "tuned", &arms(&tuned));
+    let told = assert_code(&lab.run(&["run", "tuned", "--dry-run"]), 0);
+    let stated = told.matches("own control: ").count();
+    let named_so = told.contains("own control: distilled-edge-r1-n60");
+    assert!(stated == 1 && named_so, "{told}");
+    let list = ["\"alone\"", plain, &own, &named("self-depth-ridge")];
+    experiment(lab, "held", &arms(&list));
+    let told = assert_code(&lab.run(&["run", "held", "--dry-run"]), 0);
+    let stated = told.matches("own control: self-depth-ridge-s0-l0").count();
+    assert_eq!(stated, 2, "{told}");
+    assert_code(&lab.run(&["run", "held"]), 0);
+    let found = cells(lab, "held");
+    let of = |name: &str| -> &Vec<ContextRow> {
+        let mut cells = found.iter();
+        let cell = cells.find(|(path, _)| path.to_string_lossy().contains(name));
+        cell.unwrap_or_else(|| panic!("{name}: {:?}", found.keys()))
+            .1
+    };
+    // The edge has computed what is mapped, and nothing is sent.
+    for row in of("self-depth-ridge-s0-l0") {
+        assert_eq!((row.payload_bytes, row.message_bytes), (0, 0));
+        assert_eq!(row.edge_token_layers, row.token_layers);
+    }
+    // A model's own KV is mapped better than another one's.
+    let cosine = |rows: &[ContextRow]| -> f64 {
+        let layers = rows.iter().flat_map(|row| &row.layers);
+        layers.map(|layer| layer.k_cosine).sum()
+    };
+    assert!(cosine(of("self-depth-ridge-s0-l0")) > cosine(of("second-s0-l0")));
+    assert!(
+        of("second-s0-l0")
+            .iter()
+            .all(|row| row.payload_bytes == row.fp16_bytes)
+    );
+    let read = |file: &str| fs::read_to_string(lab.path(&format!("results/held/{file}"))).unwrap();
+    let report = read("report.md");
+    for part in [
+        "## Arms and data sets",
+        "second-s0-l0 over self-depth-ridge-s0-l0",
+        "fitted in",
+    ] {
+        assert!(report.contains(part), "{part}: {report}");
+    }
+    let input: serde_json::Value = serde_json::from_str(&read("evaluation-input.json")).unwrap();
+    for arm in input["arms"].as_array().unwrap() {
+        let mapped = arm["name"].as_str().unwrap().ends_with("-s0-l0");
+        assert_eq!(
+            arm["fit_s"].as_f64().is_some_and(|s| s > 0.0),
+            mapped,
+            "{arm}"
+        );
+    }
 }
 
 #[test]
@@ -384,6 +481,12 @@ fn problems_continuations_and_needles_are_evaluated_and_kept_apart() {
         told.contains("needle: 2 contexts, 4 questions, 8 arms"),
         "{told}"
     );
+    for label in [
+        "continuation-oak: 3 contexts",
+        "continuation-elm: 2 contexts",
+    ] {
+        assert!(told.contains(label), "{told}");
+    }
     let told = assert_code(&lab.run(&["run", "forms"]), 0);
     let found = cells(&lab, "forms");
     assert_eq!(found.len(), 4 * 8, "{told}");

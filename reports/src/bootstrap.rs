@@ -28,27 +28,35 @@ pub struct Cluster {
 /// clusters, where nothing can be resampled.
 #[must_use]
 pub fn interval(clusters: &[Cluster]) -> Option<(f64, f64)> {
-    let clusters: Vec<Cluster> = clusters.iter().copied().filter(|c| c.count > 0).collect();
+    let of = |cluster: &Cluster| (cluster.sum, cluster.count as f64);
+    let clusters = clusters.iter().filter(|c| c.count > 0).map(of);
+    ratio_interval(&clusters.collect::<Vec<_>>())
+}
+
+/// 95% interval of a ratio of sums, one pair of summands a cluster: whole clusters are drawn, so
+/// that numerator and denominator of a resample are over the same ones. `None` with fewer than two
+/// clusters. A denominator that may be 0 makes the interval meaningless; the caller rules it out.
+#[must_use]
+pub fn ratio_interval(clusters: &[(f64, f64)]) -> Option<(f64, f64)> {
     if clusters.len() < 2 {
         return None;
     }
     let mut rng = ChaCha8Rng::seed_from_u64(SEED);
-    let mut means = Vec::with_capacity(RESAMPLES);
+    let mut ratios = Vec::with_capacity(RESAMPLES);
     for _ in 0..RESAMPLES {
-        let mut sum = 0.0;
-        let mut count = 0;
+        let (mut above, mut below) = (0.0, 0.0);
         for _ in 0..clusters.len() {
             // High bits of a product: unbiased to 2^-64, and the same in every
             // version of the generator's crate.
             let index = (u128::from(rng.next_u64()) * clusters.len() as u128) >> 64;
-            let cluster = clusters[index as usize];
-            sum += cluster.sum;
-            count += cluster.count;
+            let (one, other) = clusters[index as usize];
+            above += one;
+            below += other;
         }
-        means.push(sum / count as f64);
+        ratios.push(above / below);
     }
-    means.sort_by(f64::total_cmp);
-    Some((percentile(&means, 0.025), percentile(&means, 0.975)))
+    ratios.sort_by(f64::total_cmp);
+    Some((percentile(&ratios, 0.025), percentile(&ratios, 0.975)))
 }
 
 /// Mean over all values, `None` when there are none.
@@ -122,6 +130,18 @@ mod tests {
         assert!(
             width(interval(&grouped).unwrap()) > 2.0 * width(interval(&single(&alone)).unwrap())
         );
+    }
+
+    #[test]
+    fn a_ratio_is_of_the_sums_of_one_resample() {
+        // Each cluster has its own ratio of 1/2, whatever it weighs: so has every resample.
+        assert_eq!(
+            ratio_interval(&[(1.0, 2.0), (4.0, 8.0), (0.5, 1.0)]),
+            Some((0.5, 0.5))
+        );
+        // 1/1, 1/4 and, of both, 2/5.
+        assert_eq!(ratio_interval(&[(1.0, 1.0), (1.0, 4.0)]), Some((0.25, 1.0)));
+        assert_eq!(ratio_interval(&[(1.0, 2.0)]), None);
     }
 
     #[test]

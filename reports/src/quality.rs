@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::bootstrap::{Cluster, interval, mean};
+use crate::bootstrap::{Cluster, interval, mean, ratio_interval};
 use crate::sample::Sample;
 
 /// A mean score over requests, 0 to 1.
@@ -105,27 +105,29 @@ pub fn paired<'a>(
     weighted_paired(scored(first, &value), scored(second, &value))
 }
 
+type Key<'a> = ((&'a str, &'a str), &'a str);
+
+/// Values of one question's answers, and its weight.
+fn by_question<'a>(
+    scored: impl Iterator<Item = Scored<'a>>,
+) -> BTreeMap<Key<'a>, (Cluster, usize)> {
+    let mut means: BTreeMap<Key<'a>, (Cluster, usize)> = BTreeMap::new();
+    for one in scored.filter(|s| s.weight > 0) {
+        let (cluster, _) = means
+            .entry((one.document, one.question))
+            .or_insert((NOTHING, one.weight));
+        cluster.sum += one.value;
+        cluster.count += 1;
+    }
+    means
+}
+
 /// The same for what has weights. A question whose weight is not the same on both
 /// sides was not the same question, and is left out.
 pub(crate) fn weighted_paired<'a>(
     first: impl Iterator<Item = Scored<'a>>,
     second: impl Iterator<Item = Scored<'a>>,
 ) -> Option<Paired> {
-    type Key<'a> = ((&'a str, &'a str), &'a str);
-    /// Values of one question's answers, and its weight.
-    fn by_question<'a>(
-        scored: impl Iterator<Item = Scored<'a>>,
-    ) -> BTreeMap<Key<'a>, (Cluster, usize)> {
-        let mut means: BTreeMap<Key<'a>, (Cluster, usize)> = BTreeMap::new();
-        for one in scored.filter(|s| s.weight > 0) {
-            let (cluster, _) = means
-                .entry((one.document, one.question))
-                .or_insert((NOTHING, one.weight));
-            cluster.sum += one.value;
-            cluster.count += 1;
-        }
-        means
-    }
     let first = by_question(first);
     let second = by_question(second);
     let mut clusters: BTreeMap<(&str, &str), Cluster> = BTreeMap::new();
@@ -148,10 +150,97 @@ pub(crate) fn weighted_paired<'a>(
     })
 }
 
+/// A part of the way from one score to another.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Share {
+    /// The whole way on the questions that all three answered.
+    pub(crate) gap: Paired,
+    /// What part of it lies behind the one that is on the way.
+    pub(crate) share: f64,
+    /// 95% bootstrap interval over documents; `None` with fewer than two.
+    pub(crate) interval: Option<(f64, f64)>,
+}
+
+/// How far `own` is on the way from `from` to `to`, on the questions that all three have with the
+/// same weight: a ratio of the sums of their differences, so that no question is divided by its own
+/// gap. `None` when they share no question, or when there is no way between the two.
+pub(crate) fn weighted_share<'a>(
+    own: impl Iterator<Item = Scored<'a>>,
+    from: impl Iterator<Item = Scored<'a>>,
+    to: impl Iterator<Item = Scored<'a>>,
+) -> Option<Share> {
+    let (own, from, to) = (by_question(own), by_question(from), by_question(to));
+    let mean_of = |values: &BTreeMap<Key<'a>, (Cluster, usize)>, key: &Key<'a>, weight: usize| {
+        let (cluster, _) = values.get(key).filter(|other| other.1 == weight)?;
+        Some(cluster.sum / cluster.count as f64)
+    };
+    let mut covered: BTreeMap<(&str, &str), f64> = BTreeMap::new();
+    let mut whole: BTreeMap<(&str, &str), Cluster> = BTreeMap::new();
+    let mut questions = 0;
+    for (key, (start, weight)) in &from {
+        let start = start.sum / start.count as f64;
+        let Some((at, end)) = mean_of(&own, key, *weight).zip(mean_of(&to, key, *weight)) else {
+            continue;
+        };
+        *covered.entry(key.0).or_insert(0.0) += (at - start) * *weight as f64;
+        let cluster = whole.entry(key.0).or_insert(NOTHING);
+        cluster.sum += (end - start) * *weight as f64;
+        cluster.count += weight;
+        questions += 1;
+    }
+    let pairs: Vec<(f64, f64)> = covered
+        .values()
+        .zip(whole.values())
+        .map(|(covered, whole)| (*covered, whole.sum))
+        .collect();
+    let whole: Vec<Cluster> = whole.into_values().collect();
+    let gap = Paired {
+        questions,
+        difference: mean(&whole)?,
+        interval: interval(&whole),
+    };
+    let (covered, all) = pairs
+        .iter()
+        .fold((0.0, 0.0), |sum, pair| (sum.0 + pair.0, sum.1 + pair.1));
+    (all != 0.0).then(|| Share {
+        gap,
+        share: covered / all,
+        interval: ratio_interval(&pairs),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::fixture;
+
+    #[test]
+    fn shares_by_hand() {
+        let scored = |values: &'static [(&'static str, f64, usize)]| {
+            values.iter().map(|&(document, value, weight)| Scored {
+                document: ("d", document),
+                question: "q",
+                value,
+                weight,
+            })
+        };
+        let from = || scored(&[("a", 0.2, 1), ("b", 0.0, 3), ("c", 0.5, 1)]);
+        let to = || scored(&[("a", 0.6, 1), ("b", 0.4, 3), ("d", 1.0, 1)]);
+        // Half of 0.4, and all of three times 0.4; "c" has no end and "d" no start.
+        let own = || scored(&[("a", 0.4, 1), ("b", 0.4, 3), ("c", 1.0, 1), ("d", 1.0, 1)]);
+        let share = weighted_share(own(), from(), to()).unwrap();
+        assert!((share.share - 0.875).abs() < 1e-12, "{share:?}");
+        assert_eq!(share.gap.questions, 2);
+        assert!((share.gap.difference - 0.4).abs() < 1e-12, "{share:?}");
+        let (low, high) = share.interval.unwrap();
+        assert!((low - 0.5).abs() < 1e-12 && (high - 1.0).abs() < 1e-12);
+        // Another weight is another question.
+        let other = || scored(&[("a", 0.4, 1), ("b", 0.4, 2)]);
+        let share = weighted_share(other(), from(), to()).unwrap();
+        assert!((share.share - 0.5).abs() < 1e-12 && share.interval.is_none());
+        assert_eq!(weighted_share(own(), from(), from()), None);
+        assert_eq!(weighted_share(own(), from(), scored(&[])), None);
+    }
 
     fn asked(document: &str, question: &str, f1: Option<f64>) -> Sample {
         Sample {

@@ -188,7 +188,7 @@ pub struct Report {
     /// How many of `tables` stand before the figures.
     pub(crate) leading_tables: usize,
     /// How the figures are defined, at the end.
-    pub(crate) definitions: &'static [&'static str],
+    pub(crate) definitions: Vec<&'static str>,
 }
 
 /// Builds the report of a results folder and writes it there:
@@ -222,7 +222,7 @@ pub fn build(input: &ReportInput) -> Result<Report, ReportError> {
         files: vec![PathBuf::from(INPUT_FILE)],
         compact: compact_tables(&data),
         leading_tables: 1,
-        definitions: DEFINITIONS,
+        definitions: DEFINITIONS.to_vec(),
     };
     report.files.extend(
         data.cells

@@ -43,6 +43,8 @@ pub enum Value {
     Number(f64, usize),
     /// A mean with its 95% interval, where there is one, and so many decimals.
     Interval(f64, Option<(f64, f64)>, usize),
+    /// Figures of one thing, one above the other where there is room for lines.
+    Stack(Vec<Value>),
     /// Not defined, or nothing measured.
     Missing,
     /// Defined, but not supported by so few requests.
@@ -118,10 +120,17 @@ impl Value {
                     number(*high, *decimals)
                 )
             }
+            Self::Stack(values) => lines(values, " · ", |text| text),
             Self::Missing => "–".to_owned(),
             Self::Unsupported => "n < 459".to_owned(),
         }
     }
+}
+
+/// Values as lines of one cell, each written as its markup wants it.
+fn lines(values: &[Value], between: &str, written: impl Fn(String) -> String) -> String {
+    let texts = values.iter().map(|value| written(value.render()));
+    texts.collect::<Vec<_>>().join(between)
 }
 
 /// A figure with thousands separated by commas.
@@ -192,7 +201,11 @@ impl Table {
                 rules.join("|")
             );
             for row in &self.rows {
-                let cells: Vec<_> = row.iter().map(|v| cell(&v.render())).collect();
+                let of = |value: &Value| match value {
+                    Value::Stack(values) => lines(values, "<br>", |text| cell(&text)),
+                    value => cell(&value.render()),
+                };
+                let cells: Vec<_> = row.iter().map(of).collect();
                 let _ = writeln!(out, "| {} |", cells.join(" | "));
             }
         }
@@ -278,7 +291,11 @@ impl Table {
                         (_, Value::Missing | Value::Unsupported) => " class=\"none\"",
                         _ => "",
                     };
-                    let _ = write!(out, "<td{class}>{}</td>", escape(&value.render()));
+                    let text = match value {
+                        Value::Stack(values) => lines(values, "<br>", |text| escape(&text)),
+                        value => escape(&value.render()),
+                    };
+                    let _ = write!(out, "<td{class}>{text}</td>");
                 }
                 out.push_str("</tr>\n");
             }
@@ -372,6 +389,15 @@ mod tests {
         let value = |interval| Value::Interval(-0.012_34, interval, 3).render();
         assert_eq!(value(Some((-0.02, 0.0049))), "-0.012 [-0.020, 0.005]");
         assert_eq!(value(None), "-0.012");
+    }
+
+    #[test]
+    fn stacked_figures_are_lines_where_there_is_room() {
+        let mut table = table();
+        table.rows[1][1] = Value::Stack(vec![Value::Number(1.0, 1), Value::Text("a|b <c>".into())]);
+        assert!(table.markdown().contains("| 1.0<br>a\\|b <c> |"));
+        assert!(table.html().contains("<td>1.0<br>a|b &lt;c&gt;</td>"));
+        assert!(table.terminal(80).contains("1.0 · a|b <c>"));
     }
 
     #[test]

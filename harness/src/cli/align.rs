@@ -1,9 +1,9 @@
 //! `celslm align`: fitted bridges between two models' KV.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use anyhow::Context as _;
-use celslm::bridges;
 use celslm::calibration::Calibration;
 use celslm::catalogue::Catalogue;
 use celslm::config::ModelsConfig;
@@ -11,8 +11,9 @@ use celslm::exit::{ExitCode, Verdict};
 use celslm::fit;
 use celslm::study;
 use celslm::training::{self, Told};
+use celslm::{bridges, clock};
 use celslm_datasets::Document;
-use celslm_kv::align::{Bridge, Scores, Similarity};
+use celslm_kv::align::{Bridge, FitCost, Scores, Similarity};
 use celslm_kv::{AlignmentConfig, MappingConfig};
 use celslm_reports::{HeatMap, HeatPanel};
 use celslm_training::{Losses, TrainingOptions};
@@ -249,12 +250,68 @@ fn fit(args: &FitArgs) -> anyhow::Result<ExitCode> {
         .clone()
         .unwrap_or_else(|| bridges::default_path(configs, &args.cloud, &args.edge, &alignment));
     make_folder_of(&out)?;
-    let bridge = fitting.run(calibration.tokens, "tokens", |tell| {
+    let start = clock::now();
+    let mut bridge = fitting.run(calibration.tokens, "tokens", |tell| {
         fit::fit(&cloud, &edge, &alignment, &calibration, tell)
     })?;
+    bridge.set_cost(Some(FitCost {
+        fit_s: Some(start.elapsed().as_secs_f32()),
+        train_s: 0.0,
+        threads: threads(),
+    }));
     bridge.save(&out)?;
     println!("{}\n{}", out.display(), fit::describe(&bridge));
     Ok(ExitCode::Ok)
+}
+
+/// Compute threads, as the fitting commands set them.
+fn threads() -> u32 {
+    u32::try_from(super::edge::threads(0)).unwrap_or(u32::MAX)
+}
+
+/// How long a training run has worked, over the sessions in which it was stopped and went on. Its
+/// file lies beside the run's state, and is written whenever that is.
+struct Worked {
+    path: PathBuf,
+    /// Seconds of earlier sessions; `None` where there is a state and no word of what it took.
+    before: Option<f32>,
+    start: Instant,
+}
+
+impl Worked {
+    fn begin(state: &Path) -> Self {
+        let path = state.with_extension("training-seconds");
+        let before = match state.exists() {
+            true => std::fs::read_to_string(&path)
+                .ok()
+                .and_then(|text| text.trim().parse().ok()),
+            false => Some(0.0),
+        };
+        Self {
+            path,
+            before,
+            start: clock::now(),
+        }
+    }
+
+    fn seconds(&self) -> Option<f32> {
+        Some(self.before? + self.start.elapsed().as_secs_f32())
+    }
+
+    /// Writes it down for a later session.
+    fn note(&self) -> anyhow::Result<()> {
+        let Some(seconds) = self.seconds() else {
+            return Ok(());
+        };
+        std::fs::write(&self.path, format!("{seconds}\n"))
+            .with_context(|| format!("write {}", self.path.display()))
+    }
+
+    /// The run is over. What could not be removed is overwritten by the next run.
+    fn end(self) -> Option<f32> {
+        let _absent_or_left = std::fs::remove_file(&self.path);
+        self.seconds()
+    }
 }
 
 fn write_lessons(args: &StudyArgs) -> anyhow::Result<ExitCode> {
@@ -330,6 +387,7 @@ fn train(args: &TrainArgs) -> anyhow::Result<ExitCode> {
         teacher: other.map(|_| teacher.as_ref().unwrap_or(&cloud)),
         edge_path: &edge_path,
     };
+    let worked = Worked::begin(&state);
     let trained = fitting.run(args.steps as usize, "steps", |tell| {
         training::train(
             &models,
@@ -341,6 +399,12 @@ fn train(args: &TrainArgs) -> anyhow::Result<ExitCode> {
             |told| match told {
                 Told::HeldOut(step, losses) => {
                     eprintln!("step {step}, held out: {}", stated(losses));
+                    // The state was written down with it; before the first step there is none.
+                    if step > 0
+                        && let Err(error) = worked.note()
+                    {
+                        eprintln!("{error:#}; the bridge will not say what it took to make it");
+                    }
                     true
                 }
                 Told::Step(step, losses) => {
@@ -351,7 +415,17 @@ fn train(args: &TrainArgs) -> anyhow::Result<ExitCode> {
                 }
             },
         )
-    })?;
+    });
+    if trained.is_err() && state.exists() {
+        worked.note()?;
+    }
+    let mut trained = trained?;
+    let before = bridge.manifest().cost;
+    trained.set_cost(worked.end().map(|seconds| FitCost {
+        fit_s: before.and_then(|cost| cost.fit_s),
+        train_s: before.map_or(0.0, |cost| cost.train_s) + seconds,
+        threads: threads(),
+    }));
     trained.save(&out)?;
     println!("{}\n{}", out.display(), fit::describe(&trained));
     Ok(ExitCode::Ok)

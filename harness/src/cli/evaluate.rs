@@ -130,15 +130,16 @@ fn evaluate(
     let cloud = inputs.cloud_model.as_ref().map(load).transpose()?;
     if let Some(cloud) = &cloud {
         for input in &inputs.bridges {
-            let ends = [cloud, &model].map(celslm::fit::end);
-            // A self control has the edge's model at both ends.
-            let source = match input.bridge.is_self() {
-                true => &ends[1],
-                false => &ends[0],
+            // A control maps the edge's own KV.
+            let from = if input.maps_onto_itself() {
+                &model
+            } else {
+                cloud
             };
+            let ends = [from, &model].map(celslm::fit::end);
             input
                 .bridge
-                .check_models(source, &ends[1])
+                .check_models(&ends[0], &ends[1])
                 .map_err(|error| {
                     Verdict::Config(format!("the bridge {}: {error}", input.path.display()))
                 })?;
@@ -182,16 +183,21 @@ fn describe(file: &EvaluationFile, inputs: &EvaluationInputs, plan: &EvaluationP
         let _ = writeln!(
             text,
             "\n{}: {} contexts, {questions} questions, {} arms",
-            draw.name,
+            inputs.label(index),
             draw.documents.len(),
             plan.arms_of(index).count()
         );
         for arm in plan.arms_of(index) {
-            let codec = arm.identity.codec.as_deref().unwrap_or("–");
+            let identity = &arm.identity;
+            let stated = match (&identity.codec, &identity.own_control) {
+                (Some(codec), _) => codec.clone(),
+                (None, Some(control)) => format!("own control: {control}"),
+                (None, None) => "–".to_owned(),
+            };
             let _ = writeln!(
                 text,
-                "  {:<24} {:<40} {codec}",
-                arm.identity.family, arm.identity.name
+                "  {:<24} {:<40} {stated}",
+                identity.family, identity.name
             );
         }
     }

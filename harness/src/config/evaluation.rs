@@ -162,6 +162,13 @@ pub struct MappedArm {
     pub sinks: usize,
     /// Layers of the context that the edge computes itself.
     pub shallow_layers: usize,
+    /// What results call it, in place of alignment and mapping: two bridges of one kind need it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// The arm of the list that is made alike without what the cloud's model knows. Found without
+    /// it where a bridge of the same kind maps the edge's own KV.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub control: Option<String>,
 }
 
 impl Default for MappedArm {
@@ -170,6 +177,8 @@ impl Default for MappedArm {
             alignment: AlignmentConfig::Depth(Depth::default()),
             sinks: 4,
             shallow_layers: 0,
+            name: None,
+            control: None,
         }
     }
 }
@@ -227,6 +236,15 @@ impl EvaluationFile {
             if !arm.alignment.needs_bridge() {
                 let path = format!("evaluation.cloud.{index}.mapped.alignment");
                 let message = "this alignment maps nothing: its KV is the reference's";
+                return fail(&path, message);
+            }
+            if arm
+                .name
+                .as_ref()
+                .is_some_and(|name| !sections::is_slug(name))
+            {
+                let path = format!("evaluation.cloud.{index}.mapped.name");
+                let message = "use 1 to 64 letters, digits, `-`, `_` or `.`, starting with a letter or digit: it is part of a folder's name";
                 return fail(&path, message);
             }
             for (field, value) in [("sinks", arm.sinks), ("shallow_layers", arm.shallow_layers)] {

@@ -1057,7 +1057,7 @@ fn distinct<T: PartialEq>(list: &[T]) -> Distinct {
 }
 
 /// Whether `name` can name a folder everywhere.
-fn is_slug(name: &str) -> bool {
+pub(super) fn is_slug(name: &str) -> bool {
     (1..=64).contains(&name.len())
         && name.starts_with(|c: char| c.is_ascii_alphanumeric())
         && name

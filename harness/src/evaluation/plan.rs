@@ -7,11 +7,11 @@ use std::sync::Arc;
 use celslm_kv::Bridge;
 use celslm_kv::codec::{CodecArtefact, CodecConfig, CodecContext, Family, families};
 use celslm_model::store::ModelSpec;
-use celslm_reports::evaluation::{ArmIdentity, ArmKind};
+use celslm_reports::evaluation::{ArmIdentity, ArmKind, CloudPart};
 use serde::Serialize;
 
 use crate::artefacts::name;
-use crate::config::{CloudArm, Control, DistilledArm, EvaluationFile};
+use crate::config::{CloudArm, Control, DistilledArm, DistilledBy, EvaluationFile, MappedArm};
 use crate::exit::Verdict;
 use crate::plan::{DatasetDraw, cell_id, content_hash};
 
@@ -43,6 +43,30 @@ pub struct BridgeInput {
     pub bridge: Arc<Bridge>,
 }
 
+impl BridgeInput {
+    /// Whether it maps a model's KV into that model's own space.
+    #[must_use]
+    pub fn maps_onto_itself(&self) -> bool {
+        self.bridge.source().fingerprint == self.bridge.target().fingerprint
+    }
+
+    /// Whether it was taught by the model that it is for, and reads that model's KV alone.
+    fn is_its_own_teacher(&self) -> bool {
+        let teacher = self
+            .bridge
+            .manifest()
+            .training
+            .map(|training| training.teacher);
+        self.bridge.parts().is_empty() && teacher == Some(self.bridge.target().fingerprint)
+    }
+
+    /// Seconds that it took to make it, as far as it says all of them.
+    fn fit_s(&self) -> Option<f64> {
+        let cost = self.bridge.manifest().cost?;
+        Some(f64::from(cost.fit_s?) + f64::from(cost.train_s))
+    }
+}
+
 /// What an arm is.
 #[derive(Debug, Clone, PartialEq)]
 pub enum ArmSpec {
@@ -70,6 +94,8 @@ pub enum ArmSpec {
         sinks: usize,
         /// Layers that are the edge's own.
         shallow_layers: usize,
+        /// Whether the edge's own KV is mapped in place of the cloud's.
+        own_kv: bool,
     },
 }
 
@@ -82,6 +108,30 @@ pub struct PlannedArm {
     pub spec: ArmSpec,
     /// Index of its data set in [`EvaluationInputs::draws`].
     pub draw: usize,
+}
+
+/// An arm before it meets a data set.
+struct Kind {
+    kind: ArmKind,
+    family: String,
+    name: String,
+    spec: ArmSpec,
+    cloud: Option<CloudPart>,
+    own_control: Option<String>,
+}
+
+impl Kind {
+    /// An arm in which the cloud's model takes no part.
+    const fn plain(kind: ArmKind, family: String, name: String, spec: ArmSpec) -> Self {
+        Self {
+            kind,
+            family,
+            name,
+            spec,
+            cloud: None,
+            own_control: None,
+        }
+    }
 }
 
 /// The arms of an evaluation, data set by data set.
@@ -119,7 +169,7 @@ impl EvaluationPlan {
     ///
     /// # Errors
     /// [`Verdict::Config`] for a chain that the artefact does not suit, or that needs one where
-    /// there is none.
+    /// there is none, for two arms of one name, and for an own control that is no arm.
     pub fn new(file: &EvaluationFile, inputs: &EvaluationInputs) -> Result<Self, Verdict> {
         let own = &file.evaluation;
         let context = inputs
@@ -129,7 +179,7 @@ impl EvaluationPlan {
                 CodecContext::new(Arc::clone(artefact))
             });
         let artefact_bytes = inputs.artefact.as_ref().map_or(0, |a| a.file_bytes());
-        let mut kinds = vec![(
+        let mut kinds = vec![Kind::plain(
             ArmKind::Reference,
             "uncompressed".to_owned(),
             "uncompressed".to_owned(),
@@ -137,30 +187,34 @@ impl EvaluationPlan {
         )];
         for control in &own.controls {
             let name = control.name().to_owned();
-            kinds.push((
-                ArmKind::Control,
-                name.clone(),
-                name,
-                ArmSpec::Control(*control),
-            ));
+            let spec = ArmSpec::Control(*control);
+            kinds.push(Kind::plain(ArmKind::Control, name.clone(), name, spec));
         }
         for (family, config) in file.codecs() {
             let bound = config
                 .build_with(&context)
                 .map_err(|error| Verdict::Config(format!("codec {}: {error}", name(&config))))?;
             let spec = ArmSpec::Codec(bound.config().clone());
-            if kinds.iter().all(|(_, _, _, other)| *other != spec) {
-                kinds.push((ArmKind::Method, family, name(&config), spec));
+            if kinds.iter().all(|kind| kind.spec != spec) {
+                kinds.push(Kind::plain(ArmKind::Method, family, name(&config), spec));
             }
         }
-        kinds.extend(cloud_arms(&own.cloud, inputs));
+        kinds.extend(cloud_arms(&own.cloud, inputs)?);
         let mut arms = Vec::new();
         let mut hashes = Vec::new();
         for (draw, set) in inputs.draws.iter().enumerate() {
             let dataset = label(&inputs.draws, draw);
             let documents = content_hash(&set.documents)
                 .map_err(|error| Verdict::Config(format!("hash the documents: {error}")))?;
-            for (kind, family, name, spec) in &kinds {
+            for Kind {
+                kind,
+                family,
+                name,
+                spec,
+                cloud,
+                own_control,
+            } in &kinds
+            {
                 let codec = match spec {
                     ArmSpec::Codec(config) => Some(config.id()),
                     _ => None,
@@ -177,7 +231,10 @@ impl EvaluationPlan {
                     max_tokens: own.max_tokens,
                     arm: codec.as_deref().unwrap_or(name),
                     cloud: match spec {
-                        ArmSpec::Reference | ArmSpec::Codec(_) | ArmSpec::Control(_) => None,
+                        ArmSpec::Reference
+                        | ArmSpec::Codec(_)
+                        | ArmSpec::Control(_)
+                        | ArmSpec::Mapped { own_kv: true, .. } => None,
                         _ => inputs
                             .cloud_model
                             .as_ref()
@@ -206,6 +263,10 @@ impl EvaluationPlan {
                         name: name.clone(),
                         codec,
                         artefact_bytes,
+                        cloud: *cloud,
+                        fit_s: bridge.and_then(BridgeInput::fit_s),
+                        tuned_per_context: matches!(spec, ArmSpec::Distilled(_)),
+                        own_control: own_control.clone(),
                     },
                     spec: spec.clone(),
                     draw,
@@ -249,43 +310,175 @@ impl EvaluationFile {
     }
 }
 
-/// The arms in which the cloud's model takes part: kind, family, name and what each is.
-fn cloud_arms(
-    arms: &[CloudArm],
-    inputs: &EvaluationInputs,
-) -> Vec<(ArmKind, String, String, ArmSpec)> {
-    let named = |name: &str, spec| (name.to_owned(), name.to_owned(), spec);
+/// The arms in which the cloud's model takes part, and their own controls.
+fn cloud_arms(arms: &[CloudArm], inputs: &EvaluationInputs) -> Result<Vec<Kind>, Verdict> {
+    let same_model = inputs
+        .cloud_model
+        .as_ref()
+        .is_some_and(|cloud| cloud.sha256 == inputs.edge_model.sha256);
     let mut bridges = inputs.bridges.iter().enumerate();
-    let mut found = Vec::new();
+    let mut found: Vec<Kind> = Vec::new();
+    // Each with what the configuration says of it, to find its control among the others.
+    let mut mapped: Vec<(usize, &MappedArm, &BridgeInput)> = Vec::new();
     for arm in arms {
-        let (family, name, spec) = match arm {
-            CloudArm::Alone => named("cloud_alone", ArmSpec::CloudAlone),
-            CloudArm::TextHandoff => named("text_handoff", ArmSpec::TextHandoff),
-            CloudArm::NotesKv => named("notes_kv", ArmSpec::NotesKv),
-            CloudArm::NotesLocal => named("notes_local", ArmSpec::NotesLocal),
+        let informs =
+            |name: &str, spec| (name.to_owned(), name.to_owned(), spec, CloudPart::Informs);
+        let (family, name, spec, cloud) = match arm {
+            CloudArm::Alone => {
+                let (family, name, spec, _) = informs("cloud_alone", ArmSpec::CloudAlone);
+                (family, name, spec, CloudPart::Alone)
+            }
+            CloudArm::TextHandoff => informs("text_handoff", ArmSpec::TextHandoff),
+            CloudArm::NotesKv => informs("notes_kv", ArmSpec::NotesKv),
+            CloudArm::NotesLocal => informs("notes_local", ArmSpec::NotesLocal),
             CloudArm::Distilled(arm) => {
-                let family = format!("distilled-{}", arm.teacher.name());
-                let name = format!("{family}-r{}-n{}", arm.reduction, arm.steps);
-                (family, name, ArmSpec::Distilled(*arm))
+                let (family, name) = distilled_name(arm);
+                let cloud = match arm.teacher {
+                    DistilledBy::Cloud => CloudPart::Informs,
+                    DistilledBy::Edge => CloudPart::Withheld,
+                };
+                (family, name, ArmSpec::Distilled(*arm), cloud)
             }
             CloudArm::Mapped(arm) => {
                 // One for each mapped arm, in their order.
                 let Some((index, input)) = bridges.next() else {
                     continue;
                 };
-                let method = format!("{}-{}", input.bridge.alignment(), input.bridge.mapping());
+                // Where both ends have one model, the cloud's KV is what the edge would compute.
+                let own_kv =
+                    (input.maps_onto_itself() || input.is_its_own_teacher()) && !same_model;
+                let method = arm.name.clone().unwrap_or_else(|| {
+                    format!("{}-{}", input.bridge.alignment(), input.bridge.mapping())
+                });
+                let (method, cloud) = match own_kv {
+                    true => (format!("self-{method}"), CloudPart::Withheld),
+                    false => (method, CloudPart::Informs),
+                };
+                mapped.push((found.len(), arm, input));
                 let name = format!("{method}-s{}-l{}", arm.sinks, arm.shallow_layers);
                 let spec = ArmSpec::Mapped {
                     bridge: index,
                     sinks: arm.sinks,
                     shallow_layers: arm.shallow_layers,
+                    own_kv,
                 };
-                (method, name, spec)
+                (method, name, spec, cloud)
             }
         };
-        found.push((ArmKind::Method, family, name, spec));
+        if found.iter().any(|other| other.name == name) {
+            let message = format!(
+                "two arms of evaluation.cloud are called {name}; give a mapped one a `name` of its own, or leave one out"
+            );
+            return Err(Verdict::Config(message));
+        }
+        found.push(Kind {
+            kind: ArmKind::Method,
+            family,
+            name,
+            spec,
+            cloud: Some(cloud),
+            own_control: None,
+        });
     }
-    found
+    let controls: Vec<Option<String>> = found
+        .iter()
+        .enumerate()
+        .map(
+            |(index, kind)| match mapped.iter().find(|other| other.0 == index) {
+                Some((_, arm, input)) => mapped_control(index, arm, input, &found, &mapped),
+                None => Ok(other_control(&kind.spec, &found)),
+            },
+        )
+        .collect::<Result<_, _>>()?;
+    for (kind, control) in found.iter_mut().zip(controls) {
+        kind.own_control = control;
+    }
+    Ok(found)
+}
+
+/// Family and name of an arm whose KV is tuned.
+fn distilled_name(arm: &DistilledArm) -> (String, String) {
+    let family = format!("distilled-{}", arm.teacher.name());
+    let name = format!("{family}-r{}-n{}", arm.reduction, arm.steps);
+    (family, name)
+}
+
+/// The own control of an arm that maps nothing, if it was planned.
+fn other_control(spec: &ArmSpec, arms: &[Kind]) -> Option<String> {
+    let name = match spec {
+        ArmSpec::NotesKv => "notes_local".to_owned(),
+        ArmSpec::Distilled(arm) if arm.teacher == DistilledBy::Cloud => {
+            let edge = DistilledArm {
+                teacher: DistilledBy::Edge,
+                ..*arm
+            };
+            distilled_name(&edge).1
+        }
+        _ => return None,
+    };
+    arms.iter().any(|arm| arm.name == name).then_some(name)
+}
+
+/// The own control of a mapped arm: the one that the configuration names, or else the arm that
+/// maps the edge's own KV with a bridge of the same kind.
+fn mapped_control(
+    index: usize,
+    arm: &MappedArm,
+    input: &BridgeInput,
+    arms: &[Kind],
+    mapped: &[(usize, &MappedArm, &BridgeInput)],
+) -> Result<Option<String>, Verdict> {
+    let alike =
+        |other: &MappedArm| (other.sinks, other.shallow_layers) == (arm.sinks, arm.shallow_layers);
+    if let Some(wanted) = &arm.control {
+        let others = || {
+            arms.iter()
+                .enumerate()
+                .filter(move |(other, _)| *other != index)
+        };
+        let exact = others().find(|(_, kind)| kind.name == *wanted);
+        // The part of a name that says how it is mapped stands for the arm of the same settings.
+        let family = || {
+            others().find(|(other, kind)| {
+                let settings = mapped.iter().find(|(at, _, _)| at == other);
+                kind.family == *wanted && settings.is_some_and(|(_, arm, _)| alike(arm))
+            })
+        };
+        let Some((_, control)) = exact.or_else(family) else {
+            let known: Vec<&str> = others().map(|(_, kind)| kind.name.as_str()).collect();
+            return Err(Verdict::Config(format!(
+                "the own control `{wanted}` of the mapped arm {} is no other arm of evaluation.cloud; known: {}",
+                arms[index].name,
+                known.join(", ")
+            )));
+        };
+        return Ok(Some(control.name.clone()));
+    }
+    if arms[index].cloud != Some(CloudPart::Informs) {
+        return Ok(None);
+    }
+    let candidates: Vec<&(usize, &MappedArm, &BridgeInput)> = mapped
+        .iter()
+        .filter(|(other, settings, bridge)| {
+            let method = |input: &BridgeInput| {
+                (
+                    input.bridge.alignment().to_owned(),
+                    input.bridge.mapping().clone(),
+                )
+            };
+            arms[*other].cloud == Some(CloudPart::Withheld)
+                && alike(settings)
+                && method(bridge) == method(input)
+        })
+        .collect();
+    let named = candidates.iter().find(|other| other.1.name == arm.name);
+    let chosen = match (named, candidates.as_slice()) {
+        (Some(other), _) => Some(other.0),
+        (None, [one]) => Some(one.0),
+        // Which of several it is only the configuration can say.
+        _ => None,
+    };
+    Ok(chosen.map(|other| arms[other].name.clone()))
 }
 
 /// The family that has a chain among its settings, or else its stages without their parameters.
@@ -306,6 +499,14 @@ fn family_of(config: &CodecConfig) -> String {
         },
         |family| family.name.to_owned(),
     )
+}
+
+impl EvaluationInputs {
+    /// What results call a data set.
+    #[must_use]
+    pub fn label(&self, draw: usize) -> String {
+        label(&self.draws, draw)
+    }
 }
 
 /// What results call a data set: its registry name, with that of its file where several of its kind

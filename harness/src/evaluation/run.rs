@@ -147,10 +147,12 @@ impl Evaluation<'_> {
                 bridge,
                 sinks,
                 shallow_layers,
+                own_kv,
             } => Some(Box::new(Mapped {
                 bridge: Arc::clone(&self.inputs.bridges[*bridge].bridge),
                 sinks: *sinks,
                 shallow_layers: *shallow_layers,
+                own_kv: *own_kv,
             })),
             ArmSpec::Codec(config) => {
                 let context = self

@@ -87,8 +87,19 @@ pub(super) struct Furthest<'a> {
 
 /// Families of the methods, in plan order; also those without a comparable arm.
 pub(super) fn families(board: &Board) -> Vec<Family<'_>> {
+    gathered(board.of(ArmKind::Method))
+}
+
+/// The same for codec chains alone. How far one goes within a bound is asked of settings that send
+/// less and less; what the cloud's model makes for the edge has no such settings.
+pub(super) fn codec_families(board: &Board) -> Vec<Family<'_>> {
+    let methods = board.of(ArmKind::Method);
+    gathered(methods.filter(|arm| arm.identity.codec.is_some()))
+}
+
+fn gathered<'a>(methods: impl Iterator<Item = &'a Arm>) -> Vec<Family<'a>> {
     let mut families: Vec<Family<'_>> = Vec::new();
-    for arm in board.of(ArmKind::Method) {
+    for arm in methods {
         let index = families
             .iter()
             .position(|f| f.name == arm.identity.family)

@@ -4,9 +4,11 @@
 //! bytes than this project's own, that is said in the same words.
 
 use super::arm::{Arm, Board, State};
+use super::cloud::{gap, over_controls, over_own_controls, over_reference, tally};
 use super::compare::{at_equal_nll, leaders, others};
 use super::family::{
-    Family, Furthest, Limit, Loss, NLL_LIMIT, ONE_POINT, Stretch, THREE_POINTS, better, families,
+    Family, Furthest, Limit, Loss, NLL_LIMIT, ONE_POINT, Stretch, THREE_POINTS, better,
+    codec_families,
 };
 use super::row::ArmKind;
 use crate::findings::{Finding, Topic, count};
@@ -28,18 +30,27 @@ type Rule = fn(&Board) -> Vec<String>;
 
 /// Every finding, validity first.
 pub(super) fn findings(boards: &[Board]) -> Vec<Finding> {
-    let rules: [(Topic, Rule); 8] = [
+    let rules: [(Topic, Rule); 12] = [
         (Topic::Validity, completeness),
         (Topic::Validity, unlike_gold),
         (Topic::Validity, controls),
         (Topic::Validity, intervals),
+        (Topic::Result, over_controls),
+        (Topic::Result, over_reference),
+        (Topic::Result, over_own_controls),
+        (Topic::Result, gap),
         (Topic::Result, reach),
         (Topic::Result, equal_nll),
         (Topic::Result, beaten),
         (Topic::Result, beyond),
     ];
     let mut findings = Vec::new();
+    let mut counted = tally(boards);
     for (topic, rule) in rules {
+        if topic == Topic::Result {
+            // Before what is found on each data set.
+            findings.extend(counted.drain(..).map(|text| Finding { topic, text }));
+        }
         for board in boards {
             let texts = rule(board).into_iter();
             findings.extend(texts.map(|text| Finding {
@@ -212,7 +223,7 @@ fn intervals(board: &Board) -> Vec<String> {
 
 /// How far the leaders go within each bound, and the best of the others.
 fn reach(board: &Board) -> Vec<String> {
-    let families = families(board);
+    let families = codec_families(board);
     let mut out = Vec::new();
     for limit in [ONE_POINT, THREE_POINTS, NLL_LIMIT] {
         // Without a reference, or without answers, nothing is within a bound.
@@ -290,7 +301,7 @@ fn bracket(difference: Paired, scale: f64, decimals: usize) -> String {
 }
 
 fn equal_nll(board: &Board) -> Vec<String> {
-    let families = families(board);
+    let families = codec_families(board);
     let mut out = Vec::new();
     for comparison in at_equal_nll(&families) {
         let clauses: Vec<String> = comparison
@@ -332,7 +343,7 @@ fn equal_nll(board: &Board) -> Vec<String> {
 
 /// Where another family loses less than a leader at the same wire ratio.
 fn beaten(board: &Board) -> Vec<String> {
-    let families = families(board);
+    let families = codec_families(board);
     let kinds: [(Loss, &str, f64, &str, usize); 2] = [
         (Loss::Nats, "lower NLL", EQUAL_NLL, "nats a token", 4),
         (Loss::Points, "higher F1", EQUAL_POINTS, "points", 1),
@@ -396,7 +407,7 @@ fn span(stretch: Stretch) -> String {
 
 /// Families that have arms where a leader has none.
 fn beyond(board: &Board) -> Vec<String> {
-    let families = families(board);
+    let families = codec_families(board);
     let last = |f: &Family<'_>| f.arms.last().and_then(|a| a.summary.wire_ratio);
     let mut out = Vec::new();
     for leader in leaders(&families) {

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use super::row::EVALUATION_SCHEMA_VERSION;
 use super::row::{
-    ArmIdentity, ArmKind, BytePart, ContextRow, EVALUATION_ROWS, EvaluationInput, LayerRow,
-    QuestionRow,
+    ArmIdentity, ArmKind, BytePart, CloudPart, ContextRow, EVALUATION_ROWS, EvaluationInput,
+    LayerRow, QuestionRow,
 };
 
 /// Contexts of every arm that is whole.
@@ -150,6 +150,189 @@ pub(super) fn crowd(dir: &Path) -> EvaluationInput {
     input
 }
 
+/// An arm of [`clouds`].
+struct Clouded {
+    kind: ArmKind,
+    cloud: Option<CloudPart>,
+    name: &'static str,
+    /// F1 over the reference's, and by how much contexts vary about that.
+    gain: (f64, f64),
+    /// The same for nats a token.
+    nats: (f64, f64),
+    /// Of the context's KV, what part the edge computes and what part is sent.
+    edge: f64,
+    sent: f64,
+    fit_s: Option<f64>,
+    own_control: Option<&'static str>,
+}
+
+/// Labels of the data sets of [`clouds`]. Of the second only likelihoods are taken.
+pub(super) const SETS: [&str; 7] = [
+    "squad",
+    "continuation",
+    "choice-arc-challenge",
+    "choice-openbookqa",
+    "gsm8k",
+    "needle",
+    "squad-xquad",
+];
+
+/// Arms in which the cloud's model takes part, over the first `sets` data sets.
+pub(super) fn clouds(dir: &Path, sets: usize) -> EvaluationInput {
+    let (informs, withheld) = (Some(CloudPart::Informs), Some(CloudPart::Withheld));
+    let plain = Clouded {
+        kind: ArmKind::Method,
+        cloud: informs,
+        name: "",
+        gain: (0.0, 0.0),
+        nats: (0.0, 0.0),
+        edge: 0.0,
+        sent: 1.0,
+        fit_s: None,
+        own_control: None,
+    };
+    let reference = Clouded {
+        kind: ArmKind::Reference,
+        cloud: None,
+        name: "uncompressed",
+        edge: 1.0,
+        sent: 0.0,
+        ..plain
+    };
+    let control = |name, gain, nats| Clouded {
+        kind: ArmKind::Control,
+        cloud: None,
+        name,
+        gain: (gain, 0.02),
+        nats: (nats, 0.1),
+        edge: 0.02,
+        sent: 0.0,
+        ..plain
+    };
+    let method = |name, gain, nats| Clouded {
+        name,
+        gain,
+        nats,
+        ..plain
+    };
+    let arms = [
+        reference,
+        control("no_context", -0.5, 2.8),
+        control("wrong_context", -0.4, 2.9),
+        Clouded {
+            cloud: Some(CloudPart::Alone),
+            sent: 0.0,
+            ..method("cloud_alone", (0.2, 0.05), (-0.4, 0.05))
+        },
+        Clouded {
+            edge: 0.2,
+            sent: 0.01,
+            ..method("text_handoff", (-0.25, 0.05), (0.9, 0.2))
+        },
+        Clouded {
+            sent: 1.2,
+            own_control: Some("notes_local"),
+            ..method("notes_kv", (0.05, 0.02), (-0.1, 0.02))
+        },
+        Clouded {
+            edge: 1.2,
+            sent: 0.01,
+            ..method("notes_local", (0.05, 0.02), (-0.1, 0.02))
+        },
+        Clouded {
+            fit_s: Some(312.0),
+            own_control: Some("self-depth-ridge-s4-l0"),
+            ..method("depth-ridge-s4-l0", (-0.45, 0.1), (2.0, 0.3))
+        },
+        Clouded {
+            cloud: withheld,
+            edge: 1.0,
+            sent: 0.0,
+            fit_s: Some(290.0),
+            ..method("self-depth-ridge-s4-l0", (-0.02, 0.01), (0.03, 0.01))
+        },
+        Clouded {
+            edge: 1.0 / 3.0,
+            sent: 2.0 / 3.0,
+            fit_s: Some(9_400.0),
+            ..method("all-trained-s4-l8", (0.01, 0.06), (-0.02, 0.1))
+        },
+        Clouded {
+            own_control: Some("distilled-edge-r4-n60"),
+            sent: 0.25,
+            ..method("distilled-cloud-r4-n60", (0.1, 0.03), (-0.3, 0.05))
+        },
+        Clouded {
+            cloud: withheld,
+            sent: 0.25,
+            ..method("distilled-edge-r4-n60", (0.02, 0.03), (-0.15, 0.05))
+        },
+    ];
+    let mut input = EvaluationInput {
+        schema_version: EVALUATION_SCHEMA_VERSION,
+        dir: dir.to_owned(),
+        title: "Fixture of the cloud's part".into(),
+        description: "Made-up arms in which the cloud's model takes part.".into(),
+        notes: Vec::new(),
+        environment: Vec::new(),
+        arms: Vec::new(),
+        contexts: SETS[..sets]
+            .iter()
+            .map(|set| ((*set).to_owned(), CONTEXTS as u64))
+            .collect(),
+    };
+    for set in &SETS[..sets] {
+        for (index, arm) in arms.iter().enumerate() {
+            let cell = format!("{set}-{}", arm.name);
+            input.arms.push(ArmIdentity {
+                cell_id: cell.clone(),
+                dataset: (*set).into(),
+                kind: arm.kind,
+                family: arm.name.into(),
+                name: arm.name.into(),
+                codec: None,
+                artefact_bytes: if arm.fit_s.is_some() { 12_000_000 } else { 0 },
+                cloud: arm.cloud,
+                fit_s: arm.fit_s,
+                tuned_per_context: arm.name.starts_with("distilled"),
+                own_control: arm.own_control.map(str::to_owned),
+            });
+            let rows: Vec<_> = (0..CONTEXTS)
+                .map(|context| clouded(&cell, arm, set, index, context))
+                .collect();
+            store(dir, &cell, &rows);
+        }
+    }
+    input
+}
+
+fn clouded(cell: &str, arm: &Clouded, set: &str, index: usize, context: usize) -> ContextRow {
+    // From −1 to 1, and another order for each arm.
+    let place = (context * (2 * index + 3)) % CONTEXTS;
+    let varied = |(middle, spread): (f64, f64)| {
+        middle + spread * (2.0 * place as f64 / (CONTEXTS - 1) as f64 - 1.0)
+    };
+    let effect = Effect {
+        ratio: 0.0,
+        f1: -varied(arm.gain),
+        nll: varied(arm.nats),
+        contexts: CONTEXTS,
+    };
+    let mut row = row(cell, arm.kind, effect, context);
+    row.edge_token_layers = (row.token_layers as f64 * arm.edge) as u64;
+    row.payload_bytes = (row.fp16_bytes as f64 * arm.sent) as u64;
+    row.message_bytes = row.payload_bytes;
+    if arm.name.starts_with("distilled") {
+        row.encode_ns = 75_000_000_000 + 1_000_000_000 * context as u64;
+    }
+    if set == "continuation" {
+        for question in &mut row.questions {
+            (question.answer, question.em, question.f1) = (None, None, None);
+        }
+    }
+    row
+}
+
 /// Plans an arm over `squad` and writes its rows.
 fn arm(
     dir: &Path,
@@ -167,6 +350,10 @@ fn arm(
         name: name.into(),
         codec: (ratio > 0.0).then(|| format!("codec of {name}")),
         artefact_bytes: if family == "kvtc" { 1_500_000 } else { 0 },
+        cloud: None,
+        fit_s: None,
+        tuned_per_context: false,
+        own_control: None,
     });
     let effect = Effect {
         ratio,
@@ -181,15 +368,17 @@ fn write(dir: &Path, cell: &str, kind: ArmKind, effect: Effect) {
     if effect.contexts == 0 {
         return;
     }
+    let rows = (0..effect.contexts).map(|context| row(cell, kind, effect, context));
+    store(dir, cell, &rows.collect::<Vec<_>>());
+}
+
+fn store(dir: &Path, cell: &str, rows: &[ContextRow]) {
     let folder = dir.join("cells").join(cell);
     std::fs::create_dir_all(&folder).unwrap();
-    let lines: Vec<_> = (0..effect.contexts)
-        .map(|context| {
-            let row = row(cell, kind, effect, context);
-            serde_json::to_string(&row).unwrap() + "\n"
-        })
-        .collect();
-    std::fs::write(folder.join(EVALUATION_ROWS), lines.concat()).unwrap();
+    let lines = rows
+        .iter()
+        .map(|row| serde_json::to_string(row).unwrap() + "\n");
+    std::fs::write(folder.join(EVALUATION_ROWS), lines.collect::<String>()).unwrap();
 }
 
 fn row(cell: &str, kind: ArmKind, effect: Effect, context: usize) -> ContextRow {

@@ -2,9 +2,11 @@
 
 use polars::prelude::*;
 
+use super::against::{best_control, gap_closed, less, own_control};
 use super::arm::{Arm, Board, State};
 use super::row::EVALUATION_SCHEMA_VERSION;
-use super::row::{ArmKind, ContextRow, LayerRow, QuestionRow};
+use super::row::{ArmKind, CloudPart, ContextRow, LayerRow, QuestionRow};
+use super::summary::Metric;
 use crate::error::ReportError;
 use crate::quality::{Paired, Score};
 
@@ -42,7 +44,11 @@ pub(super) fn summary(boards: &[Board]) -> Result<DataFrame, ReportError> {
         framing_per_token,
         held_share,
         edge_share,
+        tune_s,
     );
+    add!("fit_s", |arm| arm.identity.fit_s);
+    add!("cloud", |arm| arm.identity.cloud.map(cloud));
+    add!("own_control", |arm| arm.identity.own_control.as_deref());
     macro_rules! scores {
         ($($field:ident),+) => {$(
             add!(stringify!($field), |arm| arm.summary.$field.map(|s: Score| s.mean));
@@ -79,7 +85,55 @@ pub(super) fn summary(boards: &[Board]) -> Result<DataFrame, ReportError> {
     }
     distortion!(k_error, v_error, k_cosine, v_cosine, attention_error);
     figures!(encode_bytes_per_s, decode_bytes_per_s);
+    columns.extend(compared(boards));
     DataFrame::new(arms.len(), columns).map_err(ReportError::frame("the summary of arms"))
+}
+
+/// What arms in which the cloud's model takes part are held against, in F1 and in NLL.
+fn compared(boards: &[Board]) -> Vec<Column> {
+    let arms = || {
+        let of = |board| {
+            let informed = |arm: &Arm| arm.identity.cloud == Some(CloudPart::Informs);
+            let board: &Board = board;
+            board
+                .arms
+                .iter()
+                .map(move |arm| (board, arm, arm.comparable && informed(arm)))
+        };
+        boards.iter().flat_map(of)
+    };
+    let mut columns = Vec::new();
+    for (metric, title) in [(Metric::F1, "f1"), (Metric::Nll, "nll")] {
+        let mut figures = |name: &str, values: Vec<Option<(f64, Option<(f64, f64)>)>>| {
+            let mut add = |suffix: &str, value: fn((f64, Option<(f64, f64)>)) -> Option<f64>| {
+                let column: Vec<Option<f64>> = values.iter().map(|v| value((*v)?)).collect();
+                columns.push(Column::new(
+                    format!("{title}_{name}{suffix}").into(),
+                    column,
+                ));
+            };
+            add("", |v| Some(v.0));
+            add("_low", |v| low(v.1));
+            add("_high", |v| high(v.1));
+        };
+        let plain = |d: Paired| (d.difference, d.interval);
+        let to_best = |(board, arm, told): (&Board, &Arm, bool)| {
+            let (_, found) = less(metric, arm, best_control(board, metric)).filter(|_| told)?;
+            Some(plain(found))
+        };
+        let to_own = |(board, arm, told): (&Board, &Arm, bool)| {
+            let (_, found) = less(metric, arm, own_control(board, arm)).filter(|_| told)?;
+            Some(plain(found))
+        };
+        let closed = |(board, arm, told): (&Board, &Arm, bool)| {
+            let found = gap_closed(board, arm, metric).filter(|_| told)?;
+            Some((found.share, found.interval))
+        };
+        figures("over_best_control", arms().map(to_best).collect());
+        figures("over_own_control", arms().map(to_own).collect());
+        figures("gap_closed", arms().map(closed).collect());
+    }
+    columns
 }
 
 /// One row a question under an arm, with every raw field.
@@ -190,6 +244,14 @@ fn kind(kind: ArmKind) -> &'static str {
     }
 }
 
+fn cloud(part: CloudPart) -> &'static str {
+    match part {
+        CloudPart::Alone => "alone",
+        CloudPart::Informs => "informs",
+        CloudPart::Withheld => "withheld",
+    }
+}
+
 fn state(arm: &Arm) -> &'static str {
     match arm.state() {
         State::NotRun => "not_run",
@@ -253,6 +315,47 @@ mod tests {
             real(&frame, "k_error", arm),
             s.distortion.map(|d| d.k_error)
         );
+    }
+
+    #[test]
+    fn what_arms_are_held_against_is_in_the_summary() {
+        let dir = tempfile::tempdir().unwrap();
+        let boards = read(&fixture::clouds(dir.path(), 2)).unwrap();
+        let frame = summary(&boards).unwrap();
+        let row = |name: &str| {
+            let found = (0..frame.height()).find(|&i| text(&frame, "name", i) == name);
+            found.unwrap()
+        };
+        let tuned = row("distilled-cloud-r4-n60");
+        assert_eq!(text(&frame, "own_control", tuned), "distilled-edge-r4-n60");
+        assert_eq!(text(&frame, "cloud", tuned), "informs");
+        assert_eq!(real(&frame, "tune_s", tuned), Some(78.5));
+        assert_eq!(
+            real(&frame, "fit_s", row("all-trained-s4-l8")),
+            Some(9400.0)
+        );
+        let board = &boards[0];
+        let arm = &board.arms[tuned];
+        let closed = gap_closed(board, arm, Metric::F1).unwrap();
+        assert_eq!(real(&frame, "f1_gap_closed", tuned), Some(closed.share));
+        let (low, _) = closed.interval.unwrap();
+        assert_eq!(real(&frame, "f1_gap_closed_low", tuned), Some(low));
+        let best = best_control(board, Metric::Nll);
+        let (name, found) = less(Metric::Nll, arm, best).unwrap();
+        assert_eq!(name, "no_context");
+        assert_eq!(
+            real(&frame, "nll_over_best_control", tuned),
+            Some(found.difference)
+        );
+        // The cloud's model alone, controls and the reference are held against nothing.
+        for name in [
+            "cloud_alone",
+            "no_context",
+            "uncompressed",
+            "distilled-edge-r4-n60",
+        ] {
+            assert_eq!(real(&frame, "nll_over_best_control", row(name)), None);
+        }
     }
 
     #[test]

@@ -1,7 +1,9 @@
 //! Evaluations in process: what arms did to the KV of stored contexts, and what the model answered
 //! from it. No link and no clock is in them.
 
+mod against;
 mod arm;
+mod cloud;
 mod compare;
 mod family;
 mod figures;
@@ -16,6 +18,6 @@ mod views;
 
 pub use report::build;
 pub use row::{
-    ArmIdentity, ArmKind, BytePart, ContextRow, EVALUATION_FILE, EVALUATION_ROWS,
+    ArmIdentity, ArmKind, BytePart, CloudPart, ContextRow, EVALUATION_FILE, EVALUATION_ROWS,
     EVALUATION_SCHEMA_VERSION, EvaluationInput, LayerRow, QuestionRow, RowFile, read_rows,
 };

@@ -5,6 +5,8 @@ use crate::frame as files;
 use crate::report::{Report, unplanned_cells};
 
 use super::arm::{Board, read};
+use super::cloud::takes_part;
+use super::family::codec_families;
 use super::figures::figures;
 use super::findings::findings;
 use super::row::{EVALUATION_FILE, EvaluationInput};
@@ -21,6 +23,12 @@ const DEFINITIONS: &[&str] = &[
     "ΔF1, ΔEM, ΔNLL: arm − reference on the same questions; for NLL weighted by gold tokens.",
     "Distortion: over the tokens that the arm holds; keys before RoPE. MSE / variance is the sum of squared errors over contexts against the sum of the exact numbers' variance within each channel, layer by layer, then the mean over layers. Attention error: squared error of what the questions' own queries read from a layer, relative to the squared norm of what they read from the exact KV; dropped tokens count in it.",
     "Intervals are 95% percentile bootstrap intervals from 2,000 resamples of whole contexts, with a fixed seed.",
+];
+
+/// The same of what is stated only where the cloud's model takes part.
+const CLOUD_DEFINITIONS: &[&str] = &[
+    "Best control: of those planned, the one that answers best on the data set. Own control: the arm that is made alike without what the cloud's model knows of the context. Better and worse: the whole interval of the paired difference is on that side of 0. Gap closed: (arm − reference) / (cloud alone − reference), both summed over the questions that all three answered; stated where the cloud is clearly ahead.",
+    "Fit: wall-clock seconds of fitting and of training the arm's bridge, on the machine and the threads that made it; loading models and writing lessons are not in it. Of an arm that is tuned to each context, the mean time of that, beside everything else.",
 ];
 
 /// Builds the report of an evaluation's folder and writes it there: `summary.parquet`,
@@ -44,6 +52,8 @@ pub fn build(input: &EvaluationInput) -> Result<Report, ReportError> {
     }
     input.write()?;
 
+    let clouded = boards.iter().any(takes_part);
+    let cloud_definitions = clouded.then_some(CLOUD_DEFINITIONS).unwrap_or_default();
     let (leading, following) = views::tables(&boards);
     let mut report = Report {
         title: input.title.clone(),
@@ -56,7 +66,7 @@ pub fn build(input: &EvaluationInput) -> Result<Report, ReportError> {
         environment: input.environment.clone(),
         files: vec![EVALUATION_FILE.into()],
         compact: compact(&boards, &input.title),
-        definitions: DEFINITIONS,
+        definitions: [DEFINITIONS, cloud_definitions].concat(),
     };
     let summary = frame::summary(&boards)?;
     files::write_csv(summary.clone(), &input.dir.join("summary.csv"))?;
@@ -75,10 +85,12 @@ pub fn build(input: &EvaluationInput) -> Result<Report, ReportError> {
 }
 
 fn compact(boards: &[Board], title: &str) -> Vec<crate::table::Table> {
-    boards
-        .iter()
-        .map(|board| views::compact(board, title))
-        .collect()
+    // Where the cloud's model takes part, families of codecs are there only if they were asked for.
+    let told = |board: &&Board| !takes_part(board) || !codec_families(board).is_empty();
+    let families = boards.iter().filter(told);
+    let families = families.map(|board| views::compact(board, title));
+    let across = views::compact_overview(boards, title);
+    across.into_iter().chain(families).collect()
 }
 
 #[cfg(test)]
@@ -119,6 +131,37 @@ mod tests {
         let text = build(&fixture::run(dir.path())).unwrap().terminal();
         assert!(text.lines().all(|l| l.chars().count() <= 120), "{text}");
         insta::assert_snapshot!("the_terminal_report_of_an_evaluation", text);
+    }
+
+    #[test]
+    fn the_reports_of_arms_with_the_cloud() {
+        let dir = tempfile::tempdir().unwrap();
+        let report = build(&fixture::clouds(dir.path(), 2)).unwrap();
+        insta::assert_snapshot!("the_markdown_report_with_the_cloud", report.markdown());
+        insta::assert_snapshot!("the_terminal_report_with_the_cloud", report.terminal());
+        clean(&report);
+        // Nothing about codec families, which there are none of.
+        assert!(report.findings.iter().all(|f| !f.text.contains("famil")));
+        let titles: Vec<_> = report.tables.iter().map(|t| t.title.as_str()).collect();
+        assert_eq!(titles[..2], ["Arms and data sets", "All arms, squad"]);
+    }
+
+    #[test]
+    fn seven_data_sets_fit_on_a_terminal() {
+        let dir = tempfile::tempdir().unwrap();
+        let report = build(&fixture::clouds(dir.path(), fixture::SETS.len())).unwrap();
+        keep(dir.path(), "CELSLM_KEEP_FIXTURE_CLOUDS");
+        let text = report.terminal();
+        assert!(text.lines().all(|l| l.chars().count() <= 120), "{text}");
+        let table = text.split("\n\n").next().unwrap().to_owned();
+        insta::assert_snapshot!("the_terminal_table_of_seven_data_sets", table);
+        assert_eq!(report.tables[0].columns.len(), 4 + fixture::SETS.len());
+        assert!(
+            report.tables[0]
+                .rows
+                .iter()
+                .all(|row| row.len() == 4 + fixture::SETS.len())
+        );
     }
 
     #[test]

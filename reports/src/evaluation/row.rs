@@ -15,7 +15,7 @@ use crate::files;
 
 /// Version of an evaluation's rows and of its [`EVALUATION_FILE`]. Samples and reports of runs over a
 /// link have their own.
-pub const EVALUATION_SCHEMA_VERSION: u32 = 3;
+pub const EVALUATION_SCHEMA_VERSION: u32 = 4;
 
 /// File of a cell's rows, in the cell's folder.
 pub const EVALUATION_ROWS: &str = "contexts.jsonl";
@@ -38,6 +38,18 @@ pub enum ArmKind {
     Control,
 }
 
+/// What the cloud's model has to do with a method.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CloudPart {
+    /// It answers itself.
+    Alone,
+    /// What it makes of the context reaches the edge.
+    Informs,
+    /// The method is made like one that it informs, without what it knows: that one's own control.
+    Withheld,
+}
+
 /// What tells one arm of an evaluation from another.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -57,6 +69,16 @@ pub struct ArmIdentity {
     /// Bytes of what both ends hold beforehand, whatever the number of contexts; no part of
     /// [`ContextRow::message_bytes`].
     pub artefact_bytes: u64,
+    /// What the cloud's model has to do with it; `None` where it takes no part.
+    pub cloud: Option<CloudPart>,
+    /// Seconds that it took to fit and to train what the arm maps through, once for any number of
+    /// contexts; `None` where there is nothing of the kind, or where its maker did not say.
+    pub fit_s: Option<f64>,
+    /// Whether it is tuned to each context anew: [`ContextRow::encode_ns`] is what that takes.
+    pub tuned_per_context: bool,
+    /// Name of the arm over the same data set that is made alike without what the cloud's model
+    /// knows of the context.
+    pub own_control: Option<String>,
 }
 
 /// One context under one arm, with all of its questions.
@@ -307,21 +329,21 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(EVALUATION_ROWS);
         for (line, part) in [
-            ("{\"schema_version\": 2, \"cell_id\": \"a\"}\n", "2"),
-            ("{\"schema_version\": 3, \"cell_id\": \"a\"}\n", "line 1"),
+            ("{\"schema_version\": 3, \"cell_id\": \"a\"}\n", "3"),
+            ("{\"schema_version\": 4, \"cell_id\": \"a\"}\n", "line 1"),
             ("{\"cell_id\": 7}\n", "line 1"),
         ] {
             std::fs::write(&path, line).unwrap();
             let error = read_rows(&path).unwrap_err();
-            let is_version = matches!(error, ReportError::Schema { found: 2, .. });
-            assert_eq!(is_version, part == "2", "{error}");
+            let is_version = matches!(error, ReportError::Schema { found: 3, .. });
+            assert_eq!(is_version, part == "3", "{error}");
             assert!(error.to_string().contains(part), "{error}");
         }
         let input = dir.path().join(EVALUATION_FILE);
-        std::fs::write(&input, "{\"schema_version\": 2}").unwrap();
+        std::fs::write(&input, "{\"schema_version\": 3}").unwrap();
         let error = EvaluationInput::read(dir.path()).unwrap_err();
         assert!(
-            matches!(error, ReportError::Schema { found: 2, .. }),
+            matches!(error, ReportError::Schema { found: 3, .. }),
             "{error}"
         );
     }

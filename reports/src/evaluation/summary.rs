@@ -8,6 +8,7 @@
 //! | `bytes_per_token` | message bytes / context tokens |
 //! | `held_share` | held token-layers / token-layers |
 //! | `edge_share` | token-layers that the edge computed / token-layers |
+//! | `tune_s` | mean time to tune to a context, where the arm is tuned to each |
 //! | `em`, `f1` | mean over questions |
 //! | `nll` | sum of nats / gold tokens |
 //! | `kl`, `top1` | sum over positions / positions |
@@ -19,7 +20,9 @@ use std::collections::BTreeMap;
 
 use super::arm::Arm;
 use super::row::{ContextRow, LayerRow, QuestionRow};
-use crate::quality::{Paired, Score, Scored, weighted_paired, weighted_score};
+use crate::quality::{
+    Paired, Score, Scored, Share, weighted_paired, weighted_score, weighted_share,
+};
 
 /// The figures of one arm; `None` where nothing defines them.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -35,6 +38,8 @@ pub(super) struct ArmSummary {
     pub(super) bytes_per_token: Option<f64>,
     pub(super) held_share: Option<f64>,
     pub(super) edge_share: Option<f64>,
+    /// Seconds a context.
+    pub(super) tune_s: Option<f64>,
     /// Exact match and word F1, 0 to 1.
     pub(super) em: Option<Score>,
     pub(super) f1: Option<Score>,
@@ -127,6 +132,9 @@ pub(super) fn summarise(arm: &Arm, reference: Option<&Arm>) -> ArmSummary {
         bytes_per_token: sent(message).and_then(|bytes| ratio(bytes, context_tokens)),
         held_share: ratio(sum(|r| r.held_token_layers), sum(|r| r.token_layers)),
         edge_share: ratio(computed, all),
+        tune_s: ratio(sum(|r| r.encode_ns), rows.len() as u64)
+            .filter(|_| arm.identity.tuned_per_context)
+            .map(|ns| 1e-9 * ns),
         em: weighted_score(scored(arm, em)),
         f1: weighted_score(scored(arm, f1)),
         nll: weighted_score(scored(arm, nll)),
@@ -148,6 +156,45 @@ pub(super) fn summarise(arm: &Arm, reference: Option<&Arm>) -> ArmSummary {
         decode_bytes_per_s: per_second(sum(|r| r.decode_ns)),
         unlike_gold,
     }
+}
+
+/// How well questions are answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Metric {
+    /// Word F1, or accuracy; more is better.
+    F1,
+    /// Nats per gold token; less is better.
+    Nll,
+}
+
+impl Metric {
+    pub(super) const ALL: [Self; 2] = [Self::F1, Self::Nll];
+
+    fn value(self) -> Value {
+        match self {
+            Self::F1 => f1,
+            Self::Nll => nll,
+        }
+    }
+
+    pub(super) const fn of(self, summary: &ArmSummary) -> Option<Score> {
+        match self {
+            Self::F1 => summary.f1,
+            Self::Nll => summary.nll,
+        }
+    }
+}
+
+/// `own` − `other` on the questions that both have.
+pub(super) fn difference(metric: Metric, own: &Arm, other: &Arm) -> Option<Paired> {
+    let value = metric.value();
+    weighted_paired(scored(own, value), scored(other, value))
+}
+
+/// How far `own` is on the way from `from` to `to`.
+pub(super) fn share(metric: Metric, own: &Arm, from: &Arm, to: &Arm) -> Option<Share> {
+    let value = metric.value();
+    weighted_share(scored(own, value), scored(from, value), scored(to, value))
 }
 
 /// A question's value and weight.
@@ -256,6 +303,10 @@ mod tests {
                 name: cell.into(),
                 codec: None,
                 artefact_bytes: 0,
+                cloud: None,
+                fit_s: None,
+                tuned_per_context: false,
+                own_control: None,
             },
             rows,
             planned: Some(2),
@@ -333,6 +384,18 @@ mod tests {
             [("scales".to_owned(), 5.0), ("symbols".to_owned(), 15.0)]
         );
         assert_eq!((s.f1, s.nll, s.kl, s.distortion), (None, None, None, None));
+    }
+
+    #[test]
+    fn what_is_tuned_to_each_context_states_what_that_takes() {
+        let mut tuned = arm(
+            "a",
+            vec![row("c1", 10, Vec::new()), row("c2", 30, Vec::new())],
+        );
+        tuned.rows[1].encode_ns = 2_000;
+        assert_eq!(summarise(&tuned, None).tune_s, None);
+        tuned.identity.tuned_per_context = true;
+        near(summarise(&tuned, None).tune_s, 1.5e-6);
     }
 
     #[test]

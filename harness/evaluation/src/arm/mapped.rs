@@ -12,35 +12,22 @@ use crate::{Case, EvaluationError, Evaluator};
 /// rest is the cloud's, through a bridge. With no layer of its own and no sinks, the edge has
 /// computed nothing of the context.
 ///
-/// Mapping is the cloud's work, and so is the edge model's own KV where a bridge adds to it; a bridge
-/// from the edge's model to itself (a self control) reads that KV alone. What crosses the link is
-/// counted as fp16: the mapped layers without the sinks.
+/// Mapping is the cloud's work, and so is the edge model's own KV where a bridge adds to it. What
+/// crosses the link is counted as fp16: the mapped layers without the sinks. Where a bridge reads
+/// nothing of the cloud's (own KV mapped onto itself, or behind a tuned prefix) nothing crosses it, and
+/// the edge has computed all of it.
 #[derive(Debug, Clone)]
 pub struct Mapped {
     /// The fitted map.
     pub bridge: Arc<Bridge>,
-    /// First tokens whose keys and values are the edge's own: attention sinks, which no map hits.
+    /// First tokens whose keys and values are the edge's own: attention sinks, which no map hits. None
+    /// where the bridge holds the KV of as many.
     pub sinks: usize,
     /// Layers that the edge computes itself.
     pub shallow_layers: usize,
-}
-
-impl Mapped {
-    /// The cloud model's KV of the context, of the tokens that the edge's model has.
-    fn source<'a>(
-        &self,
-        evaluator: &Evaluator<'_>,
-        case: &'a Case<'_>,
-    ) -> Result<&'a KvBlock, EvaluationError> {
-        let (tokens, source) = case.source(evaluator)?;
-        match tokens == case.tokens() {
-            true => Ok(source),
-            false => Err(EvaluationError::Arm(
-                "the two models do not share a tokenizer: a bridge maps the KV of the same tokens"
-                    .to_owned(),
-            )),
-        }
-    }
+    /// Whether the edge's own KV is mapped in place of the cloud's: the control, which is made alike
+    /// and knows nothing of what the cloud's model makes of the context.
+    pub own_kv: bool,
 }
 
 impl Arm for Mapped {
@@ -48,15 +35,17 @@ impl Arm for Mapped {
         let own = case.block();
         let num_layers = own.shape().num_layers;
         let shallow = self.shallow_layers.min(num_layers);
+        let known = self.bridge.known_tokens(case.tokens());
+        let sinks = if self.sinks > known { self.sinks } else { 0 };
+        let alone = self.own_kv || self.bridge.parts().is_empty();
         let mut layers = own.layers()[..shallow].to_vec();
         let mut elapsed = 0;
         if shallow < num_layers {
-            let source = match self.bridge.is_self() {
-                true => own,
-                false => self.source(evaluator, case)?,
-            };
             let from = Sources {
-                source,
+                source: match alone {
+                    true => own,
+                    false => cloud_block(evaluator, case)?,
+                },
                 own: self.bridge.reads_own().then_some(own),
                 tokens: case.tokens(),
             };
@@ -69,11 +58,14 @@ impl Arm for Mapped {
                     .layers()
                     .iter()
                     .zip(below)
-                    .map(|(mapped, own)| own_start(mapped, own, case.block().spec(), self.sinks)),
+                    .map(|(mapped, own)| own_start(mapped, own, case.block().spec(), sinks)),
             );
         }
         let tokens = case.tokens().len();
-        let sent = tokens.saturating_sub(self.sinks) * (num_layers - shallow);
+        let sent = match alone {
+            true => 0,
+            false => tokens.saturating_sub(sinks) * (num_layers - shallow),
+        };
         let bytes = own.shape().fp16_bytes(sent) / num_layers as u64;
         let served = Served::of_layers(evaluator, case, layers)?;
         Ok(Served {
@@ -84,4 +76,19 @@ impl Arm for Mapped {
             ..served
         })
     }
+}
+
+/// The cloud's KV of the same tokens.
+fn cloud_block<'a>(
+    evaluator: &Evaluator<'_>,
+    case: &'a Case<'_>,
+) -> Result<&'a KvBlock, EvaluationError> {
+    let (tokens, source) = case.source(evaluator)?;
+    if tokens != case.tokens() {
+        return Err(EvaluationError::Arm(
+            "the two models do not share a tokenizer: a bridge maps the KV of the same tokens"
+                .to_owned(),
+        ));
+    }
+    Ok(source)
 }

@@ -3,11 +3,11 @@
 use super::text;
 use crate::evaluation::arm::Board;
 use crate::evaluation::compare::{NLL_LEVELS, at_equal_nll};
-use crate::evaluation::family::{Loss, Reach, families};
+use crate::evaluation::family::{Loss, Reach, codec_families};
 use crate::table::{Column, Table, Value, number};
 
 pub(super) fn table(board: &Board) -> Option<Table> {
-    let families = families(board);
+    let families = codec_families(board);
     let measured: Vec<_> = families
         .iter()
         .map(|family| (family.name, family.front(Loss::Nats)))

@@ -3,12 +3,12 @@
 use super::{nats_difference, points, text};
 use crate::evaluation::arm::Board;
 use crate::evaluation::family::{
-    Family, Furthest, Limit, NLL_LIMIT, ONE_POINT, THREE_POINTS, families,
+    Family, Furthest, Limit, NLL_LIMIT, ONE_POINT, THREE_POINTS, codec_families,
 };
 use crate::table::{Column, Table, Value, number};
 
 pub(super) fn table(board: &Board) -> Option<Table> {
-    let families = families(board);
+    let families = codec_families(board);
     if families.is_empty() {
         return None;
     }
@@ -53,7 +53,7 @@ pub(super) fn table(board: &Board) -> Option<Table> {
 
 /// The same for a terminal.
 pub(in crate::evaluation) fn compact(board: &Board, title: &str) -> Table {
-    let families = families(board);
+    let families = codec_families(board);
     let column = |limit: Limit| {
         move |family: &Family<'_>| {
             let found = family.furthest(limit);

@@ -7,10 +7,12 @@ mod equal_nll;
 mod furthest;
 mod incomplete;
 mod layers;
+mod overview;
 mod parts;
 mod speed;
 
 pub(super) use furthest::compact;
+pub(super) use overview::compact as compact_overview;
 
 use super::arm::{Arm, Board};
 use crate::quality::{Paired, Score};
@@ -19,7 +21,13 @@ use crate::table::{Table, Value};
 /// A table of one data set, or `None` where it has nothing to say.
 type View = fn(&Board) -> Option<Table>;
 
-/// What a reader looks for first, before the figures.
+/// Tables over all data sets.
+type Across = fn(&[Board]) -> Vec<Table>;
+
+/// What comes first of all.
+const ACROSS: &[Across] = &[overview::tables];
+
+/// What a reader looks for first on each data set, before the figures.
 const LEADING: &[View] = &[furthest::table];
 
 /// The other tables, in the order of the report.
@@ -36,13 +44,14 @@ const FOLLOWING: &[View] = &[
 
 /// Tables before the figures, and those after them.
 pub(super) fn tables(boards: &[Board]) -> (Vec<Table>, Vec<Table>) {
-    let of = |views: &[View]| {
+    let of = |views: &[View]| -> Vec<Table> {
         views
             .iter()
             .flat_map(|view| boards.iter().filter_map(view))
             .collect()
     };
-    (of(LEADING), of(FOLLOWING))
+    let across = ACROSS.iter().flat_map(|view| view(boards));
+    (across.chain(of(LEADING)).collect(), of(FOLLOWING))
 }
 
 fn text(value: impl Into<String>) -> Value {

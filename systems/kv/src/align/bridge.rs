@@ -155,10 +155,26 @@ pub struct BridgeManifest {
     /// How it was trained, where it was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub training: Option<TrainingRecord>,
+    /// What it took to make it; older files do not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cost: Option<FitCost>,
+}
+
+/// What it took to make a bridge. Wall-clock time of whoever made it: two fits of one map differ in
+/// it and in nothing else.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FitCost {
+    /// Seconds of fitting; `None` where the bridge that training began with did not say.
+    pub fit_s: Option<f32>,
+    /// Seconds of training, 0 where it was not trained.
+    pub train_s: f32,
+    /// Compute threads of whoever worked last.
+    pub threads: u32,
 }
 
 /// What a trained bridge was trained on, and what that did.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TrainingRecord {
     /// The model whose distributions were learnt, from its own KV.
@@ -354,16 +370,18 @@ impl Bridge {
         })
     }
 
-    /// Whether the target model's own KV of a context is needed beside the source's.
+    /// First tokens of a context whose KV the bridge holds.
+    #[must_use]
+    pub fn known_tokens(&self, context: &[u32]) -> usize {
+        let known = self.prefix.as_ref().map(|prefix| prefix.of(context).0);
+        known.unwrap_or(0)
+    }
+
+    /// Whether the target model's own KV of a context is needed beside the source's, or, by a bridge
+    /// without parts, alone.
     #[must_use]
     pub fn reads_own(&self) -> bool {
         self.parts.is_empty() || self.parts.iter().any(|part| !part.own.is_empty())
-    }
-
-    /// Whether both ends are one model: then it is the self control of a bridge from another.
-    #[must_use]
-    pub fn is_self(&self) -> bool {
-        self.source.fingerprint == self.target.fingerprint
     }
 
     /// The model whose KV is mapped.
@@ -456,6 +474,11 @@ impl Bridge {
         Ok(())
     }
 
+    /// States what it took to make the bridge. Whoever makes it has the clock.
+    pub const fn set_cost(&mut self, cost: Option<FitCost>) {
+        self.manifest.cost = cost;
+    }
+
     /// Checks that the bridge is for these two models.
     ///
     /// # Errors
@@ -510,8 +533,13 @@ impl Bridge {
         layers: Range<usize>,
     ) -> Result<KvBlock, AlignError> {
         let from = from.into();
-        let (target, block) = (&self.target, from.source);
-        check_end("source", &self.source, block)?;
+        let target = &self.target;
+        let block = if self.parts.is_empty() {
+            from.own()?
+        } else {
+            check_end("source", &self.source, from.source)?;
+            from.source
+        };
         if self.reads_own() {
             check_end("target", target, from.own()?)?;
         }
@@ -1134,6 +1162,11 @@ mod tests {
         let path = dir.path().join("pair.safetensors");
         let mut bridge = fitted();
         bridge.set_gains(1.15, 1.25).unwrap();
+        bridge.set_cost(Some(FitCost {
+            fit_s: Some(312.7),
+            train_s: 0.1,
+            threads: 2,
+        }));
         bridge.save(&path).unwrap();
         let (source, target) = ends();
         let loaded = Bridge::load(&path, &source, &target).unwrap();
@@ -1336,7 +1369,12 @@ mod tests {
     fn headers_that_do_not_match_the_tensors_are_refused() {
         use serde_json::json;
 
-        assert!(Bridge::from_bytes(&with_header(|_| ())).is_ok());
+        let older = Bridge::from_bytes(&with_header(|_| ())).unwrap();
+        assert_eq!(
+            older.manifest().cost,
+            None,
+            "files that do not say are read"
+        );
         let refused = |change: &dyn Fn(&mut serde_json::Value)| {
             Bridge::from_bytes(&with_header(change)).unwrap_err()
         };

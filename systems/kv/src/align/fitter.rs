@@ -423,6 +423,7 @@ impl BridgeFitter {
             created_by: self.options.created_by,
             layers,
             training: None,
+            cost: None,
         };
         Ok(Bridge::new(
             self.source,

@@ -33,8 +33,8 @@ mod weights;
 pub use affine::{Affine, Numbers, Weights};
 pub use all::All;
 pub use bridge::{
-    Bridge, BridgeEnd, BridgeError, BridgeManifest, LayerFit, MAX_BRIDGE_BYTES, OtherModels,
-    TrainingRecord,
+    Bridge, BridgeEnd, BridgeError, BridgeManifest, FitCost, LayerFit, MAX_BRIDGE_BYTES,
+    OtherModels, TrainingRecord,
 };
 pub use cka::Cka;
 pub use config::AlignmentConfig;

@@ -6,7 +6,7 @@ use crate::block::KvBlock;
 /// What a bridge may read of a context.
 #[derive(Debug, Clone, Copy)]
 pub struct Sources<'a> {
-    /// The source model's KV, pre-RoPE.
+    /// The source model's KV, pre-RoPE. A bridge without parts does not read it.
     pub source: &'a KvBlock,
     /// The target model's own KV at the same positions, pre-RoPE, for bridges that add to it or
     /// pass it on ([`Bridge::reads_own`](super::Bridge::reads_own)).
