@@ -18,7 +18,9 @@ use serde::{Deserialize, Serialize};
 use super::mapping::Part;
 use super::slot::gather;
 use super::weights::Scales;
-use super::{Affine, AlignError, KvSide, MappingConfig, Matrix, Slot, Storage, Weights};
+use super::{
+    Affine, AlignError, KvSide, MappingConfig, Matrix, Slot, Storage, TokenAlignment, Weights,
+};
 use crate::block::{BlockSpec, KeyRope, KvBlock, KvShape, LayerKv, read_f16_le, write_f16_le};
 use crate::file::{self, Unread};
 use crate::ident::ModelFingerprint;
@@ -187,6 +189,9 @@ struct Header {
     source: BridgeEnd,
     target: BridgeEnd,
     alignment: String,
+    /// Files from before pairs with other tokenizers lack it.
+    #[serde(default, skip_serializing_if = "TokenAlignment::is_same")]
+    tokens: TokenAlignment,
     mapping: MappingConfig,
     storage: Storage,
     k_gain: f32,
@@ -222,6 +227,7 @@ pub struct Bridge {
     source: BridgeEnd,
     target: BridgeEnd,
     alignment: String,
+    tokens: TokenAlignment,
     mapping: MappingConfig,
     storage: Storage,
     k_gain: f32,
@@ -244,6 +250,7 @@ impl Bridge {
             source,
             target,
             alignment,
+            tokens: TokenAlignment::Same,
             mapping,
             storage,
             k_gain: 1.0,
@@ -251,6 +258,12 @@ impl Bridge {
             manifest,
             parts,
         }
+    }
+
+    /// The same bridge between tokens that are aligned in another way.
+    pub(super) const fn with_tokens(mut self, tokens: TokenAlignment) -> Self {
+        self.tokens = tokens;
+        self
     }
 
     /// The same bridge with the numbers that training found, in that mapping's storage.
@@ -294,6 +307,13 @@ impl Bridge {
     #[must_use]
     pub fn alignment(&self) -> &str {
         &self.alignment
+    }
+
+    /// How the source's rows are brought to the target's tokens, which is done before they are
+    /// mapped: [`TokenAlignment::aligned`].
+    #[must_use]
+    pub const fn tokens(&self) -> TokenAlignment {
+        self.tokens
     }
 
     /// The mapping, with its parameters.
@@ -527,6 +547,7 @@ impl Bridge {
             source: self.source,
             target: self.target,
             alignment: self.alignment.clone(),
+            tokens: self.tokens,
             mapping: self.mapping.clone(),
             storage: self.storage,
             k_gain: self.k_gain,
@@ -613,6 +634,7 @@ impl Bridge {
             source: header.source,
             target: header.target,
             alignment: header.alignment,
+            tokens: header.tokens,
             mapping: header.mapping,
             storage: header.storage,
             k_gain: header.k_gain,
