@@ -5,11 +5,14 @@ use std::sync::Arc;
 use celslm_kv::Bridge;
 
 use super::{Arm, Served, own_start};
-use crate::{Case, EvaluationError, Evaluator};
+use crate::{Case, EvaluationError, Evaluator, framing};
 
 /// The edge computes the context's first layers itself, and its first tokens in all layers; the
 /// rest is the cloud's, through a bridge. With no layer of its own and no sinks, the edge has
 /// computed nothing of the context.
+///
+/// Where the two models have other tokens, the cloud's rows are first brought to the edge's, which
+/// counts as a part of mapping.
 ///
 /// What crosses the link is counted as fp16: the mapped layers without the sinks.
 #[derive(Debug, Clone)]
@@ -30,16 +33,12 @@ impl Arm for Mapped {
         let mut layers = own.layers()[..shallow].to_vec();
         let mut elapsed = 0;
         if shallow < num_layers {
-            let (tokens, source) = case.source(evaluator)?;
-            if tokens != case.tokens() {
-                return Err(EvaluationError::Arm(
-                    "the two models do not share a tokenizer: a bridge maps the KV of the same \
-                     tokens"
-                        .to_owned(),
-                ));
-            }
+            let (_, source) = case.source(evaluator)?;
+            let spans = |model| framing::document_spans(model, case.document());
+            let (cloud, edge) = (spans(evaluator.cloud()?)?, spans(evaluator.model)?);
             let start = (evaluator.settings.now_ns)();
-            let mapped = self.bridge.map_layers(source, shallow..num_layers)?;
+            let source = self.bridge.tokens().aligned(&cloud, &edge, source)?;
+            let mapped = self.bridge.map_layers(&source, shallow..num_layers)?;
             elapsed = (evaluator.settings.now_ns)().saturating_sub(start);
             let below = own.layers()[shallow..].iter();
             layers.extend(
