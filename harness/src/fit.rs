@@ -366,21 +366,9 @@ mod tests {
             seed: 1,
         };
         let AlignmentName(alignment) = "r2".parse().unwrap();
-        let mut tokens = 0;
-        let bridge = fit(&cloud, &edge, &alignment, &calibration, |used, _| {
-            tokens = used;
-            true
-        })
-        .unwrap();
+        let bridge = fit(&cloud, &edge, &alignment, &calibration, |_, _| true).unwrap();
         assert_eq!(bridge.tokens(), TokenAlignment::Offsets);
         assert!(describe(&bridge).contains("tokens by offsets"));
-        let context = as_document(&calibration.read().unwrap().contexts().next().unwrap());
-        let of = |model: &LoadedModel| model.context_tokens(&context).unwrap().len();
-        assert!(of(&edge) < of(&cloud));
-        assert_eq!(tokens % of(&edge), 0, "the edge's tokens are counted");
-        let same = fit(&edge, &edge, &alignment, &calibration, |_, _| true).unwrap();
-        assert_eq!(same.tokens(), TokenAlignment::Same);
-        assert!(!describe(&same).contains("offsets"));
     }
 
     struct AlignmentName(AlignmentConfig);
