@@ -6,52 +6,74 @@ use celslm_datasets::recall_document;
 use celslm_evaluation::{Case, Evaluator, Sensitivity, Settings};
 use celslm_kv::align::{
     Bridge, BridgeEnd, BridgeFitter, CommonPrefix, FitOptions, MAX_PREFIX_TOKENS, Similarity,
-    SimilarityFitter,
+    SimilarityFitter, TokenAlignment,
 };
 use celslm_kv::codec::{ArtefactFitter, ArtefactOptions, CodecArtefact};
 use celslm_kv::{AlignmentConfig, KvBlock};
 use celslm_systems::{DEFAULT_CHUNK_TOKENS, LoadedModel};
 
-use crate::calibration::{Calibration, as_document};
+use crate::calibration::{Calibration, CalibrationText, as_document};
 
-/// The tokens of one context and both models' KV of it, as runs would compute it.
+/// How the cloud's tokens are brought to the edge's in a fit on this text: as its first context
+/// needs it.
 ///
 /// # Errors
-/// Two models that do not share a tokenizer, failures of a model.
+/// Failures of a tokenizer or a chat template.
+pub fn token_alignment(
+    cloud: &LoadedModel,
+    edge: &LoadedModel,
+    text: &CalibrationText,
+) -> anyhow::Result<TokenAlignment> {
+    let context = as_document(&text.contexts().next().unwrap_or_default());
+    let (from, to) = (
+        cloud.context_spans(&context)?,
+        edge.context_spans(&context)?,
+    );
+    Ok(TokenAlignment::between(&from, &to))
+}
+
+/// The edge's tokens of one context and both models' KV of it as runs would compute it, the
+/// cloud's brought to these tokens.
+///
+/// # Errors
+/// Tokens that differ where they should not, failures of a model.
 fn pair(
     cloud: &LoadedModel,
     edge: &LoadedModel,
+    tokens: TokenAlignment,
     piece: &str,
 ) -> anyhow::Result<(Vec<u32>, KvBlock, KvBlock)> {
     let context = as_document(piece);
-    let tokens = cloud.context_tokens(&context)?;
-    if tokens != edge.context_tokens(&context)? {
-        bail!(
-            "the two models do not share a tokenizer: a bridge relates the KV of the same tokens"
-        );
-    }
-    let (from, to) = (prefill(cloud, &tokens)?, prefill(edge, &tokens)?);
-    Ok((tokens, from, to))
+    let (from, to) = (
+        cloud.context_spans(&context)?,
+        edge.context_spans(&context)?,
+    );
+    let source = prefill(cloud, &from.tokens)?;
+    let source = tokens.aligned(&from, &to, &source)?.into_owned();
+    let target = prefill(edge, &to.tokens)?;
+    Ok((to.tokens, source, target))
 }
 
 /// Compares every layer of the one model with every layer of the other. `tell` hears of progress
 /// (tokens used, tokens in all) and says whether to go on.
 ///
 /// # Errors
-/// Unusable text, and two models that do not share a tokenizer.
+/// Unusable text, and failures of a model.
 pub fn similarity(
     cloud: &LoadedModel,
     edge: &LoadedModel,
     calibration: &Calibration,
     tell: impl FnMut(usize, usize) -> bool,
 ) -> anyhow::Result<Similarity> {
+    let text = calibration.read()?;
+    let tokens = token_alignment(cloud, edge, &text)?;
     let mut fitter = SimilarityFitter::new(end(cloud), end(edge), SKIP_TOKENS)?;
     let add = |piece: &str| -> anyhow::Result<usize> {
-        let (_, from, to) = pair(cloud, edge, piece)?;
+        let (_, from, to) = pair(cloud, edge, tokens, piece)?;
         fitter.add(&from, &to)?;
         Ok(from.num_tokens())
     };
-    calibration.read()?.feed(add, tell)?;
+    text.feed(add, tell)?;
     Ok(fitter.finish()?)
 }
 
@@ -60,7 +82,7 @@ pub fn similarity(
 /// read twice: first to compare the layers, then to fit along the map that follows.
 ///
 /// # Errors
-/// Unusable text, two models that do not share a tokenizer, and a fit that does not solve.
+/// Unusable text, failures of a model, and a fit that does not solve.
 pub fn fit(
     cloud: &LoadedModel,
     edge: &LoadedModel,
@@ -72,6 +94,7 @@ pub fn fit(
     let (source, target) = (end(cloud), end(edge));
     let mut options = FitOptions::new(alignment.id(), &text.hash, calibration.seed, &created_by());
     options.skip_tokens = SKIP_TOKENS;
+    options.tokens = token_alignment(cloud, edge, &text)?;
     if let Some(mapping) = alignment.mapping_config() {
         options = options.with_mapping(mapping.clone());
     }
@@ -86,10 +109,11 @@ pub fn fit(
         similarity.as_ref(),
     )?;
     let weighted = options.mapping.method().needs_weights();
+    let aligned = options.tokens;
     let mut fitter = BridgeFitter::new(source, target, &layer_map, options)?;
     let mut common: Option<Vec<u32>> = None;
     let add = |piece: &str| -> anyhow::Result<usize> {
-        let (tokens, from, to) = pair(cloud, edge, piece)?;
+        let (tokens, from, to) = pair(cloud, edge, aligned, piece)?;
         match &mut common {
             Some(common) => {
                 let same = common.iter().zip(&tokens).take_while(|(a, b)| a == b);
@@ -232,8 +256,12 @@ pub fn end(model: &LoadedModel) -> BridgeEnd {
 pub fn describe(bridge: &Bridge) -> String {
     let manifest = bridge.manifest();
     let (k, v) = manifest.mean_r2();
+    let tokens = match bridge.tokens() {
+        TokenAlignment::Same => String::new(),
+        other => format!(", tokens by {other}"),
+    };
     format!(
-        "{} → {}, {} {}: {} tokens fitted, {} held out, held-out R² {k:.3} (keys) {v:.3} (values)",
+        "{} → {}, {} {}{tokens}: {} tokens fitted, {} held out, held-out R² {k:.3} (keys) {v:.3} (values)",
         bridge.source().shape,
         bridge.target().shape,
         bridge.alignment(),
@@ -325,6 +353,39 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(error.contains("give more text"), "{error}");
+    }
+
+    #[test]
+    fn models_with_other_tokens_are_fitted_by_offsets() {
+        let dir = tempfile::tempdir().unwrap();
+        let model = |name: &str, merges: &[(&str, &str)]| {
+            let path = dir.path().join(name);
+            let model = SyntheticModel {
+                architecture: "qwen2",
+                num_layers: 2,
+                num_heads: 2,
+                num_kv_heads: 1,
+                head_dim: 16,
+                quantised: false,
+                seed: 3,
+            };
+            model.write_with_merges(&path, merges).unwrap();
+            LoadedModel::load(&path).unwrap()
+        };
+        let (cloud, edge) = (model("a", &[]), model("b", &[("Ġ", "w"), ("1", "2")]));
+        let text: String = (0..4000).map(|i| format!("w{} ", i * 7919 % 977)).collect();
+        let text_path = dir.path().join("t.txt");
+        std::fs::write(&text_path, text).unwrap();
+        let calibration = Calibration {
+            texts: vec![text_path],
+            tokens: 3000,
+            context_words: 30,
+            seed: 1,
+        };
+        let AlignmentName(alignment) = "r2".parse().unwrap();
+        let bridge = fit(&cloud, &edge, &alignment, &calibration, |_, _| true).unwrap();
+        assert_eq!(bridge.tokens(), TokenAlignment::Offsets);
+        assert!(describe(&bridge).contains("tokens by offsets"));
     }
 
     struct AlignmentName(AlignmentConfig);

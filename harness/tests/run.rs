@@ -24,6 +24,67 @@ alignments = [\"identity\", \"depth\"]
 schedules = [\"sequential\", \"layerwise\"]
 ";
 
+/// The cloud maps its KV to the tokens of an edge that cuts text in another way.
+#[test]
+fn an_edge_with_other_tokens_gets_mapped_kv() {
+    if !can_emulate() {
+        return;
+    }
+    let lab = Lab::new();
+    lab.experiment(
+        "other",
+        "[workload]\nwarmup = 0\n[grid]\nlinks = [\"brisk\"]\ncodecs = [\"identity\"]\n\
+         datasets = [{ squad = { path = \"squad.json\" } }]\nschedules = [\"layerwise\"]\n\
+         alignments = [\"identity\", \"depth\"]\n",
+    );
+    let text: String = (0..6000)
+        .map(|i| format!("amber{} ", i * 7919 % 977))
+        .collect();
+    std::fs::write(lab.path("text.txt"), text).unwrap();
+    let fit = |edge: &str, out: &str| {
+        let fit = lab.run(&[
+            "align",
+            "fit",
+            "--text",
+            "text.txt",
+            "--cloud",
+            "tiny-cloud",
+            "--edge",
+            edge,
+            "--tokens",
+            "4000",
+            "--context-words",
+            "60",
+            "--out",
+            out,
+        ]);
+        assert_code(&fit, 0)
+    };
+    let own = "configs/bridges/tiny-cloud.to.tiny-other.depth-ridge.safetensors";
+    let said = fit("tiny-other", own);
+    assert!(said.contains("tokens by offsets"), "{said}");
+    let said = fit("tiny-edge", "same.safetensors");
+    assert!(!said.contains("offsets"), "{said}");
+    let run = ["run", "other", "--set", "models.edge=tiny-other"];
+    let text = assert_code(&lab.run(&run), 0);
+    let samples = lab.samples("other");
+    assert!(samples.iter().all(Sample::ok), "{text}");
+    let tokens = |system: &str, alignment: &str| {
+        let of = |sample: &&Sample| sample.system == system && sample.alignment == alignment;
+        let found: Vec<u32> = samples
+            .iter()
+            .filter(of)
+            .map(|s| s.context_tokens)
+            .collect();
+        assert!(!found.is_empty(), "{system} {alignment}");
+        found
+    };
+    let edge = tokens("edge_only", "none");
+    assert_eq!(tokens("ce_lslm", "depth"), edge);
+    assert_eq!(tokens("ce_lslm", "identity"), edge);
+    assert!(tokens("cloud_only", "none")[0] > edge[0]);
+}
+
 #[test]
 fn the_whole_job_and_its_contracts() {
     if !can_emulate() {

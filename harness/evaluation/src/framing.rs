@@ -1,12 +1,10 @@
 //! Documents and questions in a model's tokens: where a context ends, and what follows it.
 
 use celslm_datasets::{AnswerForm, Document, Framing, Prompt, Question};
+use celslm_kv::align::TokenSpans;
 use celslm_model::LoadedModel;
 
 use crate::EvaluationError;
-
-/// Stands for the text of a system message, to find out what a template puts behind it.
-const PLACEHOLDER: &str = "placeholder";
 
 /// Tokens of a context whose shared part is `system`.
 pub(crate) fn context_tokens(
@@ -16,7 +14,9 @@ pub(crate) fn context_tokens(
 ) -> Result<Vec<u32>, EvaluationError> {
     Ok(match framing {
         Framing::Message => model.context_tokens(system)?,
-        Framing::Open => model.tokenizer.encode(&open(model, system)?)?,
+        Framing::Open => model
+            .tokenizer
+            .encode(&model.template.placed(system)?.open().rendered)?,
     })
 }
 
@@ -26,6 +26,18 @@ pub(crate) fn document_tokens(
     document: &Document,
 ) -> Result<Vec<u32>, EvaluationError> {
     context_tokens(model, document.framing, &Prompt::system(document))
+}
+
+/// The same with what each of them covers.
+pub(crate) fn document_spans(
+    model: &LoadedModel,
+    document: &Document,
+) -> Result<TokenSpans, EvaluationError> {
+    let placed = model.template.placed(&Prompt::system(document))?;
+    Ok(model.spans(match document.framing {
+        Framing::Message => placed,
+        Framing::Open => placed.open(),
+    })?)
 }
 
 /// Tokens that follow the context when `user` is said to the model, up to where its answer begins.
@@ -40,8 +52,8 @@ pub(crate) fn said_tokens(
     Ok(match document.framing {
         Framing::Message => model.tokenizer.encode(&prompt.private)?,
         Framing::Open => {
-            let open = open(model, &system)?;
-            let end = prompt.context.strip_prefix(&open).unwrap_or_default();
+            let placed = model.template.placed(&system)?;
+            let end = &placed.rendered[placed.text.end..];
             model
                 .tokenizer
                 .encode(&format!("{end}{}", prompt.private))?
@@ -83,22 +95,4 @@ pub(crate) fn asked_tokens(
         return Err(short("an empty answer"));
     }
     Ok((model.private_tokens(&prompt.system, &prompt.user)?, gold))
-}
-
-/// The rendered system message up to where its text ends.
-fn open(model: &LoadedModel, system: &str) -> Result<String, EvaluationError> {
-    let whole = model.template.context(system)?;
-    let example = model.template.context(PLACEHOLDER)?;
-    let end = example
-        .rsplit_once(PLACEHOLDER)
-        .map(|(_, end)| end.to_owned());
-    end.and_then(|end| whole.strip_suffix(&end).map(str::to_owned))
-        .filter(|open| open.ends_with(system))
-        .ok_or_else(|| {
-            EvaluationError::Arm(
-                "the model's chat template does not keep a system message as it is, so that no \
-                 text can go on where it stops"
-                    .to_owned(),
-            )
-        })
 }

@@ -6,12 +6,17 @@ use celslm_evaluation::arm::{
     ZeroKv,
 };
 use celslm_evaluation::{Arm, Case, Evaluator, Sensitivity, Settings};
+use celslm_kv::align::{TokenAlignment, TokenSpans, by_offsets};
 use celslm_kv::{BlockSpec, CodecConfig, KvChunk};
 use celslm_model::synthetic::SyntheticModel;
 use celslm_model::{BatchItem, KeyRetention, KvCache, LoadedModel};
 use celslm_reports::evaluation::{ContextRow, QuestionRow};
 
 fn model() -> LoadedModel {
+    model_with_merges(&[])
+}
+
+fn model_with_merges(merges: &[(&str, &str)]) -> LoadedModel {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("m.gguf");
     let model = SyntheticModel {
@@ -23,7 +28,7 @@ fn model() -> LoadedModel {
         quantised: false,
         seed: 8,
     };
-    model.write(&path).unwrap();
+    model.write_with_merges(&path, merges).unwrap();
     LoadedModel::load(&path).unwrap()
 }
 
@@ -381,26 +386,94 @@ fn sensitivities_are_measured_for_every_place() {
 
 /// A bridge from the model to itself, which a ridge finds to be the identity.
 fn straight(model: &LoadedModel) -> celslm_kv::Bridge {
+    between(model, model, TokenAlignment::Same)
+}
+
+/// A bridge between two models.
+fn between(cloud: &LoadedModel, edge: &LoadedModel, tokens: TokenAlignment) -> celslm_kv::Bridge {
     use celslm_kv::align::{Alignment as _, BridgeEnd, BridgeFitter, Depth, FitOptions};
-    let shape = model.decoder.kv_shape();
-    let end = BridgeEnd {
+    let end = |model: &LoadedModel| BridgeEnd {
         fingerprint: model.decoder.fingerprint(),
-        shape,
+        shape: model.decoder.kv_shape(),
     };
+    let (from, to) = (end(cloud), end(edge));
     let map = Depth::default()
-        .layer_map(shape.num_layers, shape.num_layers, None)
+        .layer_map(from.shape.num_layers, to.shape.num_layers, None)
         .unwrap();
-    let options = FitOptions::new("depth", "none", 0, "test");
-    let mut fitter = BridgeFitter::new(end, end, &map, options).unwrap();
+    let mut options = FitOptions::new("depth", "none", 0, "test");
+    options.tokens = tokens;
+    let mut fitter = BridgeFitter::new(from, to, &map, options).unwrap();
     for context in 0..10 {
         let text: String = (0..60)
             .map(|i| format!("word{} ", (i * 7919 + context * 104_729) % 977))
             .collect();
-        let tokens = model.context_tokens(&text).unwrap();
-        let block = model.decoder.context_kv(&tokens, || true).unwrap().unwrap();
-        fitter.add(&block, &block).unwrap();
+        let (from, to) = (cloud.context_spans(&text), edge.context_spans(&text));
+        let (from, to) = (from.unwrap(), to.unwrap());
+        let kv = |model: &LoadedModel, spans: &TokenSpans| {
+            let block = model.decoder.context_kv(&spans.tokens, || true);
+            block.unwrap().unwrap()
+        };
+        let source = kv(cloud, &from);
+        // Whatever the bridge is to say: what it was fitted on is of no matter here.
+        let source = TokenAlignment::Offsets.aligned(&from, &to, &source);
+        fitter.add(&source.unwrap(), &kv(edge, &to)).unwrap();
     }
     fitter.finish().unwrap()
+}
+
+/// The edge's tokens are longer than the cloud's single bytes.
+#[test]
+fn a_mapped_arm_brings_the_clouds_rows_to_the_edges_tokens() {
+    let cloud = model();
+    let edge = model_with_merges(&[("a", "n"), ("t", "e"), ("Ġ", "l"), ("an", "te")]);
+    let evaluator = Evaluator {
+        model: &edge,
+        cloud: Some(&cloud),
+        settings: settings(2),
+    };
+    let closed = document("lantern", ["lantern", "a lantern", "the third lantern"]);
+    let mut open = closed.clone();
+    open.framing = Framing::Open;
+    open.questions.truncate(1);
+    open.questions[0].form = AnswerForm::Continuation;
+    open.questions[0].answers = vec![" lantern lantern".to_owned()];
+    let other = document("pebble", ["a", "b", "c"]);
+    let mapped = |tokens| Mapped {
+        bridge: std::sync::Arc::new(between(&cloud, &edge, tokens)),
+        sinks: 0,
+        shallow_layers: 0,
+    };
+    let offsets = mapped(TokenAlignment::Offsets);
+    let same = mapped(TokenAlignment::Same);
+    for document in [closed, open] {
+        let case = Case::new(&evaluator, &document, &other, || true)
+            .unwrap()
+            .unwrap();
+        let error = evaluator.row("cell", &case, Some(&same)).unwrap_err();
+        let error = format!("{:#}", std::error::Error::source(&error).unwrap());
+        assert!(error.contains("other tokens"), "{error}");
+        let row = evaluator.row("cell", &case, Some(&offsets)).unwrap();
+        assert_eq!(row.context_tokens as usize, case.tokens().len());
+        assert!(row.questions.iter().all(|q| q.nll.is_finite()));
+
+        let spans = |model: &LoadedModel| {
+            let placed = model.template.placed(&Prompt::system(&document)).unwrap();
+            let placed = match document.framing {
+                Framing::Message => placed,
+                Framing::Open => placed.open(),
+            };
+            model.spans(placed).unwrap()
+        };
+        let (from, to) = (spans(&cloud), spans(&edge));
+        assert_eq!(to.tokens, case.tokens());
+        assert!(from.tokens.len() > to.tokens.len());
+        let source = cloud.decoder.context_kv(&from.tokens, || true);
+        let source = source.unwrap().unwrap();
+        let source = source.gather_tokens(&by_offsets(&from, &to)).unwrap();
+        let expected = offsets.bridge.map(&source).unwrap();
+        let served = offsets.serve(&evaluator, &case).unwrap();
+        assert_eq!(served.decoded.unwrap().layers, expected.layers());
+    }
 }
 
 #[test]

@@ -13,8 +13,9 @@ use celslm::study;
 use celslm::training::{self, Told};
 use celslm::{bridges, clock};
 use celslm_datasets::Document;
-use celslm_kv::align::{Bridge, FitCost, Scores, Similarity};
+use celslm_kv::align::{Bridge, FitCost, Scores, Similarity, TokenAlignment};
 use celslm_kv::{AlignmentConfig, MappingConfig};
+use celslm_model::LoadedModel;
 use celslm_reports::{HeatMap, HeatPanel};
 use celslm_training::{Losses, TrainingOptions};
 use clap::{Args, Subcommand, ValueEnum};
@@ -35,7 +36,8 @@ enum AlignCommand {
     ///
     /// Both models prefill the same contexts, cut from the text; the mapping relates each edge
     /// layer's keys (pre-RoPE) and values to those of the cloud layers that the alignment gives
-    /// it. A tenth of the contexts chooses the regularisation, another tenth is held out for R².
+    /// it. Where the two have different tokens, for each of the edge's stands the cloud's that
+    /// covers its last byte. A tenth of the contexts chooses the regularisation, another tenth is held out for R².
     /// Use text that no evaluation asks about.
     #[command(after_help = "\
 Examples:
@@ -250,6 +252,7 @@ fn fit(args: &FitArgs) -> anyhow::Result<ExitCode> {
         .clone()
         .unwrap_or_else(|| bridges::default_path(configs, &args.cloud, &args.edge, &alignment));
     make_folder_of(&out)?;
+    say_tokens(&cloud, &edge, &calibration)?;
     let start = clock::now();
     let mut bridge = fitting.run(calibration.tokens, "tokens", |tell| {
         fit::fit(&cloud, &edge, &alignment, &calibration, tell)
@@ -314,6 +317,22 @@ impl Worked {
     }
 }
 
+/// How the tokens of the two models are aligned; says so where they are not the same.
+fn say_tokens(
+    cloud: &LoadedModel,
+    edge: &LoadedModel,
+    calibration: &Calibration,
+) -> anyhow::Result<TokenAlignment> {
+    let tokens = fit::token_alignment(cloud, edge, &calibration.read()?)?;
+    if !tokens.is_same() {
+        eprintln!(
+            "the two models cut text into other tokens: for each of the edge's stands the cloud's \
+             that covers its last byte"
+        );
+    }
+    Ok(tokens)
+}
+
 fn write_lessons(args: &StudyArgs) -> anyhow::Result<ExitCode> {
     let calibration = Calibration {
         texts: args.text.clone(),
@@ -355,6 +374,14 @@ fn write_lessons(args: &StudyArgs) -> anyhow::Result<ExitCode> {
 fn train(args: &TrainArgs) -> anyhow::Result<ExitCode> {
     let bridge = Bridge::read(&args.from)?;
     let alignment = alignment(bridge.alignment())?.with_mapping(args.mapping.clone());
+    if !bridge.tokens().is_same() {
+        return Err(Verdict::Config(format!(
+            "{} maps between models with different tokens; only bridges between the same ones are \
+             trained",
+            args.from.display()
+        ))
+        .into());
+    }
     let mut documents = Vec::new();
     for path in &args.lessons {
         documents.extend(study::read(path)?);
@@ -445,6 +472,8 @@ struct ScoreFile<'a> {
     cloud: &'a str,
     edge: &'a str,
     seed: u64,
+    #[serde(skip_serializing_if = "TokenAlignment::is_same")]
+    tokens: TokenAlignment,
     similarity: &'a Similarity,
 }
 
@@ -453,6 +482,7 @@ fn score(args: &ScoreArgs) -> anyhow::Result<ExitCode> {
     let mut fitting = Fitting::begin()?;
     let (cloud, edge) = (fitting.load(&args.cloud)?, fitting.load(&args.edge)?);
     std::fs::create_dir_all(&args.out).with_context(|| format!("create {}", args.out.display()))?;
+    let tokens = say_tokens(&cloud, &edge, &calibration)?;
     let similarity = fitting.run(calibration.tokens, "tokens", |tell| {
         fit::similarity(&cloud, &edge, &calibration, tell)
     })?;
@@ -466,6 +496,7 @@ fn score(args: &ScoreArgs) -> anyhow::Result<ExitCode> {
         cloud: &args.cloud,
         edge: &args.edge,
         seed: calibration.seed,
+        tokens,
         similarity: &similarity,
     };
     let mut written = vec![write(

@@ -33,6 +33,8 @@ pub const CLOUD: SyntheticModel = SyntheticModel {
     quantised: false,
     seed: 11,
 };
+/// Of a third model, `tiny-other`, whose tokens are longer than the bytes of the others.
+pub const MERGES: [(&str, &str); 3] = [("a", "m"), ("e", "r"), ("b", "er")];
 pub const EDGE: SyntheticModel = SyntheticModel {
     num_layers: 5,
     num_heads: 4,
@@ -56,9 +58,13 @@ impl Lab {
         ] {
             std::fs::create_dir_all(lab.path(folder)).unwrap();
         }
-        for (name, model) in [("tiny-cloud", CLOUD), ("tiny-edge", EDGE)] {
+        for (name, model, merges) in [
+            ("tiny-cloud", CLOUD, &[][..]),
+            ("tiny-edge", EDGE, &[]),
+            ("tiny-other", EDGE, &MERGES),
+        ] {
             let file = lab.path(&format!("store/{name}.gguf"));
-            model.write(&file).unwrap();
+            model.write_with_merges(&file, merges).unwrap();
             let bytes = std::fs::read(&file).unwrap();
             let digest: String = Sha256::digest(&bytes)
                 .iter()

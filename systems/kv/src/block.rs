@@ -60,6 +60,9 @@ pub enum KvError {
         /// End of what the block holds.
         held_end: usize,
     },
+    /// Tokens were to be moved whose keys carry their positions.
+    #[error("tokens with rotated keys cannot be moved: gather them before RoPE")]
+    Rotated,
     /// Two blocks do not belong together.
     #[error("the blocks differ in their {what}: {left} against {right}")]
     Mismatch {
@@ -416,6 +419,50 @@ impl KvBlock {
         )
     }
 
+    /// The tokens with these indices in the block, all layers, as one run that begins where the
+    /// block does. A token may be taken several times.
+    ///
+    /// # Errors
+    /// [`KvError::Rotated`] when the keys are rotated, [`KvError::OutOfRange`] for an index that
+    /// the block does not have, [`KvError::Zero`] or [`KvError::TooLarge`] for none or too many.
+    pub fn gather_tokens(&self, tokens: &[usize]) -> Result<Self, KvError> {
+        if self.spec.rope != KeyRope::Pre {
+            return Err(KvError::Rotated);
+        }
+        let held = 0..self.num_tokens();
+        if let Some(missing) = tokens.iter().find(|token| !held.contains(token)) {
+            return Err(KvError::OutOfRange {
+                what: "tokens",
+                start: *missing,
+                end: missing.saturating_add(1),
+                held_start: held.start,
+                held_end: held.end,
+            });
+        }
+        let start = self.spec.positions.start;
+        let spec = BlockSpec {
+            positions: start..start.saturating_add(tokens.len()),
+            ..self.spec.clone()
+        };
+        spec.validate()?;
+        let head_dim = spec.shape.head_dim;
+        let gather = |side: &[f16]| {
+            let mut gathered = Vec::with_capacity(spec.layer_elements());
+            for head in side.chunks_exact(held.len() * head_dim) {
+                for token in tokens {
+                    gathered.extend_from_slice(&head[token * head_dim..][..head_dim]);
+                }
+            }
+            gathered
+        };
+        let gather = |layer: &LayerKv| LayerKv {
+            k: gather(&layer.k),
+            v: gather(&layer.v),
+        };
+        let layers = self.layers.iter().map(gather).collect();
+        Self::from_spec(spec, layers)
+    }
+
     /// The part of the block with the absolute layers `layers`, all tokens.
     ///
     /// # Errors
@@ -750,6 +797,34 @@ mod tests {
         assert!(whole.slice_layers(4..6).is_err());
         assert!(whole.tile(8, &(12..15)).is_err());
         assert!(whole.tile(usize::MAX, &(12..15)).is_err());
+    }
+
+    #[test]
+    fn gathered_tokens_stand_where_the_block_begins() {
+        let whole = block(10..16);
+        let every: Vec<usize> = (0..6).collect();
+        assert_eq!(whole.gather_tokens(&every).unwrap(), whole);
+        let some = whole.gather_tokens(&[4, 4, 0, 5, 1, 1, 2]).unwrap();
+        assert_eq!(some.positions(), 10..17);
+        assert_eq!(some.layer_range(), whole.layer_range());
+        for (index, token) in [4, 4, 0, 5, 1, 1, 2].into_iter().enumerate() {
+            let at = |block: &KvBlock, place: usize| {
+                let place = 10 + place;
+                block.slice_tokens(place..place + 1).unwrap().into_layers()
+            };
+            assert_eq!(at(&some, index), at(&whole, token));
+        }
+        assert!(matches!(
+            whole.gather_tokens(&[0, 6]),
+            Err(KvError::OutOfRange { start: 6, .. })
+        ));
+        assert!(matches!(
+            whole.gather_tokens(&[]),
+            Err(KvError::Zero { .. })
+        ));
+        let mut rotated = whole;
+        rotated.spec.rope = KeyRope::Post;
+        assert_eq!(rotated.gather_tokens(&every), Err(KvError::Rotated));
     }
 
     #[test]

@@ -6,6 +6,7 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
 use minijinja::{Environment, context};
 use serde::Serialize;
+use std::ops::Range;
 use std::path::PathBuf;
 
 /// A rendered prompt in its two parts; their concatenation is the whole prompt.
@@ -16,6 +17,27 @@ pub struct SplitPrompt {
     /// Earlier turns, the user's message and the opening of the answer: what never leaves the
     /// edge.
     pub private: String,
+}
+
+/// Stands for the text of a system message, to find out what a template puts around it.
+const PLACEHOLDER: &str = "placeholder";
+
+/// A rendered system message, with where its text stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RenderedContext {
+    /// The whole of it.
+    pub rendered: String,
+    /// Bytes of it that are the message's text, unchanged.
+    pub text: Range<usize>,
+}
+
+impl RenderedContext {
+    /// The same up to where the message's text ends: more text can go on there.
+    #[must_use]
+    pub fn open(mut self) -> Self {
+        self.rendered.truncate(self.text.end);
+        self
+    }
 }
 
 #[derive(Serialize)]
@@ -87,6 +109,32 @@ impl ChatTemplate {
         )
     }
 
+    /// As [`Self::context`], with where the message's text stands.
+    ///
+    /// # Errors
+    /// [`ModelError::Tokenizer`] when the template fails, or when it does not keep the text as it
+    /// is.
+    pub fn placed(&self, system: &str) -> Result<RenderedContext, ModelError> {
+        let rendered = self.context(system)?;
+        let example = self.context(PLACEHOLDER)?;
+        let text = example
+            .rsplit_once(PLACEHOLDER)
+            .filter(|(before, after)| {
+                let inner = rendered.strip_prefix(before);
+                inner.and_then(|inner| inner.strip_suffix(after)) == Some(system)
+            })
+            .map(|(before, _)| before.len()..before.len() + system.len());
+        match text {
+            Some(text) => Ok(RenderedContext { rendered, text }),
+            None => Err(ModelError::Tokenizer {
+                path: self.path.clone(),
+                reason: "the chat template does not keep a system message as it is, so it cannot \
+                         be said where its text stands"
+                    .to_owned(),
+            }),
+        }
+    }
+
     /// Renders a prompt and cuts it behind the system message, so that the two parts can be
     /// tokenised apart.
     ///
@@ -133,6 +181,28 @@ impl ChatTemplate {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_message_is_found_where_the_template_puts_it() {
+        let template = |content: &str| ChatTemplate {
+            source: format!(
+                "{{% for m in messages %}}<system: message>{{{{ {content} }}}}<end>{{% endfor %}}"
+            ),
+            path: PathBuf::from("test"),
+        };
+        for system in ["message", "", " é ", "placeholder"] {
+            let placed = template("m.content").placed(system).unwrap();
+            assert_eq!(&placed.rendered[placed.text.clone()], system);
+            assert_eq!(placed.text.start, "<system: message>".len());
+            let open = placed.clone().open();
+            assert_eq!(open.rendered, format!("<system: message>{system}"));
+            assert_eq!(open.text, placed.text);
+        }
+        let trimming = template("m.content | trim");
+        assert!(trimming.placed("é").is_ok());
+        let error = trimming.placed(" é").unwrap_err().to_string();
+        assert!(error.contains("as it is"), "{error}");
+    }
 
     #[test]
     fn earlier_turns_are_private_and_leave_the_context_as_it_is() {

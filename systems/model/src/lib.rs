@@ -23,7 +23,7 @@ pub mod synthetic;
 mod tokenizer;
 
 pub use cache::{KeyRetention, KvCache, KvPrefix};
-pub use chat::{ChatTemplate, SplitPrompt};
+pub use chat::{ChatTemplate, RenderedContext, SplitPrompt};
 pub use config::Config;
 pub use decoder::{BatchItem, Decoder, Hidden, Logits, Observed, PREFILL_CHUNK};
 pub use error::ModelError;

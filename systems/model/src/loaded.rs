@@ -1,6 +1,7 @@
 //! A model file with everything that is read from it.
 
-use crate::{ChatTemplate, Decoder, GgufFile, ModelError, Tokenizer};
+use crate::{ChatTemplate, Decoder, GgufFile, ModelError, RenderedContext, Tokenizer};
+use celslm_kv::align::TokenSpans;
 use std::path::Path;
 
 /// A decoder with its tokenizer and chat template.
@@ -37,6 +38,27 @@ impl LoadedModel {
     /// [`ModelError::Tokenizer`] when template or tokenizer refuse it.
     pub fn context_tokens(&self, system: &str) -> Result<Vec<u32>, ModelError> {
         self.tokenizer.encode(&self.template.context(system)?)
+    }
+
+    /// The same with what each of them covers, to be aligned with another model's.
+    ///
+    /// # Errors
+    /// As [`Self::context_tokens`], and when the template does not keep the message as it is.
+    pub fn context_spans(&self, system: &str) -> Result<TokenSpans, ModelError> {
+        self.spans(self.template.placed(system)?)
+    }
+
+    /// Tokens of a rendered system message, with what each of them covers.
+    ///
+    /// # Errors
+    /// [`ModelError::Tokenizer`] when the tokenizer refuses it.
+    pub fn spans(&self, context: RenderedContext) -> Result<TokenSpans, ModelError> {
+        let (tokens, bytes) = self.tokenizer.encode_spans(&context.rendered)?;
+        Ok(TokenSpans {
+            tokens,
+            bytes,
+            text: context.text,
+        })
     }
 
     /// Token ids of the private rest of a prompt.

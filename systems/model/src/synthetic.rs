@@ -43,10 +43,26 @@ impl SyntheticModel {
     /// # Errors
     /// [`ModelError::Io`] when the file cannot be written.
     pub fn write(&self, path: &Path) -> Result<(), ModelError> {
+        self.write_with_merges(path, &[])
+    }
+
+    /// The same with tokens of several bytes: each pair, spelled as the vocabulary has it (a space
+    /// is `Ġ`), is merged into one.
+    ///
+    /// # Errors
+    /// As [`Self::write`].
+    pub fn write_with_merges(
+        &self,
+        path: &Path,
+        merges: &[(&str, &str)],
+    ) -> Result<(), ModelError> {
         let hidden = self.num_heads * self.head_dim;
         let kv_width = self.num_kv_heads * self.head_dim;
         let intermediate = 2 * hidden;
-        let tokens = vocabulary();
+        let mut tokens = vocabulary();
+        let end = tokens.len() as u32 - 1;
+        let markers = 256..tokens.len();
+        tokens.extend(merges.iter().map(|(left, right)| format!("{left}{right}")));
         let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
         let mut tensors: Vec<(String, QTensor)> = Vec::new();
         let mut add =
@@ -108,9 +124,8 @@ impl SyntheticModel {
             }
         }
         let key = |name: &str| format!("{}.{name}", self.architecture);
-        let end = tokens.len() as u32 - 1;
         let types = (0..tokens.len())
-            .map(|id| Value::I32(if id < 256 { 1 } else { 3 }))
+            .map(|id| Value::I32(if markers.contains(&id) { 3 } else { 1 }))
             .collect();
         let metadata = [
             (
@@ -148,7 +163,15 @@ impl SyntheticModel {
                 Value::Array(tokens.into_iter().map(Value::String).collect()),
             ),
             ("tokenizer.ggml.token_type".to_owned(), Value::Array(types)),
-            ("tokenizer.ggml.merges".to_owned(), Value::Array(Vec::new())),
+            (
+                "tokenizer.ggml.merges".to_owned(),
+                Value::Array(
+                    merges
+                        .iter()
+                        .map(|(left, right)| Value::String(format!("{left} {right}")))
+                        .collect(),
+                ),
+            ),
             ("tokenizer.ggml.eos_token_id".to_owned(), Value::U32(end)),
             (
                 "tokenizer.chat_template".to_owned(),

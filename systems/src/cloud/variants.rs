@@ -12,7 +12,7 @@ use crate::flights::Flights;
 use crate::prefix_cache::PrefixCache;
 use anyhow::Context as _;
 use celslm_kv::align::{BridgeEnd, Sources};
-use celslm_kv::{Bridge, ContextId, KvBlock, KvStore};
+use celslm_kv::{AlignError, Bridge, ContextId, KvBlock, KvStore};
 use celslm_model::{KvPrefix, ModelError};
 use celslm_wire::{ServiceError, Variant};
 use std::path::PathBuf;
@@ -221,19 +221,19 @@ impl Shared {
         }
     }
 
+    /// The edge's model, where this node hosts it.
+    fn edge_engine(&self) -> Result<Arc<Engine>, ServiceError> {
+        self.edge_engine.clone().ok_or_else(|| {
+            ServiceError::Unsupported(
+                "this cloud does not host the edge's model; start it with --edge-model".to_owned(),
+            )
+        })
+    }
+
     /// The form that a request names.
     pub(super) fn variant(&self, variant: &Variant) -> Result<EdgeVariant, ServiceError> {
         if variant.alignment == IDENTITY {
-            return self
-                .edge_engine
-                .clone()
-                .map(EdgeVariant::Identity)
-                .ok_or_else(|| {
-                    ServiceError::Unsupported(
-                        "this cloud does not host the edge's model; start it with --edge-model"
-                            .to_owned(),
-                    )
-                });
+            return self.edge_engine().map(EdgeVariant::Identity);
         }
         self.bridges
             .iter()
@@ -353,21 +353,31 @@ impl Shared {
                         ..Ready::stored(block)
                     });
                 }
+                let context = self.context(id)?;
+                let (cloud, edge) = (self.engine.model().clone(), self.edge_engine()?);
+                let spans = self.work(move || {
+                    let source = cloud.context_spans(&context.system)?;
+                    Ok((source, edge.model().context_spans(&context.system)?))
+                });
+                let (source, target) = spans.await?.map_err(invalid)?;
                 let native = self.native(id, deadline_ns).await?;
                 let own = self.own(id, bridge, deadline_ns).await?;
                 let start = now_ns();
-                let (bridge, context) = (bridge.clone(), self.context(id)?);
-                let (source, beside) =
-                    (native.block.clone(), own.as_ref().map(|o| o.block.clone()));
-                let map = move || {
+                let (bridge, block) = (bridge.clone(), native.block.clone());
+                let beside = own.as_ref().map(|own| own.block.clone());
+                let mapped = self.work(move || {
+                    let aligned = bridge.tokens().aligned(&source, &target, &block)?;
                     bridge.map(Sources {
-                        source: &source,
+                        source: &aligned,
                         own: beside.as_deref(),
-                        tokens: &context.tokens,
+                        tokens: &target.tokens,
                     })
-                };
-                let mapped = self.work(map).await?;
-                let block = Arc::new(mapped.map_err(internal)?);
+                });
+                let mapped = mapped.await?.map_err(|error| match error {
+                    AlignError::OtherTokens { .. } => ServiceError::Unsupported(error.to_string()),
+                    _ => internal(error),
+                })?;
+                let block = Arc::new(mapped);
                 let align_ns = now_ns() - start;
                 self.keep(id, key, &block)?;
                 Ok(Ready {
@@ -394,8 +404,7 @@ impl Shared {
         if let Some(block) = self.store.get(id, IDENTITY) {
             return Ok(Some(Ready::stored(block)));
         }
-        let missing = || ServiceError::Internal("a bridge without the edge's model".to_owned());
-        let engine = self.edge_engine.clone().ok_or_else(missing)?;
+        let engine = self.edge_engine()?;
         let ready = self.own_of(id, &engine, deadline_ns).await?;
         Ok(Some(ready))
     }

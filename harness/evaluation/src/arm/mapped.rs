@@ -1,16 +1,20 @@
 //! The cloud model's KV of the context, mapped into the edge model's space.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use celslm_kv::align::Sources;
-use celslm_kv::{Bridge, KvBlock};
+use celslm_kv::Bridge;
 
 use super::{Arm, Served, own_start};
-use crate::{Case, EvaluationError, Evaluator};
+use crate::{Case, EvaluationError, Evaluator, framing};
 
 /// The edge computes the context's first layers itself, and its first tokens in all layers; the
 /// rest is the cloud's, through a bridge. With no layer of its own and no sinks, the edge has
 /// computed nothing of the context.
+///
+/// Where the two models have other tokens, the cloud's rows are first brought to the edge's, which
+/// counts as a part of mapping.
 ///
 /// Mapping is the cloud's work, and so is the edge model's own KV where a bridge adds to it. What
 /// crosses the link is counted as fp16: the mapped layers without the sinks. Where a bridge reads
@@ -41,15 +45,24 @@ impl Arm for Mapped {
         let mut layers = own.layers()[..shallow].to_vec();
         let mut elapsed = 0;
         if shallow < num_layers {
+            let spans = |model| framing::document_spans(model, case.document());
+            let read = match alone {
+                true => None,
+                false => {
+                    let (_, source) = case.source(evaluator)?;
+                    Some((spans(evaluator.cloud()?)?, spans(evaluator.model)?, source))
+                }
+            };
+            let start = (evaluator.settings.now_ns)();
+            let source = match &read {
+                Some((cloud, edge, source)) => self.bridge.tokens().aligned(cloud, edge, source)?,
+                None => Cow::Borrowed(own),
+            };
             let from = Sources {
-                source: match alone {
-                    true => own,
-                    false => cloud_block(evaluator, case)?,
-                },
+                source: &source,
                 own: self.bridge.reads_own().then_some(own),
                 tokens: case.tokens(),
             };
-            let start = (evaluator.settings.now_ns)();
             let mapped = self.bridge.map_layers(from, shallow..num_layers)?;
             elapsed = (evaluator.settings.now_ns)().saturating_sub(start);
             let below = own.layers()[shallow..].iter();
@@ -76,19 +89,4 @@ impl Arm for Mapped {
             ..served
         })
     }
-}
-
-/// The cloud's KV of the same tokens.
-fn cloud_block<'a>(
-    evaluator: &Evaluator<'_>,
-    case: &'a Case<'_>,
-) -> Result<&'a KvBlock, EvaluationError> {
-    let (tokens, source) = case.source(evaluator)?;
-    if tokens != case.tokens() {
-        return Err(EvaluationError::Arm(
-            "the two models do not share a tokenizer: a bridge maps the KV of the same tokens"
-                .to_owned(),
-        ));
-    }
-    Ok(source)
 }

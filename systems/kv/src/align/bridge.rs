@@ -21,7 +21,7 @@ use super::mapping::Part;
 use super::weights::Scales;
 use super::{
     Affine, AlignError, CommonPrefix, KvSide, MAX_PREFIX_TOKENS, MappingConfig, Matrix, Slot,
-    Sources, Storage, Weights,
+    Sources, Storage, TokenAlignment, Weights,
 };
 use crate::block::{BlockSpec, KeyRope, KvBlock, KvShape, LayerKv, read_f16_le, write_f16_le};
 use crate::file::{self, Unread};
@@ -211,6 +211,9 @@ struct Header {
     source: BridgeEnd,
     target: BridgeEnd,
     alignment: String,
+    /// Files from before pairs with other tokenizers lack it.
+    #[serde(default, skip_serializing_if = "TokenAlignment::is_same")]
+    tokens: TokenAlignment,
     mapping: MappingConfig,
     storage: Storage,
     k_gain: f32,
@@ -259,6 +262,7 @@ pub struct Bridge {
     source: BridgeEnd,
     target: BridgeEnd,
     alignment: String,
+    tokens: TokenAlignment,
     mapping: MappingConfig,
     storage: Storage,
     k_gain: f32,
@@ -282,6 +286,7 @@ impl Bridge {
             source,
             target,
             alignment,
+            tokens: TokenAlignment::Same,
             mapping,
             storage,
             k_gain: 1.0,
@@ -290,6 +295,12 @@ impl Bridge {
             parts,
             prefix: None,
         }
+    }
+
+    /// The same bridge between tokens that are aligned in another way.
+    pub(super) const fn with_tokens(mut self, tokens: TokenAlignment) -> Self {
+        self.tokens = tokens;
+        self
     }
 
     /// The same bridge as training begins at it: for a mapping of the trained ones, with its parts.
@@ -400,6 +411,13 @@ impl Bridge {
     #[must_use]
     pub fn alignment(&self) -> &str {
         &self.alignment
+    }
+
+    /// How the source's rows are brought to the target's tokens, which is done before they are
+    /// mapped: [`TokenAlignment::aligned`].
+    #[must_use]
+    pub const fn tokens(&self) -> TokenAlignment {
+        self.tokens
     }
 
     /// The mapping, with its parameters.
@@ -677,6 +695,7 @@ impl Bridge {
             source: self.source,
             target: self.target,
             alignment: self.alignment.clone(),
+            tokens: self.tokens,
             mapping: self.mapping.clone(),
             storage: self.storage,
             k_gain: self.k_gain,
@@ -776,6 +795,7 @@ impl Bridge {
             source: header.source,
             target: header.target,
             alignment: header.alignment,
+            tokens: header.tokens,
             mapping: header.mapping,
             storage: header.storage,
             k_gain: header.k_gain,

@@ -8,7 +8,7 @@ use super::moments::check_weights;
 use super::slot::gather;
 use super::{
     AlignError, Bridge, BridgeEnd, BridgeManifest, KvSide, LayerFit, Mapping, MappingConfig,
-    Moments, Storage, check_layer_map, ridge,
+    Moments, Storage, TokenAlignment, check_layer_map, ridge,
 };
 use crate::block::KvBlock;
 
@@ -38,6 +38,8 @@ pub enum Split {
 pub struct FitOptions {
     /// Id of the alignment that the layer map comes from.
     pub alignment: String,
+    /// How the source blocks that are added were brought to the target's tokens.
+    pub tokens: TokenAlignment,
     /// What relates the layers.
     pub mapping: MappingConfig,
     /// How the weights are stored.
@@ -61,6 +63,7 @@ impl FitOptions {
     pub fn new(alignment: &str, calibration_hash: &str, seed: u64, created_by: &str) -> Self {
         Self {
             alignment: alignment.to_owned(),
+            tokens: TokenAlignment::Same,
             mapping: MappingConfig::Ridge,
             storage: MappingConfig::Ridge.storage(),
             calibration_hash: calibration_hash.to_owned(),
@@ -433,7 +436,8 @@ impl BridgeFitter {
             self.options.storage,
             manifest,
             parts,
-        ))
+        )
+        .with_tokens(self.options.tokens))
     }
 }
 

@@ -28,6 +28,7 @@ mod slot;
 mod sources;
 mod spectrum;
 mod terminal;
+mod tokens;
 mod weights;
 
 pub use affine::{Affine, Numbers, Weights};
@@ -52,6 +53,7 @@ pub use similarity::{Scores, Similarity, SimilarityFitter};
 pub use slot::{KvSide, Slot};
 pub use sources::Sources;
 pub use terminal::Terminal;
+pub use tokens::{TokenAlignment, TokenSpans, by_offsets};
 pub use weights::{Matrix, Storage};
 
 use std::fmt::Debug;
@@ -176,6 +178,18 @@ pub enum AlignError {
         expected: String,
         /// What was given.
         found: String,
+    },
+    /// Two models whose tokens differ, and a bridge between models whose tokens do not.
+    #[error(
+        "the two models cut this context into other tokens ({source_tokens} at the cloud, \
+         {target_tokens} at the edge), and the bridge maps between the same ones; fit it again, \
+         `celslm align fit`"
+    )]
+    OtherTokens {
+        /// Tokens of the context in the cloud's model.
+        source_tokens: usize,
+        /// Tokens of the context in the edge's model.
+        target_tokens: usize,
     },
     /// A block could not be built.
     #[error(transparent)]
