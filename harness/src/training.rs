@@ -5,14 +5,14 @@ use std::path::Path;
 use anyhow::bail;
 use celslm_datasets::{Document, Prompt, Question};
 use celslm_kv::align::TrainingRecord;
-use celslm_kv::{Bridge, MappingConfig};
+use celslm_kv::{Bridge, MappingConfig, SourceKind};
 use celslm_model::GgufFile;
 use celslm_systems::LoadedModel;
 use celslm_training::{
     FrozenDecoder, Lesson, Losses, Sequence, Trainer, TrainingOptions, default_device,
 };
 
-use crate::fit::{end, prefill};
+use crate::fit::{end, prefill, read};
 
 /// Of every so many contexts one is held out.
 const HELD_OUT: usize = 10;
@@ -52,7 +52,12 @@ fn sequence(
 }
 
 /// A document as a lesson, with some of its questions: another `QUESTIONS` of them each turn.
-fn lesson(models: &Models<'_>, document: &Document, turn: usize) -> anyhow::Result<Lesson> {
+fn lesson(
+    models: &Models<'_>,
+    reads: SourceKind,
+    document: &Document,
+    turn: usize,
+) -> anyhow::Result<Lesson> {
     let count = document.questions.len();
     let chosen = (0..QUESTIONS.min(count)).map(|index| {
         // Steps through the list from both ends: written questions stand first, recall last.
@@ -66,7 +71,7 @@ fn lesson(models: &Models<'_>, document: &Document, turn: usize) -> anyhow::Resu
     let tokens = models.edge.context_tokens(&Prompt::system(document))?;
     let of = |question| sequence(models.edge, document, question);
     Ok(Lesson {
-        source: prefill(models.cloud, &tokens)?,
+        source: read(models.cloud, reads, &tokens)?,
         own: prefill(models.edge, &tokens)?,
         sequences: chosen.map(of).collect::<anyhow::Result<_>>()?,
     })
@@ -101,13 +106,16 @@ pub fn train(
         let mut gguf = GgufFile::open(models.edge_path)?;
         FrozenDecoder::load(&mut gguf, &default_device()?)?
     };
+    let reads = bridge.reads();
     let (mut held_out, mut learnt_from) = (Vec::new(), Vec::new());
     for (index, document) in documents.iter().enumerate() {
         if document.questions.is_empty() {
             continue;
         }
         match index % HELD_OUT == HELD_OUT - 1 {
-            true if held_out.len() < MAX_HELD_OUT => held_out.push(lesson(models, document, 0)?),
+            true if held_out.len() < MAX_HELD_OUT => {
+                held_out.push(lesson(models, reads, document, 0)?);
+            }
             true => {}
             false => learnt_from.push(document),
         }
@@ -133,7 +141,7 @@ pub fn train(
     let mut after = before;
     while trainer.steps() < options.steps {
         let (document, turn) = drawn(&learnt_from, trainer.steps());
-        let losses = trainer.step(&[&lesson(models, document, turn)?])?;
+        let losses = trainer.step(&[&lesson(models, reads, document, turn)?])?;
         let step = trainer.steps();
         let go_on = tell(Told::Step(step, losses));
         if !go_on {

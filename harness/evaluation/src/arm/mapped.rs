@@ -1,4 +1,4 @@
-//! The cloud model's KV of the context, mapped into the edge model's space.
+//! The cloud model's KV or hidden states of the context, mapped into the edge model's space.
 
 use std::sync::Arc;
 
@@ -30,7 +30,7 @@ impl Arm for Mapped {
         let mut layers = own.layers()[..shallow].to_vec();
         let mut elapsed = 0;
         if shallow < num_layers {
-            let (tokens, source) = case.source(evaluator)?;
+            let (tokens, source) = case.read(evaluator, self.bridge.reads())?;
             if tokens != case.tokens() {
                 return Err(EvaluationError::Arm(
                     "the two models do not share a tokenizer: a bridge maps the KV of the same \

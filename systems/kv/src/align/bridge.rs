@@ -17,8 +17,11 @@ use serde::{Deserialize, Serialize};
 
 use super::mapping::Part;
 use super::slot::gather;
+use super::states::{check_kind, read_end};
 use super::weights::Scales;
-use super::{Affine, AlignError, KvSide, MappingConfig, Matrix, Slot, Storage, Weights};
+use super::{
+    Affine, AlignError, KvSide, MappingConfig, Matrix, Slot, SourceKind, Storage, Weights,
+};
 use crate::block::{BlockSpec, KeyRope, KvBlock, KvShape, LayerKv, read_f16_le, write_f16_le};
 use crate::file::{self, Unread};
 use crate::ident::ModelFingerprint;
@@ -186,6 +189,9 @@ struct Header {
     schema_version: u32,
     source: BridgeEnd,
     target: BridgeEnd,
+    /// Shape of the source model's hidden states, where they are what is read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    states: Option<KvShape>,
     alignment: String,
     mapping: MappingConfig,
     storage: Storage,
@@ -216,11 +222,13 @@ struct Version {
 ///
 /// It consists of parts that together write every head of every target layer once. A source row
 /// is the pre-RoPE keys and the values of one token in the heads that the part reads,
-/// `[inputs, head_dim]`; a target row is the same for the heads that it writes.
+/// `[inputs, head_dim]`, or halves of hidden states ([`states_block`](super::states_block)) in
+/// their place; a target row is keys and values of the heads that it writes.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Bridge {
     source: BridgeEnd,
     target: BridgeEnd,
+    states: Option<KvShape>,
     alignment: String,
     mapping: MappingConfig,
     storage: Storage,
@@ -243,6 +251,7 @@ impl Bridge {
         Self {
             source,
             target,
+            states: None,
             alignment,
             mapping,
             storage,
@@ -251,6 +260,12 @@ impl Bridge {
             manifest,
             parts,
         }
+    }
+
+    /// The same bridge where its parts read hidden states of this shape.
+    pub(super) const fn reading(mut self, states: Option<KvShape>) -> Self {
+        self.states = states;
+        self
     }
 
     /// The same bridge with the numbers that training found, in that mapping's storage.
@@ -278,10 +293,19 @@ impl Bridge {
         Ok(bridge)
     }
 
-    /// The model whose KV is mapped.
+    /// The model whose KV or hidden states are mapped.
     #[must_use]
     pub const fn source(&self) -> &BridgeEnd {
         &self.source
+    }
+
+    /// What of the source model is mapped.
+    #[must_use]
+    pub const fn reads(&self) -> SourceKind {
+        match self.states {
+            None => SourceKind::Kv,
+            Some(_) => SourceKind::States,
+        }
     }
 
     /// The model that the mapped KV is for.
@@ -308,7 +332,7 @@ impl Bridge {
         self.storage
     }
 
-    /// For every target layer the source layers that it is mapped from, ascending.
+    /// For every target layer the source layers (or states) that it is mapped from, ascending.
     #[must_use]
     pub fn layer_map(&self) -> Vec<Vec<usize>> {
         let of = |layer: usize| {
@@ -401,8 +425,9 @@ impl Bridge {
         Ok(())
     }
 
-    /// Maps all target layers of a run of tokens. `block` must hold pre-RoPE keys and every
-    /// source layer that the layer map names; the result is pre-RoPE at the same positions.
+    /// Maps all target layers of a run of tokens. `block` must hold what the bridge
+    /// [reads](Self::reads), with every source layer that the layer map names and pre-RoPE keys;
+    /// the result is pre-RoPE at the same positions.
     ///
     /// # Errors
     /// [`AlignError::Block`] when the block does not suit, [`AlignError::NotFinite`] when it
@@ -418,7 +443,8 @@ impl Bridge {
     /// As for [`Self::map`], and [`AlignError::LayerMap`] for layers that do not exist.
     pub fn map_layers(&self, block: &KvBlock, layers: Range<usize>) -> Result<KvBlock, AlignError> {
         let target = &self.target;
-        check_end("source", &self.source, block)?;
+        check_kind(&self.source, self.states, block)?;
+        check_end("source", &read_end(&self.source, self.states), block)?;
         if layers.is_empty() || layers.end > target.shape.num_layers {
             let reason = format!(
                 "layers {layers:?} of {} target layers",
@@ -526,6 +552,7 @@ impl Bridge {
             schema_version: SCHEMA_VERSION,
             source: self.source,
             target: self.target,
+            states: self.states,
             alignment: self.alignment.clone(),
             mapping: self.mapping.clone(),
             storage: self.storage,
@@ -587,10 +614,11 @@ impl Bridge {
             storage: header.storage,
             read: 0,
         };
+        let read = read_end(&header.source, header.states);
         let mut parts = Vec::with_capacity(header.parts.len());
         for (index, part) in header.parts.into_iter().enumerate() {
             let (p, q) = (
-                part.inputs.len() * header.source.shape.head_dim,
+                part.inputs.len() * read.shape.head_dim,
                 part.outputs.len() * header.target.shape.head_dim,
             );
             let affine = reader.affine(index, p, q, part.rank)?;
@@ -612,6 +640,7 @@ impl Bridge {
         Ok(Self {
             source: header.source,
             target: header.target,
+            states: header.states,
             alignment: header.alignment,
             mapping: header.mapping,
             storage: header.storage,
@@ -701,8 +730,18 @@ fn check_header(header: &Header) -> Result<(), String> {
         parts,
         ..
     } = header;
-    for end in [source, target] {
+    let read = read_end(source, header.states);
+    for end in [source, target, &read] {
         end.shape.validate(1).map_err(|error| error.to_string())?;
+    }
+    // What a trained map reads, only the header says.
+    let kind = header.mapping.method().reads();
+    let states = header.states.is_some();
+    if header.mapping != MappingConfig::Trained && (kind == SourceKind::States) != states {
+        let has = if states { "a" } else { "no" };
+        return Err(format!(
+            "a mapping that reads {kind}, and {has} shape of states"
+        ));
     }
     let num_layers = target.shape.num_layers;
     if manifest.layers.len() != num_layers {
@@ -716,7 +755,7 @@ fn check_header(header: &Header) -> Result<(), String> {
     }
     let mut written: Vec<Slot> = Vec::new();
     for (index, part) in parts.iter().enumerate() {
-        check_part(part, source.shape, target.shape)
+        check_part(part, read.shape, target.shape)
             .map_err(|reason| format!("part {index} {reason}"))?;
         written.extend(&part.outputs);
     }
@@ -1060,8 +1099,11 @@ mod tests {
                 "{pointer}: {error:?}"
             );
         }
-        let error = refused(&|header| header["surprise"] = json!(1));
-        assert!(matches!(error, BridgeError::Header { .. }), "{error:?}");
+        let states = json!({"num_layers": 4, "num_kv_heads": 1, "head_dim": 8});
+        for (name, value) in [("surprise", json!(1)), ("states", states)] {
+            let error = refused(&|header| header[name] = value.clone());
+            assert!(matches!(error, BridgeError::Header { .. }), "{error:?}");
+        }
         for (pointer, value) in [
             ("/source/shape/head_dim", json!(16)),
             ("/parts/1/inputs", json!(["v0.0", "v0.1", "v1.0"])),

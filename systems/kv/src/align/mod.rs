@@ -25,6 +25,7 @@ mod route;
 mod similarity;
 mod slot;
 mod spectrum;
+mod states;
 mod terminal;
 mod weights;
 
@@ -47,6 +48,7 @@ pub use registry::{AlignmentEntry, names, registry};
 pub use route::{Route, TopRoute};
 pub use similarity::{Scores, Similarity, SimilarityFitter};
 pub use slot::{KvSide, Slot};
+pub use states::{SourceKind, states_block, states_shape};
 pub use terminal::Terminal;
 pub use weights::{Matrix, Storage};
 
@@ -78,6 +80,16 @@ pub enum AlignError {
     #[error("the weights of the tokens do not suit: {reason}")]
     Weights {
         /// What is wrong with them.
+        reason: String,
+    },
+    /// A mapping that cannot read what it is to read.
+    #[error("mapping {mapping} cannot read {kind}: {reason}")]
+    Source {
+        /// Mapping id.
+        mapping: &'static str,
+        /// What it is to read.
+        kind: SourceKind,
+        /// Why it cannot.
         reason: String,
     },
     /// A mapping that no regression finds.
