@@ -47,7 +47,8 @@ impl SourceSides {
 /// in f64 (2.3 GB for those widths), and the first target layer cannot be mapped before the last
 /// source layer has been computed.
 ///
-/// Loses to [`Ridge`](super::Ridge) from as many layers where the rank is too small.
+/// Loses to [`Ridge`](super::Ridge) from as many layers where the rank is too small. States cost the
+/// cloud a prefill of their own, also where it holds the context's KV.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Joint {
