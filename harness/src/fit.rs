@@ -9,7 +9,7 @@ use celslm_kv::align::{
     SimilarityFitter, TokenAlignment,
 };
 use celslm_kv::codec::{ArtefactFitter, ArtefactOptions, CodecArtefact};
-use celslm_kv::{AlignmentConfig, KvBlock};
+use celslm_kv::{AlignmentConfig, KvBlock, SourceKind};
 use celslm_systems::{DEFAULT_CHUNK_TOKENS, LoadedModel};
 
 use crate::calibration::{Calibration, CalibrationText, as_document};
@@ -40,6 +40,7 @@ pub fn token_alignment(
 fn pair(
     cloud: &LoadedModel,
     edge: &LoadedModel,
+    reads: SourceKind,
     tokens: TokenAlignment,
     piece: &str,
 ) -> anyhow::Result<(Vec<u32>, KvBlock, KvBlock)> {
@@ -48,7 +49,7 @@ fn pair(
         cloud.context_spans(&context)?,
         edge.context_spans(&context)?,
     );
-    let source = prefill(cloud, &from.tokens)?;
+    let source = read(cloud, reads, &from.tokens)?;
     let source = tokens.aligned(&from, &to, &source)?.into_owned();
     let target = prefill(edge, &to.tokens)?;
     Ok((to.tokens, source, target))
@@ -69,7 +70,7 @@ pub fn similarity(
     let tokens = token_alignment(cloud, edge, &text)?;
     let mut fitter = SimilarityFitter::new(end(cloud), end(edge), SKIP_TOKENS)?;
     let add = |piece: &str| -> anyhow::Result<usize> {
-        let (_, from, to) = pair(cloud, edge, tokens, piece)?;
+        let (_, from, to) = pair(cloud, edge, tokens, SourceKind::Kv, piece)?;
         fitter.add(&from, &to)?;
         Ok(from.num_tokens())
     };
@@ -82,7 +83,8 @@ pub fn similarity(
 /// read twice: first to compare the layers, then to fit along the map that follows.
 ///
 /// # Errors
-/// Unusable text, failures of a model, and a fit that does not solve.
+/// Unusable text, failures of a model, a mapping of hidden states along a measured alignment, and a fit
+/// that does not solve.
 pub fn fit(
     cloud: &LoadedModel,
     edge: &LoadedModel,
@@ -98,13 +100,27 @@ pub fn fit(
     if let Some(mapping) = alignment.mapping_config() {
         options = options.with_mapping(mapping.clone());
     }
+    let reads = options.mapping.method().reads();
+    let mut num_source_layers = source.shape.num_layers;
+    if reads == SourceKind::States {
+        if alignment.needs_similarity() {
+            bail!(
+                "alignment {} compares layers by their KV and cannot choose among hidden states: \
+                 fit along `all`",
+                alignment.id()
+            );
+        }
+        let shape = cloud.decoder.states_shape()?;
+        num_source_layers = shape.num_layers;
+        options.states = Some(shape);
+    }
     let similarity = if alignment.needs_similarity() {
         Some(similarity(cloud, edge, calibration, &mut tell)?)
     } else {
         None
     };
     let layer_map = alignment.method().layer_map(
-        source.shape.num_layers,
+        num_source_layers,
         target.shape.num_layers,
         similarity.as_ref(),
     )?;
@@ -113,7 +129,7 @@ pub fn fit(
     let mut fitter = BridgeFitter::new(source, target, &layer_map, options)?;
     let mut common: Option<Vec<u32>> = None;
     let add = |piece: &str| -> anyhow::Result<usize> {
-        let (tokens, from, to) = pair(cloud, edge, aligned, piece)?;
+        let (tokens, from, to) = pair(cloud, edge, aligned, reads, piece)?;
         match &mut common {
             Some(common) => {
                 let same = common.iter().zip(&tokens).take_while(|(a, b)| a == b);
@@ -234,7 +250,15 @@ pub fn fit_codec(
 /// # Errors
 /// As [`Decoder::context_kv`](celslm_model::Decoder::context_kv).
 pub fn prefill(model: &LoadedModel, tokens: &[u32]) -> anyhow::Result<KvBlock> {
-    let block = model.decoder.context_kv(tokens, || true)?;
+    read(model, SourceKind::Kv, tokens)
+}
+
+/// What a bridge reads of a context, as a run's cloud would compute it.
+///
+/// # Errors
+/// As [`Decoder::context_source`](celslm_model::Decoder::context_source).
+pub fn read(model: &LoadedModel, reads: SourceKind, tokens: &[u32]) -> anyhow::Result<KvBlock> {
+    let block = model.decoder.context_source(reads, tokens, || true)?;
     block.context("the prefill was stopped")
 }
 
@@ -256,12 +280,16 @@ pub fn end(model: &LoadedModel) -> BridgeEnd {
 pub fn describe(bridge: &Bridge) -> String {
     let manifest = bridge.manifest();
     let (k, v) = manifest.mean_r2();
+    let of = match bridge.reads() {
+        SourceKind::Kv => "",
+        SourceKind::States => "hidden states of ",
+    };
     let tokens = match bridge.tokens() {
         TokenAlignment::Same => String::new(),
         other => format!(", tokens by {other}"),
     };
     format!(
-        "{} → {}, {} {}{tokens}: {} tokens fitted, {} held out, held-out R² {k:.3} (keys) {v:.3} (values)",
+        "{of}{} → {}, {} {}{tokens}: {} tokens fitted, {} held out, held-out R² {k:.3} (keys) {v:.3} (values)",
         bridge.source().shape,
         bridge.target().shape,
         bridge.alignment(),
@@ -274,6 +302,7 @@ pub fn describe(bridge: &Bridge) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bridges::parse_mapping;
     use celslm_kv::MappingConfig;
     use celslm_model::synthetic::SyntheticModel;
 
@@ -322,6 +351,21 @@ mod tests {
         assert!(again.is_some(), "the text is read twice");
         let scores = similarity(&model, &model, &calibration, |_, _| true).unwrap();
         assert_eq!(scores.r2.best(1), [[0], [1]]);
+        // What a layer computes is linear in the state that it is given.
+        let states = |alignment: &AlignmentConfig| {
+            let mapping = parse_mapping("joint = { source = \"states\", stride = 1 }").unwrap();
+            let alignment = alignment.clone().with_mapping(mapping);
+            fit(&model, &model, &alignment, &calibration, |_, _| true)
+        };
+        let AlignmentName(all) = "all".parse().unwrap();
+        let bridge = states(&all).unwrap();
+        assert_eq!(bridge.reads(), SourceKind::States);
+        assert!(describe(&bridge).starts_with("hidden states of 2 layers"));
+        let (k, v) = bridge.manifest().mean_r2();
+        assert!(k > 0.99 && v > 0.99, "{k} {v}");
+        let AlignmentName(measured) = "r2".parse().unwrap();
+        let error = states(&measured).unwrap_err().to_string();
+        assert!(error.contains("fit along `all`"), "{error}");
         let artefact = fit_codec(&model, &calibration, None, |_, _| true).unwrap();
         assert!(artefact.manifest().fit_tokens >= 3900, "sinks are left out");
         assert!(

@@ -1,13 +1,14 @@
 //! Training a bridge on calibration text: lessons are contexts of it with questions about them.
 
-use std::cell::OnceCell;
+use std::cell::{OnceCell, RefCell};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::bail;
 use celslm_datasets::{Document, Prompt, Question};
 use celslm_kv::align::TrainingRecord;
-use celslm_kv::{Bridge, MappingConfig};
+use celslm_kv::{Bridge, MappingConfig, SourceKind};
 use celslm_model::{GgufFile, KvPrefix};
 use celslm_systems::LoadedModel;
 use celslm_training::{
@@ -15,7 +16,7 @@ use celslm_training::{
     default_device,
 };
 
-use crate::fit::{end, prefill};
+use crate::fit::{end, prefill, read};
 
 /// Of every so many contexts one is held out.
 const HELD_OUT: usize = 10;
@@ -67,10 +68,12 @@ struct Source<'a> {
     computed: OnceCell<Computed>,
 }
 
-/// A context in both models, with what the teacher says at the answers of all of its questions.
+/// A context in both models with all of its questions, and what the teacher says at the answers of
+/// those that were asked.
 struct Computed {
     lesson: Lesson,
-    taught: Vec<Distributions>,
+    read: Option<Arc<KvPrefix>>,
+    taught: RefCell<BTreeMap<usize, Distributions>>,
 }
 
 impl<'a> Source<'a> {
@@ -82,16 +85,22 @@ impl<'a> Source<'a> {
     }
 
     /// Some of the questions as a lesson: others at each turn.
-    fn lesson(&self, models: &Models<'_>, turn: usize, keep: bool) -> anyhow::Result<Lesson> {
+    fn lesson(
+        &self,
+        models: &Models<'_>,
+        reads: SourceKind,
+        turn: usize,
+        keep: bool,
+    ) -> anyhow::Result<Lesson> {
         let computed;
         let all = match self.computed.get() {
             Some(known) => known,
             None if keep => {
-                let new = self.compute(models)?;
+                let new = self.compute(models, reads)?;
                 self.computed.get_or_init(|| new)
             }
             None => {
-                computed = self.compute(models)?;
+                computed = self.compute(models, reads)?;
                 &computed
             }
         };
@@ -103,40 +112,43 @@ impl<'a> Source<'a> {
                 .collect(),
             ..all.lesson.clone()
         };
-        if !all.taught.is_empty() {
+        if let (Some(teacher), Some(read)) = (models.teacher, &all.read) {
+            let mut known = all.taught.borrow_mut();
             let mut taught = Distributions::default();
-            chosen.iter().for_each(|at| taught.extend(&all.taught[*at]));
+            for at in chosen {
+                if !known.contains_key(&at) {
+                    let one = std::slice::from_ref(&all.lesson.sequences[at]);
+                    known.insert(at, Distributions::of(&teacher.decoder, read, one)?);
+                }
+                taught.extend(&known[&at]);
+            }
             lesson.teacher = Some(taught);
         }
         Ok(lesson)
     }
 
-    fn compute(&self, models: &Models<'_>) -> anyhow::Result<Computed> {
+    fn compute(&self, models: &Models<'_>, reads: SourceKind) -> anyhow::Result<Computed> {
         let (document, edge) = (self.document, models.edge);
         let tokens = edge.context_tokens(&Prompt::system(document))?;
         let own = prefill(edge, &tokens)?;
-        let fingerprint = edge.decoder.fingerprint();
-        let source = match models.cloud.decoder.fingerprint() == fingerprint {
-            true => own.clone(),
-            false => prefill(models.cloud, &tokens)?,
-        };
+        let source = read(models.cloud, reads, &tokens)?;
         let questions = document.questions.iter();
         let sequences = questions
             .map(|question| sequence(edge, document, question))
             .collect::<anyhow::Result<Vec<_>>>()?;
-        let mut taught = Vec::new();
-        if let Some(teacher) = models.teacher {
-            let block = match teacher.decoder.fingerprint() == *source.fingerprint() {
-                true => source.clone(),
-                false => prefill(teacher, &tokens)?,
-            };
-            let read = Arc::new(KvPrefix::from_block(&block, teacher.decoder.rope())?);
-            for sequence in &sequences {
-                let one = std::slice::from_ref(sequence);
-                taught.push(Distributions::of(&teacher.decoder, &read, one)?);
+        let read = match models.teacher {
+            Some(teacher) if teacher.decoder.fingerprint() == *source.fingerprint() => {
+                Some(KvPrefix::from_block(&source, teacher.decoder.rope())?)
             }
-        }
+            Some(teacher) => {
+                let block = prefill(teacher, &tokens)?;
+                Some(KvPrefix::from_block(&block, teacher.decoder.rope())?)
+            }
+            None => None,
+        };
         Ok(Computed {
+            read: read.map(Arc::new),
+            taught: RefCell::default(),
             lesson: Lesson {
                 tokens,
                 source,
@@ -144,7 +156,6 @@ impl<'a> Source<'a> {
                 sequences,
                 teacher: None,
             },
-            taught,
         })
     }
 }
@@ -199,6 +210,7 @@ pub fn train(
         let mut gguf = GgufFile::open(models.edge_path)?;
         FrozenDecoder::load(&mut gguf, &default_device()?)?
     };
+    let reads = bridge.reads();
     let (mut held_out, mut learnt_from) = (Vec::new(), Vec::new());
     for (index, document) in documents.iter().enumerate() {
         if document.questions.is_empty() {
@@ -206,7 +218,7 @@ pub fn train(
         }
         match index % HELD_OUT == HELD_OUT - 1 {
             true if held_out.len() < MAX_HELD_OUT => {
-                held_out.push(Source::new(document).lesson(models, 0, false)?);
+                held_out.push(Source::new(document).lesson(models, reads, 0, false)?);
             }
             true => {}
             false => learnt_from.push(Source::new(document)),
@@ -233,7 +245,7 @@ pub fn train(
     let mut after = before;
     while trainer.steps() < options.steps {
         let (at, turn) = drawn(learnt_from.len(), trainer.steps());
-        let lesson = learnt_from[at].lesson(models, turn, at < KEPT)?;
+        let lesson = learnt_from[at].lesson(models, reads, turn, at < KEPT)?;
         let losses = trainer.step(&[&lesson])?;
         let step = trainer.steps();
         let go_on = tell(Told::Step(step, losses));

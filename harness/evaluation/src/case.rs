@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use celslm_datasets::{AnswerForm, Document, SCORERS, same_number};
-use celslm_kv::KvBlock;
 use celslm_kv::codec::{ScoredBy, TokenScores};
+use celslm_kv::{KvBlock, SourceKind};
 use celslm_model::{KeyRetention, KvCache, KvPrefix, LoadedModel, ModelError};
 use celslm_reports::evaluation::QuestionRow;
 use celslm_training::Sequence;
@@ -63,6 +63,7 @@ pub struct Case<'a> {
     scores: RefCell<Vec<(ScoredBy, Arc<TokenScores>)>>,
     accounted: bool,
     source: OnceCell<(Vec<u32>, KvBlock)>,
+    states: OnceCell<(Vec<u32>, KvBlock)>,
     /// By the tokens that notes may have.
     notes: RefCell<BTreeMap<usize, Arc<str>>>,
     noted: RefCell<BTreeMap<usize, Arc<Noted>>>,
@@ -130,6 +131,7 @@ impl<'a> Case<'a> {
             scores: RefCell::default(),
             accounted: true,
             source: OnceCell::new(),
+            states: OnceCell::new(),
             notes: RefCell::default(),
             noted: RefCell::default(),
             lessons: OnceCell::new(),
@@ -177,15 +179,29 @@ impl<'a> Case<'a> {
         &self,
         evaluator: &Evaluator<'_>,
     ) -> Result<&(Vec<u32>, KvBlock), EvaluationError> {
-        if let Some(source) = self.source.get() {
+        self.read(evaluator, SourceKind::Kv)
+    }
+
+    /// The context's tokens and what a bridge reads of them in the cloud's model, computed at the
+    /// first use.
+    pub(crate) fn read(
+        &self,
+        evaluator: &Evaluator<'_>,
+        kind: SourceKind,
+    ) -> Result<&(Vec<u32>, KvBlock), EvaluationError> {
+        let held = match kind {
+            SourceKind::Kv => &self.source,
+            SourceKind::States => &self.states,
+        };
+        if let Some(source) = held.get() {
             return Ok(source);
         }
         let cloud = evaluator.cloud()?;
         let tokens = framing::document_tokens(cloud, self.document)?;
-        let block = cloud.decoder.context_kv(&tokens, || true)?;
+        let block = cloud.decoder.context_source(kind, &tokens, || true)?;
         let stopped = || EvaluationError::Arm("the prefill was stopped".to_owned());
         let source = (tokens, block.ok_or_else(stopped)?);
-        Ok(self.source.get_or_init(|| source))
+        Ok(held.get_or_init(|| source))
     }
 
     /// What the cloud's model notes down of the context, written at its first use.

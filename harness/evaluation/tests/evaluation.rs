@@ -476,6 +476,64 @@ fn a_mapped_arm_brings_the_clouds_rows_to_the_edges_tokens() {
     }
 }
 
+/// A bridge from the model's hidden states to its own KV, which is linear in them.
+fn from_states(model: &LoadedModel) -> celslm_kv::Bridge {
+    use celslm_kv::align::mapping::Joint;
+    use celslm_kv::align::{BridgeEnd, BridgeFitter, FitOptions, Storage};
+    use celslm_kv::{MappingConfig, SourceKind};
+    let end = BridgeEnd {
+        fingerprint: model.decoder.fingerprint(),
+        shape: model.decoder.kv_shape(),
+    };
+    let joint = Joint {
+        stride: 1,
+        source: SourceKind::States,
+        ..Joint::default()
+    };
+    let states = model.decoder.states_shape().unwrap();
+    let mut options =
+        FitOptions::new("all", "none", 0, "test").with_mapping(MappingConfig::Joint(joint));
+    options.storage = Storage::F16;
+    options.states = Some(states);
+    let map = vec![(0..states.num_layers).collect(); end.shape.num_layers];
+    let mut fitter = BridgeFitter::new(end, end, &map, options).unwrap();
+    for context in 0..10 {
+        let text: String = (0..150)
+            .map(|i| format!("word{} ", (i * 7919 + context * 104_729) % 977))
+            .collect();
+        let tokens = model.context_tokens(&text).unwrap();
+        let read = |kind| {
+            let block = model.decoder.context_source(kind, &tokens, || true);
+            block.unwrap().unwrap()
+        };
+        fitter
+            .add(&read(SourceKind::States), &read(SourceKind::Kv))
+            .unwrap();
+    }
+    fitter.finish().unwrap()
+}
+
+#[test]
+fn a_mapped_arm_reads_the_states_that_its_bridge_reads() {
+    let model = model();
+    let mapped = Mapped {
+        bridge: std::sync::Arc::new(from_states(&model)),
+        sinks: 4,
+        shallow_layers: 0,
+    };
+    let document = document("lantern", ["lantern", "a lantern", "the third lantern"]);
+    let found = rows(&model, 8, &document, &[&mapped, &ZeroKv]);
+    let nll = |row: &ContextRow| -> Vec<f64> { row.questions.iter().map(|q| q.nll).collect() };
+    let away = |row: &ContextRow| -> f64 {
+        let pairs = nll(row).into_iter().zip(nll(&found[0]));
+        pairs.map(|(x, y)| (x - y).abs()).fold(0.0, f64::max)
+    };
+    assert!(away(&found[1]) > 0.0 && away(&found[1]) * 4.0 < away(&found[2]));
+    for layer in &found[1].layers {
+        assert!(layer.v_mse < 0.1 * layer.v_variance, "{layer:?}");
+    }
+}
+
 #[test]
 fn a_mapped_arm_is_the_reference_where_nothing_is_mapped_and_near_it_where_the_map_is_straight() {
     let model = model();

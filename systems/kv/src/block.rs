@@ -46,6 +46,12 @@ pub enum KvError {
         /// Elements given.
         found: usize,
     },
+    /// Hidden states of a width that has no halves.
+    #[error("hidden states of {hidden_size} numbers cannot be halved")]
+    OddStates {
+        /// Numbers of a state.
+        hidden_size: usize,
+    },
     /// A requested range is empty or not inside the block.
     #[error("{what} {start}..{end} are not a non-empty part of {held_start}..{held_end}")]
     OutOfRange {

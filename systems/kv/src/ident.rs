@@ -108,6 +108,16 @@ impl ModelFingerprint {
         hasher.update_mmap_rayon(path)?;
         Ok(Self(*hasher.finalize().as_bytes()))
     }
+
+    /// What blocks of the model's hidden states bear in place of its own, so that nothing takes
+    /// them for its KV: BLAKE3 of the model's, keyed by what they are.
+    #[must_use]
+    pub fn of_states(&self) -> Self {
+        Self(blake3::derive_key(
+            "celslm hidden states of a model, version 1",
+            &self.0,
+        ))
+    }
 }
 
 /// Which context a block holds: BLAKE3 over the model's fingerprint, the hash of the chat

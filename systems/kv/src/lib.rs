@@ -21,6 +21,7 @@ pub mod store;
 
 pub use align::{
     AlignError, AlignmentConfig, Bridge, BridgeEnd, BridgeError, BridgeFitter, MappingConfig,
+    SourceKind,
 };
 pub use block::{BlockSpec, KeyRope, KvBlock, KvError, KvShape, LayerKv};
 pub use chunk::{Assembler, ChunkEncoder, ChunkError, KvChunk};

@@ -8,7 +8,10 @@ use crate::kernel::packed::{Arena, PackedMatrix};
 use crate::kernel::pool::{Turn, pool};
 use crate::kernel::rows::{add, gated, rms_norm};
 use crate::{Config, GgufFile, KeyRetention, KvCache, KvPrefix, ModelError, RotaryEmbedding};
-use celslm_kv::{KvBlock, KvShape, ModelFingerprint};
+use celslm_kv::align::{states_block, states_shape};
+use celslm_kv::{KvBlock, KvShape, ModelFingerprint, SourceKind};
+use half::f16;
+use half::slice::HalfFloatSliceExt;
 use std::ops::Deref;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -296,6 +299,15 @@ impl Decoder {
     /// Shape of the KV of a context.
     pub fn kv_shape(&self) -> KvShape {
         self.config.kv_shape()
+    }
+
+    /// Shape of a block of the hidden states of a context.
+    ///
+    /// # Errors
+    /// [`ModelError::Kv`] for a model whose states have an odd width.
+    pub fn states_shape(&self) -> Result<KvShape, ModelError> {
+        states_shape(self.layers.len(), self.config.hidden_size)
+            .map_err(|error| ModelError::Kv(error.to_string()))
     }
 
     /// The model's rotary tables, with which imported keys are rotated.
@@ -716,6 +728,70 @@ impl Decoder {
             return Ok(None);
         }
         cache.read(self.fingerprint, 0..tokens.len()).map(Some)
+    }
+
+    /// Computes the hidden states of a context from its start, in the pieces of
+    /// [`Decoder::prefill`]: the residual stream before each layer and behind the last, each row
+    /// divided by its root mean square, in fp16, as [`states_block`] lays them out. They take
+    /// `2 · (num_layers + 1) · hidden_size` bytes a token. `Ok(None)` when `proceed` said stop.
+    ///
+    /// # Errors
+    /// As [`Decoder::forward_layer`].
+    pub fn context_states(
+        &self,
+        tokens: &[u32],
+        mut proceed: impl FnMut() -> bool,
+    ) -> Result<Option<KvBlock>, ModelError> {
+        let width = self.states_shape()?.head_dim * 2;
+        let shape = self.kv_shape();
+        let mut cache = KvCache::new(shape, None, tokens.len(), KeyRetention::RotatedOnly)?;
+        let mut states = vec![Vec::with_capacity(tokens.len() * width); self.layers.len() + 1];
+        for piece in tokens.chunks(PREFILL_CHUNK) {
+            if !proceed() {
+                return Ok(None);
+            }
+            let mut hidden = self.embed(piece)?;
+            for (layer, states) in states.iter_mut().enumerate() {
+                self.append_normed(&hidden, states);
+                if layer < self.layers.len() {
+                    hidden = self.forward_layer(layer, &hidden, &mut cache)?;
+                }
+            }
+        }
+        states_block(&self.fingerprint, width, states)
+            .map(Some)
+            .map_err(|error| ModelError::Kv(error.to_string()))
+    }
+
+    /// Appends rows divided by their root mean square. The norm's weight is left out: it differs
+    /// from layer to layer, and a map has weights of its own.
+    fn append_normed(&self, hidden: &Hidden, states: &mut Vec<f16>) {
+        let width = hidden.hidden_size;
+        let weight = vec![1.0; width];
+        let mut normed = vec![0.0; width];
+        for row in hidden.values.chunks_exact(width) {
+            rms_norm(row, &weight, self.config.rms_norm_eps, &mut normed);
+            let start = states.len();
+            states.resize(start + width, f16::ZERO);
+            states[start..].convert_from_f32_slice(&normed);
+        }
+    }
+
+    /// What a map reads of a context: its pre-RoPE KV or its hidden states. `Ok(None)` when
+    /// `proceed` said stop.
+    ///
+    /// # Errors
+    /// As [`Decoder::forward_layer`].
+    pub fn context_source(
+        &self,
+        kind: SourceKind,
+        tokens: &[u32],
+        proceed: impl FnMut() -> bool,
+    ) -> Result<Option<KvBlock>, ModelError> {
+        match kind {
+            SourceKind::Kv => self.context_kv(tokens, proceed),
+            SourceKind::States => self.context_states(tokens, proceed),
+        }
     }
 
     /// Runs a prefill-shaped and a decode-shaped pass and throws the result away: threads start

@@ -198,6 +198,46 @@ fn every_way_of_prefilling_gives_the_same_logits() {
     }
 }
 
+/// The states of a context are what its layers are given one after another, whatever the pieces.
+#[test]
+fn hidden_states_are_those_between_the_layers() {
+    let dir = tempfile::tempdir().unwrap();
+    for model in [QWEN2, LLAMA] {
+        let model = load(&write(model, dir.path()));
+        let prompt = tokens(300);
+        let block = model.context_states(&prompt, || true).unwrap().unwrap();
+        assert_eq!(block.shape(), model.states_shape().unwrap());
+        assert_eq!((block.num_tokens(), block.layers().len()), (300, 4));
+        assert_ne!(*block.fingerprint(), model.fingerprint());
+        let (width, eps) = (model.config().hidden_size, model.config().rms_norm_eps);
+        let half = width / 2;
+        let mut cache = new_cache(&model, None, KeyRetention::RotatedOnly);
+        let mut hidden = model.embed(&prompt).unwrap();
+        for (layer, found) in block.layers().iter().enumerate() {
+            let rows = hidden.to_vec().unwrap();
+            for (token, row) in rows.chunks_exact(width).enumerate() {
+                let square = row.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>();
+                let norm = (square / width as f64 + f64::from(eps)).sqrt();
+                let halves = [&found.k, &found.v].map(|side| &side[token * half..][..half]);
+                for (found, x) in halves.into_iter().flatten().zip(row) {
+                    let expected = f64::from(*x) / norm;
+                    let away = (found.to_f64() - expected).abs();
+                    assert!(away < 1e-3 * expected.abs() + 1e-5, "layer {layer}");
+                }
+            }
+            if layer < 3 {
+                hidden = model.forward_layer(layer, &hidden, &mut cache).unwrap();
+            }
+        }
+        let mut pieces = 0;
+        let stopped = model.context_states(&prompt, || {
+            pieces += 1;
+            pieces < 2
+        });
+        assert!(stopped.unwrap().is_none());
+    }
+}
+
 /// Reading a token range back gives what a whole read holds there, pre-RoPE.
 #[test]
 fn the_cache_can_be_read_and_truncated() {

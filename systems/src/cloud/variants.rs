@@ -12,11 +12,12 @@ use crate::flights::Flights;
 use crate::prefix_cache::PrefixCache;
 use anyhow::Context as _;
 use celslm_kv::align::{BridgeEnd, Sources};
-use celslm_kv::{AlignError, Bridge, ContextId, KvBlock, KvStore};
+use celslm_kv::{AlignError, Bridge, ContextId, KvBlock, KvStore, SourceKind};
 use celslm_model::{KvPrefix, ModelError};
 use celslm_wire::{ServiceError, Variant};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::Semaphore;
 
 /// The store's name for the cloud model's own KV.
@@ -40,6 +41,8 @@ pub(super) struct Shared {
     pub(super) flights: Flights,
     /// Work on blocking threads beside the engines: tokenising, mapping, encoding.
     helpers: Arc<Semaphore>,
+    /// The engines' pace, which their model keeps outside them too.
+    pace: Pace,
     /// What answers in the engines' place.
     pub(super) replay: Option<Replay>,
 }
@@ -48,7 +51,7 @@ pub(super) struct Shared {
 pub(super) enum EdgeVariant {
     /// Computed here by the edge's own model.
     Identity(Arc<Engine>),
-    /// Mapped from the cloud model's KV.
+    /// Mapped from the cloud model's KV or hidden states.
     Bridged(Arc<Bridge>, String),
 }
 
@@ -138,6 +141,7 @@ impl Shared {
             prefixes: PrefixCache::new(usize::try_from(store_bytes / 2).unwrap_or(usize::MAX)),
             flights: Flights::default(),
             helpers: Arc::new(Semaphore::new(threads.max(1))),
+            pace,
             replay: replay
                 .map(|options| Replay::start(&options, limits))
                 .transpose()?,
@@ -265,6 +269,38 @@ impl Shared {
             .await
     }
 
+    /// The cloud model's hidden states of a context, for a bridge that reads them. They are computed
+    /// beside the engine, which takes turns with it at the compute threads, layer by layer, and kept
+    /// nowhere: a context's states take several times the memory of its KV, and no more of them exist
+    /// at once than there are compute threads. A device's `slowdown` stretches the whole of it.
+    async fn states(&self, id: &ContextId, deadline_ns: u64) -> Result<Ready, ServiceError> {
+        let context = self.context(id)?;
+        let (model, pace) = (self.engine.model().clone(), self.pace);
+        let arrived_ns = now_ns();
+        let work = move || {
+            let start_ns = now_ns();
+            let in_time = || now_ns() < deadline_ns;
+            let states = model.decoder.context_states(&context.tokens, in_time)?;
+            let pause_ns = pace.pause_ns(now_ns() - start_ns, context.tokens.len(), 0);
+            std::thread::sleep(Duration::from_nanos(pause_ns));
+            Ok((states, start_ns - arrived_ns, now_ns() - start_ns))
+        };
+        let done = self.work(work).await?;
+        let (states, queue_ns, compute_ns) = done.map_err(|error: ModelError| internal(error))?;
+        let block = states.ok_or_else(|| {
+            ServiceError::DeadlineExceeded(
+                "the call's time is up before the context's states are computed".to_owned(),
+            )
+        })?;
+        Ok(Ready {
+            block: Arc::new(block),
+            store_hit: false,
+            queue_ns,
+            compute_ns,
+            align_ns: 0,
+        })
+    }
+
     /// KV computed by a model, together with everyone else who needs it now, and kept.
     async fn computed(
         &self,
@@ -360,10 +396,13 @@ impl Shared {
                     Ok((source, edge.model().context_spans(&context.system)?))
                 });
                 let (source, target) = spans.await?.map_err(invalid)?;
-                let native = self.native(id, deadline_ns).await?;
+                let read = match bridge.reads() {
+                    SourceKind::Kv => self.native(id, deadline_ns).await?,
+                    SourceKind::States => self.states(id, deadline_ns).await?,
+                };
                 let own = self.own(id, bridge, deadline_ns).await?;
                 let start = now_ns();
-                let (bridge, block) = (bridge.clone(), native.block.clone());
+                let (bridge, block) = (bridge.clone(), read.block.clone());
                 let beside = own.as_ref().map(|own| own.block.clone());
                 let mapped = self.work(move || {
                     let aligned = bridge.tokens().aligned(&source, &target, &block)?;
@@ -383,8 +422,8 @@ impl Shared {
                 Ok(Ready {
                     block,
                     store_hit: false,
-                    queue_ns: waited_ns + native.queue_ns + own.as_ref().map_or(0, |o| o.queue_ns),
-                    compute_ns: native.compute_ns + own.as_ref().map_or(0, |o| o.compute_ns),
+                    queue_ns: waited_ns + read.queue_ns + own.as_ref().map_or(0, |o| o.queue_ns),
+                    compute_ns: read.compute_ns + own.as_ref().map_or(0, |o| o.compute_ns),
                     align_ns,
                 })
             }

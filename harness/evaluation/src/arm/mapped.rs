@@ -1,10 +1,10 @@
-//! The cloud model's KV of the context, mapped into the edge model's space.
+//! The cloud model's KV or hidden states of the context, mapped into the edge model's space.
 
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use celslm_kv::align::Sources;
 use celslm_kv::Bridge;
+use celslm_kv::align::Sources;
 
 use super::{Arm, Served, own_start};
 use crate::{Case, EvaluationError, Evaluator, framing};
@@ -49,7 +49,7 @@ impl Arm for Mapped {
             let read = match alone {
                 true => None,
                 false => {
-                    let (_, source) = case.source(evaluator)?;
+                    let (_, source) = case.read(evaluator, self.bridge.reads())?;
                     Some((spans(evaluator.cloud()?)?, spans(evaluator.model)?, source))
                 }
             };

@@ -18,10 +18,11 @@ use safetensors::{Dtype, SafeTensorError, SafeTensors};
 use serde::{Deserialize, Serialize};
 
 use super::mapping::Part;
+use super::states::{check_kind, read_end};
 use super::weights::Scales;
 use super::{
     Affine, AlignError, CommonPrefix, KvSide, MAX_PREFIX_TOKENS, MappingConfig, Matrix, Slot,
-    Sources, Storage, TokenAlignment, Weights,
+    SourceKind, Sources, Storage, TokenAlignment, Weights,
 };
 use crate::block::{BlockSpec, KeyRope, KvBlock, KvShape, LayerKv, read_f16_le, write_f16_le};
 use crate::file::{self, Unread};
@@ -210,6 +211,9 @@ struct Header {
     schema_version: u32,
     source: BridgeEnd,
     target: BridgeEnd,
+    /// Shape of the source model's hidden states, where they are what is read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    states: Option<KvShape>,
     alignment: String,
     /// Files from before pairs with other tokenizers lack it.
     #[serde(default, skip_serializing_if = "TokenAlignment::is_same")]
@@ -255,12 +259,14 @@ struct Version {
 ///
 /// It consists of parts that together write every head of every target layer once, or of none, which
 /// leave the target model's own KV as it is. A source row is the pre-RoPE keys and the values of one
-/// token in the heads that the part reads, `[inputs, head_dim]`; a target row is the same for the heads
+/// token in the heads that the part reads, `[inputs, head_dim]`, or halves of hidden states
+/// ([`states_block`](super::states_block)) in their place; a target row is keys and values of the heads
 /// that it writes. The first tokens of a context may have KV that the bridge holds.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Bridge {
     source: BridgeEnd,
     target: BridgeEnd,
+    states: Option<KvShape>,
     alignment: String,
     tokens: TokenAlignment,
     mapping: MappingConfig,
@@ -285,6 +291,7 @@ impl Bridge {
         Self {
             source,
             target,
+            states: None,
             alignment,
             tokens: TokenAlignment::Same,
             mapping,
@@ -295,6 +302,12 @@ impl Bridge {
             parts,
             prefix: None,
         }
+    }
+
+    /// The same bridge where its parts read hidden states of this shape.
+    pub(super) const fn reading(mut self, states: Option<KvShape>) -> Self {
+        self.states = states;
+        self
     }
 
     /// The same bridge between tokens that are aligned in another way.
@@ -395,10 +408,19 @@ impl Bridge {
         self.parts.is_empty() || self.parts.iter().any(|part| !part.own.is_empty())
     }
 
-    /// The model whose KV is mapped.
+    /// The model whose KV or hidden states are mapped.
     #[must_use]
     pub const fn source(&self) -> &BridgeEnd {
         &self.source
+    }
+
+    /// What of the source model is mapped.
+    #[must_use]
+    pub const fn reads(&self) -> SourceKind {
+        match self.states {
+            None => SourceKind::Kv,
+            Some(_) => SourceKind::States,
+        }
     }
 
     /// The model that the mapped KV is for.
@@ -432,7 +454,7 @@ impl Bridge {
         self.storage
     }
 
-    /// For every target layer the source layers that it is mapped from, ascending.
+    /// For every target layer the source layers (or states) that it is mapped from, ascending.
     #[must_use]
     pub fn layer_map(&self) -> Vec<Vec<usize>> {
         let of = |layer: usize| {
@@ -530,8 +552,9 @@ impl Bridge {
         Ok(())
     }
 
-    /// Maps all target layers of a run of tokens. The source's block must hold pre-RoPE keys and
-    /// every source layer that the layer map names; the result is pre-RoPE at the same positions.
+    /// Maps all target layers of a run of tokens. The source's block must hold what the bridge
+    /// [reads](Self::reads), with every source layer that the layer map names and pre-RoPE keys; the
+    /// result is pre-RoPE at the same positions.
     ///
     /// # Errors
     /// [`AlignError::Block`] when a block does not suit or the target model's own is needed and not
@@ -555,7 +578,8 @@ impl Bridge {
         let block = if self.parts.is_empty() {
             from.own()?
         } else {
-            check_end("source", &self.source, from.source)?;
+            check_kind(&self.source, self.states, from.source)?;
+            check_end("source", &read_end(&self.source, self.states), from.source)?;
             from.source
         };
         if self.reads_own() {
@@ -694,6 +718,7 @@ impl Bridge {
             schema_version: SCHEMA_VERSION,
             source: self.source,
             target: self.target,
+            states: self.states,
             alignment: self.alignment.clone(),
             tokens: self.tokens,
             mapping: self.mapping.clone(),
@@ -767,9 +792,10 @@ impl Bridge {
             storage: header.storage,
             read: 0,
         };
+        let read = read_end(&header.source, header.states);
         let mut parts = Vec::with_capacity(header.parts.len());
         for (index, part) in header.parts.into_iter().enumerate() {
-            let (p, q) = part.widths(header.source.shape, header.target.shape);
+            let (p, q) = part.widths(read.shape, header.target.shape);
             let affine = reader.affine(index, p, q, part.rank)?;
             parts.push(Part {
                 inputs: part.inputs,
@@ -794,6 +820,7 @@ impl Bridge {
         Ok(Self {
             source: header.source,
             target: header.target,
+            states: header.states,
             alignment: header.alignment,
             tokens: header.tokens,
             mapping: header.mapping,
@@ -885,8 +912,18 @@ fn check_header(header: &Header) -> Result<(), String> {
         parts,
         ..
     } = header;
-    for end in [source, target] {
+    let read = read_end(source, header.states);
+    for end in [source, target, &read] {
         end.shape.validate(1).map_err(|error| error.to_string())?;
+    }
+    // What a trained map reads, only the header says.
+    let kind = header.mapping.method().reads();
+    let states = header.states.is_some();
+    if header.mapping != MappingConfig::Trained && (kind == SourceKind::States) != states {
+        let has = if states { "a" } else { "no" };
+        return Err(format!(
+            "a mapping that reads {kind}, and {has} shape of states"
+        ));
     }
     let num_layers = target.shape.num_layers;
     if manifest.layers.len() != num_layers {
@@ -900,7 +937,7 @@ fn check_header(header: &Header) -> Result<(), String> {
     }
     let mut written: Vec<Slot> = Vec::new();
     for (index, part) in parts.iter().enumerate() {
-        check_part(part, source.shape, target.shape)
+        check_part(part, read.shape, target.shape)
             .map_err(|reason| format!("part {index} {reason}"))?;
         written.extend(&part.outputs);
     }
@@ -1425,8 +1462,11 @@ mod tests {
                 "{pointer}: {error:?}"
             );
         }
-        let error = refused(&|header| header["surprise"] = json!(1));
-        assert!(matches!(error, BridgeError::Header { .. }), "{error:?}");
+        let states = json!({"num_layers": 4, "num_kv_heads": 1, "head_dim": 8});
+        for (name, value) in [("surprise", json!(1)), ("states", states)] {
+            let error = refused(&|header| header[name] = value.clone());
+            assert!(matches!(error, BridgeError::Header { .. }), "{error:?}");
+        }
         for (pointer, value) in [
             ("/source/shape/head_dim", json!(16)),
             ("/parts/1/inputs", json!(["v0.0", "v0.1", "v1.0"])),

@@ -6,11 +6,12 @@ use super::bridge::check_end;
 use super::mapping::{Choice, Errors, Group, Kept, Part, Problem};
 use super::moments::check_weights;
 use super::slot::gather;
+use super::states::{check_kind, read_end};
 use super::{
     AlignError, Bridge, BridgeEnd, BridgeManifest, KvSide, LayerFit, Mapping, MappingConfig,
-    Moments, Storage, TokenAlignment, check_layer_map, ridge,
+    Moments, SourceKind, Storage, TokenAlignment, check_layer_map, ridge,
 };
-use crate::block::KvBlock;
+use crate::block::{KvBlock, KvShape};
 
 /// Contexts in one round of splits; every round has one to validate and one to hold out.
 const ROUND: u64 = 10;
@@ -55,6 +56,9 @@ pub struct FitOptions {
     pub skip_tokens: usize,
     /// Values of lambda to choose from, relative to the mean diagonal.
     pub lambdas: Vec<f64>,
+    /// Shape of the source model's hidden states, as
+    /// [`states_shape`](super::states_shape) has it, for a mapping that reads them.
+    pub states: Option<KvShape>,
 }
 
 impl FitOptions {
@@ -71,6 +75,7 @@ impl FitOptions {
             created_by: created_by.to_owned(),
             skip_tokens: 4,
             lambdas: ridge::LAMBDA_GRID.to_vec(),
+            states: None,
         }
     }
 
@@ -95,6 +100,9 @@ impl FitOptions {
 /// of each. Solving takes about twice the largest group's moments on top.
 #[derive(Debug)]
 pub struct BridgeFitter {
+    /// The source model.
+    model: BridgeEnd,
+    /// What is read of it.
     source: BridgeEnd,
     target: BridgeEnd,
     options: FitOptions,
@@ -172,21 +180,37 @@ impl Sums {
 }
 
 impl BridgeFitter {
-    /// Prepares to fit between two models along a layer map.
+    /// Prepares to fit between two models along a layer map, whose source layers are states where
+    /// the mapping reads states.
     ///
     /// # Errors
     /// [`AlignError::LayerMap`] or [`AlignError::Kv`] when the map or a shape is malformed,
-    /// [`AlignError::Parameter`] for a parameter of the mapping that is out of range.
+    /// [`AlignError::Parameter`] for a parameter of the mapping that is out of range, and
+    /// [`AlignError::Source`] for one that reads states without [`FitOptions::states`].
     pub fn new(
         source: BridgeEnd,
         target: BridgeEnd,
         layer_map: &[Vec<usize>],
-        options: FitOptions,
+        mut options: FitOptions,
     ) -> Result<Self, AlignError> {
-        source.shape.validate(1)?;
-        target.shape.validate(1)?;
-        check_layer_map(layer_map, source.shape.num_layers, target.shape.num_layers)?;
         let mapping = options.mapping.method();
+        match mapping.reads() {
+            SourceKind::Kv => options.states = None,
+            kind @ SourceKind::States if options.states.is_none() => {
+                return Err(AlignError::Source {
+                    mapping: mapping.id(),
+                    kind,
+                    reason: "the model's states have no shape here".to_owned(),
+                });
+            }
+            SourceKind::States => {}
+        }
+        let model = source;
+        let source = read_end(&model, options.states);
+        for end in [model, source, target] {
+            end.shape.validate(1)?;
+        }
+        check_layer_map(layer_map, source.shape.num_layers, target.shape.num_layers)?;
         let groups = mapping.groups(layer_map, source.shape, target.shape)?;
         let empty = |group: Group| {
             let p = group.inputs.len() * source.shape.head_dim;
@@ -199,6 +223,7 @@ impl BridgeFitter {
         };
         let groups = groups.into_iter().map(empty).collect();
         Ok(Self {
+            model,
             source,
             target,
             options,
@@ -211,7 +236,8 @@ impl BridgeFitter {
         })
     }
 
-    /// Adds one context, both blocks pre-RoPE at the same positions with all layers, and
+    /// Adds one context, both blocks pre-RoPE at the same positions with all layers (the source
+    /// one of [`states_block`](super::states_block) where states are read), and
     /// returns what it is used for: of every ten contexts the third goes to validation and the
     /// sixth is held out, as long as there is room. Tokens of one context never come apart,
     /// because they are not independent.
@@ -267,6 +293,7 @@ impl BridgeFitter {
         target: &KvBlock,
         weights: Option<&[f32]>,
     ) -> Result<(), AlignError> {
+        check_kind(&self.model, self.options.states, source)?;
         check_end("source", &self.source, source)?;
         check_end("target", &self.target, target)?;
         if source.positions() != target.positions() {
@@ -429,7 +456,7 @@ impl BridgeFitter {
             cost: None,
         };
         Ok(Bridge::new(
-            self.source,
+            self.model,
             self.target,
             self.options.alignment,
             self.options.mapping,
@@ -437,6 +464,7 @@ impl BridgeFitter {
             manifest,
             parts,
         )
+        .reading(self.options.states)
         .with_tokens(self.options.tokens))
     }
 }

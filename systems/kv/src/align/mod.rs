@@ -27,6 +27,7 @@ mod similarity;
 mod slot;
 mod sources;
 mod spectrum;
+mod states;
 mod terminal;
 mod tokens;
 mod weights;
@@ -52,6 +53,7 @@ pub use route::{Route, TopRoute};
 pub use similarity::{Scores, Similarity, SimilarityFitter};
 pub use slot::{KvSide, Slot};
 pub use sources::Sources;
+pub use states::{SourceKind, states_block, states_shape};
 pub use terminal::Terminal;
 pub use tokens::{TokenAlignment, TokenSpans, by_offsets};
 pub use weights::{Matrix, Storage};
@@ -84,6 +86,16 @@ pub enum AlignError {
     #[error("the weights of the tokens do not suit: {reason}")]
     Weights {
         /// What is wrong with them.
+        reason: String,
+    },
+    /// A mapping that cannot read what it is to read.
+    #[error("mapping {mapping} cannot read {kind}: {reason}")]
+    Source {
+        /// Mapping id.
+        mapping: &'static str,
+        /// What it is to read.
+        kind: SourceKind,
+        /// Why it cannot.
         reason: String,
     },
     /// A mapping that no regression finds.

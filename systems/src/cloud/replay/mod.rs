@@ -22,8 +22,8 @@ use crate::clock::now_ns;
 use crate::control::RecordItem;
 use crate::engine::{Ending, EngineLimits, SessionContext, SessionEvent, SessionRequest};
 use crate::rates::Rates;
-use celslm_kv::ContextId;
 use celslm_kv::codec::ScoredBy;
+use celslm_kv::{ContextId, SourceKind};
 use celslm_model::Sampling;
 use celslm_wire::ServiceError;
 use device::{Beat, ReplayDevice, Task};
@@ -171,13 +171,14 @@ impl Replay {
             return Err(not_recorded(&what()));
         }
         let (queue_ns, compute_ns) = match variant {
-            EdgeVariant::Identity(_) => {
-                self.prefill(shared.context(id)?.tokens.len(), deadline_ns)
-                    .await?
-            }
-            EdgeVariant::Bridged(..) => {
+            EdgeVariant::Bridged(bridge, _) if bridge.reads() == SourceKind::Kv => {
                 let native = self.hold(shared, id, deadline_ns).await?;
                 (native.queue_ns, native.compute_ns)
+            }
+            // What is computed for the one form alone is not held.
+            EdgeVariant::Identity(_) | EdgeVariant::Bridged(..) => {
+                self.prefill(shared.context(id)?.tokens.len(), deadline_ns)
+                    .await?
             }
         };
         let reading_ns = now_ns();

@@ -31,6 +31,11 @@ fn model(dir: &Path, name: &str, seed: u64) -> LoadedModel {
 
 /// A replayed cloud that prefills 1000 tokens a second and decodes 200.
 fn cloud(dir: &Path, replayed: bool) -> Shared {
+    bridged_cloud(dir, replayed, &[])
+}
+
+/// The same with bridges.
+fn bridged_cloud(dir: &Path, replayed: bool, bridges: &[PathBuf]) -> Shared {
     let point = |tok_s| RatePoint {
         batch: 1,
         context: 100,
@@ -53,7 +58,86 @@ fn cloud(dir: &Path, replayed: bool) -> Shared {
         replay: replayed.then_some(options),
     };
     let (cloud, edge) = (model(dir, "cloud.gguf", 1), model(dir, "edge.gguf", 2));
-    Shared::new(cloud, Some(edge), &[], Codecs::default(), 1 << 26, compute).unwrap()
+    let codecs = Codecs::default();
+    Shared::new(cloud, Some(edge), bridges, codecs, 1 << 26, compute).unwrap()
+}
+
+/// A bridge from the hidden states of the cloud's model to the edge's KV.
+fn from_states(dir: &Path) -> PathBuf {
+    use celslm_kv::align::mapping::Joint;
+    use celslm_kv::align::{BridgeEnd, BridgeFitter, FitOptions};
+    use celslm_kv::{MappingConfig, SourceKind};
+
+    let (cloud, edge) = (model(dir, "cloud.gguf", 1), model(dir, "edge.gguf", 2));
+    let end = |model: &LoadedModel| BridgeEnd {
+        fingerprint: model.decoder.fingerprint(),
+        shape: model.decoder.kv_shape(),
+    };
+    let joint = Joint {
+        source: SourceKind::States,
+        ..Joint::default()
+    };
+    let states = cloud.decoder.states_shape().unwrap();
+    let mut options =
+        FitOptions::new("all", "none", 0, "test").with_mapping(MappingConfig::Joint(joint));
+    options.states = Some(states);
+    let map = vec![(0..states.num_layers).collect(); 2];
+    let mut fitter = BridgeFitter::new(end(&cloud), end(&edge), &map, options).unwrap();
+    for context in 0..10 {
+        let tokens = cloud
+            .context_tokens(&format!("{context} {SYSTEM}").repeat(4))
+            .unwrap();
+        let read = |model: &LoadedModel, kind| {
+            let block = model.decoder.context_source(kind, &tokens, || true);
+            block.unwrap().unwrap()
+        };
+        let states = read(&cloud, SourceKind::States);
+        fitter.add(&states, &read(&edge, SourceKind::Kv)).unwrap();
+    }
+    let path = dir.join("states.safetensors");
+    fitter.finish().unwrap().save(&path).unwrap();
+    path
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bridge_that_reads_states_gets_them_and_leaves_none_behind() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = from_states(dir.path());
+    let shared = bridged_cloud(dir.path(), true, std::slice::from_ref(&path));
+    let (id, context) = shared.publish(SYSTEM).unwrap();
+    let wanted = celslm_wire::Variant {
+        alignment: "all".to_owned(),
+        bridge: None,
+    };
+    let variant = shared.variant(&wanted).unwrap();
+    let live = shared.edge_shaped_live(&id, &variant, soon()).await;
+    let live = live.unwrap();
+    assert!(!live.store_hit && live.compute_ns > 0 && live.align_ns > 0);
+    let bridge = celslm_kv::Bridge::read(&path).unwrap();
+    let decoder = &shared.model().decoder;
+    let states = decoder.context_states(&context.tokens, || true);
+    let expected = bridge.map(&states.unwrap().unwrap()).unwrap();
+    assert_eq!(*live.block, expected);
+    // Only what was mapped is kept, and neither states nor KV that nobody asked for.
+    let again = shared.edge_shaped_live(&id, &variant, soon()).await;
+    assert!(again.unwrap().store_hit);
+    assert_eq!(shared.stats(false).cached_kv_bytes, expected.fp16_bytes());
+    // A replayed device prefills for them, and holds no KV afterwards.
+    let replay = shared.replay.as_ref().unwrap();
+    let key = kv_key(&shared, &id, &variant);
+    let (block, align_ns) = (live.block.clone(), live.align_ns);
+    replay.recording.put_kv(&key, &block, align_ns).unwrap();
+    let served = replay.edge_shaped(&shared, &id, &variant, soon()).await;
+    let served = served.unwrap();
+    assert_eq!(served.block, live.block);
+    assert!(served.compute_ns as f64 / 1e6 >= context.tokens.len() as f64 * 0.99);
+    assert!(!replay.hold(&shared, &id, soon()).await.unwrap().store_hit);
+    shared.evict(&id);
+    let late = shared.edge_shaped_live(&id, &variant, 0).await;
+    assert!(matches!(
+        late.map(|ready| ready.store_hit),
+        Err(ServiceError::DeadlineExceeded(_))
+    ));
 }
 
 fn spec() -> SystemSpec {

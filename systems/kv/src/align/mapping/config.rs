@@ -233,15 +233,31 @@ mod tests {
             stated(MappingConfig::Joint(keys)),
             [pair("rank", "512"), pair("sides", "keys")]
         );
+        let states = Joint {
+            source: crate::align::SourceKind::States,
+            ..Joint::default()
+        };
+        assert_eq!(json(r#"{"joint": {"source": "states"}}"#), joint(states));
+        assert_eq!(
+            stated(MappingConfig::Joint(states)),
+            [pair("source", "states")]
+        );
+        // What was written before there were others reads, and is written, as it was.
+        let written = serde_json::to_string(&MappingConfig::Joint(rank)).unwrap();
+        assert!(!written.contains("source"), "{written}");
         for (text, part) in [
             (r#""rigde""#, "known are copy, procrustes, ridge"),
             (
                 r#"{"joint": {"ranks": 4}}"#,
-                "expected one of `rank`, `stride`, `sides`",
+                "expected one of `rank`, `stride`, `sides`, `source`",
             ),
             (
                 r#"{"joint": {"sides": "k"}}"#,
                 "expected one of `both`, `keys`, `values`",
+            ),
+            (
+                r#"{"joint": {"source": "tokens"}}"#,
+                "expected `kv` or `states`",
             ),
             (
                 r#"{"rigde": {}}"#,

@@ -7,7 +7,7 @@ use super::super::affine::Solution;
 use super::super::ridge;
 use super::{Choice, Group, Mapping, Part, Problem, grid};
 use crate::align::spectrum::top_eigenvectors;
-use crate::align::{Affine, AlignError, KvSide, Moments, Slot};
+use crate::align::{Affine, AlignError, KvSide, Moments, Slot, SourceKind};
 use crate::block::KvShape;
 
 /// Target heads that lambda is chosen on; the equations for all take many times longer.
@@ -38,7 +38,8 @@ impl SourceSides {
 
 /// Reduced-rank ridge over all target layers and both sides together: `y = ȳ + (x − x̄) A B`,
 /// with `x` the keys and values of every `stride`th of all source layers that the alignment
-/// names, `A` `[p, rank]` and `B` `[rank, q]`.
+/// names, `A` `[p, rank]` and `B` `[rank, q]`. With `source = "states"`, `x` are the source's hidden
+/// states before every `stride`th layer, that behind the last counted as one more.
 ///
 /// Layers and sides count alike in the choice of directions, whatever their variance. A token
 /// takes `(p + q) · rank` multiplications, 14 million for p = 7168, q = 6144 and rank 1024, and
@@ -46,7 +47,8 @@ impl SourceSides {
 /// in f64 (2.3 GB for those widths), and the first target layer cannot be mapped before the last
 /// source layer has been computed.
 ///
-/// Loses to [`Ridge`](super::Ridge) from as many layers where the rank is too small.
+/// Loses to [`Ridge`](super::Ridge) from as many layers where the rank is too small. States cost the
+/// cloud a prefill of their own, also where it holds the context's KV.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Joint {
@@ -54,8 +56,11 @@ pub struct Joint {
     pub rank: usize,
     /// Of the source layers, the first and every so manyeth after it are read.
     pub stride: usize,
-    /// Which sides are read.
+    /// Which sides are read; both where the source is no KV.
     pub sides: SourceSides,
+    /// What is read.
+    #[serde(skip_serializing_if = "SourceKind::is_kv")]
+    pub source: SourceKind,
 }
 
 impl Default for Joint {
@@ -64,6 +69,7 @@ impl Default for Joint {
             rank: 1024,
             stride: 2,
             sides: SourceSides::Both,
+            source: SourceKind::Kv,
         }
     }
 }
@@ -77,6 +83,10 @@ impl Mapping for Joint {
         Self::NAME
     }
 
+    fn reads(&self) -> SourceKind {
+        self.source
+    }
+
     fn groups(
         &self,
         layer_map: &[Vec<usize>],
@@ -85,6 +95,13 @@ impl Mapping for Joint {
     ) -> Result<Vec<Group>, AlignError> {
         super::at_least_one("rank", self.rank)?;
         super::at_least_one("stride", self.stride)?;
+        if self.source == SourceKind::States && self.sides != SourceSides::Both {
+            return Err(AlignError::Source {
+                mapping: Self::NAME,
+                kind: self.source,
+                reason: "they have no keys and values; leave `sides` out".to_owned(),
+            });
+        }
         let mut layers = layer_map.concat();
         layers.sort_unstable();
         layers.dedup();

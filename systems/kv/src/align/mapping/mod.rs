@@ -36,7 +36,7 @@ use std::fmt::Debug;
 use std::ops::Range;
 
 use super::slot::{KvSide, Slot, gather};
-use super::{Affine, AlignError, Moments, Sources, Storage};
+use super::{Affine, AlignError, Moments, SourceKind, Sources, Storage};
 use crate::block::{KvBlock, KvShape};
 
 /// Rows that are predicted at a time.
@@ -222,9 +222,14 @@ pub trait Mapping: Debug + Send + Sync {
     /// Name in configs, samples and bridges.
     fn id(&self) -> &'static str;
 
+    /// What of the source model it reads.
+    fn reads(&self) -> SourceKind {
+        SourceKind::Kv
+    }
+
     /// Which maps there are to be, and from which rows: by default one for the keys and one for
     /// the values of every target layer, from the same side of its source layers. `layer_map`
-    /// has been checked.
+    /// has been checked. Where it reads hidden states, `source` is their shape.
     ///
     /// # Errors
     /// [`AlignError::Parameter`] for a parameter out of range.

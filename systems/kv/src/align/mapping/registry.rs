@@ -60,7 +60,7 @@ pub const fn mappings() -> &'static [MappingEntry] {
         },
         MappingEntry {
             name: Joint::NAME,
-            summary: "one reduced-rank ridge to all target layers and both sides",
+            summary: "one reduced-rank ridge to all target layers and both sides, from KV or hidden states",
             source: "Izenman 1975",
             example: || MappingConfig::Joint(Joint::default()),
         },

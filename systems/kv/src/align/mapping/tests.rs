@@ -4,7 +4,9 @@ use half::f16;
 use proptest::prelude::*;
 
 use super::*;
-use crate::align::{Bridge, BridgeEnd, BridgeFitter, FitOptions, Split, Weights};
+use crate::align::{
+    Bridge, BridgeEnd, BridgeFitter, FitOptions, Split, Weights, states_block, states_shape,
+};
 use crate::block::{KeyRope, LayerKv};
 use crate::ident::ModelFingerprint;
 
@@ -163,7 +165,7 @@ fn joint_finds_one_relation_behind_all_layers_and_sides() {
         let mut options = options(MappingConfig::Joint(Joint {
             rank,
             stride,
-            sides: SourceSides::Both,
+            ..Joint::default()
         }));
         options.storage = Storage::F16;
         options
@@ -186,6 +188,98 @@ fn joint_finds_one_relation_behind_all_layers_and_sides() {
     let keys = fitted(ALL, options(keys), &truth);
     let inputs = &keys.parts()[0].inputs;
     assert!(inputs.iter().all(|slot| slot.side == KvSide::K));
+}
+
+/// Numbers of a token's state at each of the four places of the three source layers.
+const HIDDEN: usize = 12;
+
+/// States of a context, and KV of it that is linear in those before the first layer and behind the
+/// last.
+fn states_pair(seed: u64) -> (KvBlock, KvBlock) {
+    let (source, target) = ends();
+    let mut next = noise(seed + 500);
+    let states: Vec<Vec<f16>> = (0..=source.shape.num_layers)
+        .map(|_| {
+            (0..TOKENS * HIDDEN)
+                .map(|_| f16::from_f64(next() * 4.0))
+                .collect()
+        })
+        .collect();
+    let relation = through(7);
+    let rows: Vec<Vec<f64>> = (0..TOKENS)
+        .map(|token| {
+            let of = |state: &Vec<f16>| -> Vec<f64> {
+                let row = &state[token * HIDDEN..][..HIDDEN];
+                row.iter().map(|x| x.to_f64()).collect()
+            };
+            let mut read = [of(&states[0]), of(&states[3])].concat();
+            read.resize(96, 0.0);
+            relation(&read)
+        })
+        .collect();
+    let states = states_block(&source.fingerprint, HIDDEN, states).unwrap();
+    (states, block(&target, &rows))
+}
+
+#[test]
+fn joint_reads_states_and_tells_them_from_kv() {
+    let (source, target) = ends();
+    let shape = states_shape(source.shape.num_layers, HIDDEN).unwrap();
+    let joint = Joint {
+        stride: 3,
+        source: SourceKind::States,
+        ..Joint::default()
+    };
+    let map = vec![(0..shape.num_layers).collect::<Vec<_>>(); 2];
+    let mut options = options(MappingConfig::Joint(joint));
+    options.storage = Storage::F16;
+    let prepare = |options| BridgeFitter::new(source, target, &map, options);
+    let error = prepare(options.clone()).unwrap_err().to_string();
+    assert!(error.contains("no shape"), "{error}");
+    options.states = Some(shape);
+    let mut fitter = prepare(options.clone()).unwrap();
+    for seed in 0..20 {
+        let (states, target) = states_pair(seed);
+        fitter.add(&states, &target).unwrap();
+    }
+    let (kv, of_kv) = pair(1, &through(5));
+    let refused = |result: Result<String, AlignError>, expected: &str| {
+        let error = result.unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    };
+    refused(
+        fitter.add(&kv, &of_kv).map(|split| format!("{split:?}")),
+        "expected hidden states of model 0101",
+    );
+    let bridge = fitter.finish().unwrap();
+    assert_exact(&bridge);
+    assert_eq!(bridge.reads(), SourceKind::States);
+    assert_eq!(bridge.layer_map(), [[0, 3], [0, 3]]);
+    // It is for the two models, whatever of them it reads.
+    bridge.check_models(&source, &target).unwrap();
+    let read = Bridge::from_bytes(&bridge.to_bytes().unwrap()).unwrap();
+    assert_eq!(read, bridge);
+    let (states, expected) = states_pair(99);
+    let mapped = read.map(&states).unwrap();
+    assert_eq!(mapped.spec(), expected.spec());
+    for (mapped, expected) in mapped.layers().iter().zip(expected.layers()) {
+        let pairs = mapped.k.iter().zip(&expected.k);
+        for (found, expected) in pairs.chain(mapped.v.iter().zip(&expected.v)) {
+            let away = (found.to_f32() - expected.to_f32()).abs();
+            assert!(away < 0.05, "{found} {expected}");
+        }
+    }
+    let mapped = |bridge: &Bridge, block| bridge.map(block).map(|block| block.shape().to_string());
+    refused(mapped(&bridge, &kv), "found its KV");
+    let of_kv = fitted(ALL, self::options(MappingConfig::Ridge), &through(5));
+    refused(mapped(&of_kv, &states), "found its hidden states");
+    // Sides are of KV.
+    options.mapping = MappingConfig::Joint(Joint {
+        sides: SourceSides::Keys,
+        ..joint
+    });
+    let error = prepare(options).unwrap_err().to_string();
+    assert!(error.contains("leave `sides` out"), "{error}");
 }
 
 #[test]
