@@ -70,7 +70,7 @@ pub fn similarity(
     let tokens = token_alignment(cloud, edge, &text)?;
     let mut fitter = SimilarityFitter::new(end(cloud), end(edge), SKIP_TOKENS)?;
     let add = |piece: &str| -> anyhow::Result<usize> {
-        let (_, from, to) = pair(cloud, edge, tokens, SourceKind::Kv, piece)?;
+        let (_, from, to) = pair(cloud, edge, SourceKind::Kv, tokens, piece)?;
         fitter.add(&from, &to)?;
         Ok(from.num_tokens())
     };
@@ -129,7 +129,7 @@ pub fn fit(
     let mut fitter = BridgeFitter::new(source, target, &layer_map, options)?;
     let mut common: Option<Vec<u32>> = None;
     let add = |piece: &str| -> anyhow::Result<usize> {
-        let (tokens, from, to) = pair(cloud, edge, aligned, reads, piece)?;
+        let (tokens, from, to) = pair(cloud, edge, reads, aligned, piece)?;
         match &mut common {
             Some(common) => {
                 let same = common.iter().zip(&tokens).take_while(|(a, b)| a == b);

@@ -161,6 +161,9 @@ struct TrainArgs {
     /// tokens that all contexts begin with is tuned in all of them
     #[arg(long, value_name = "NAME", default_value = "trained", value_parser = bridges::parse_mapping)]
     mapping: MappingConfig,
+    /// Begin with the KV of the first tokens that another bridge of the edge's model has tuned
+    #[arg(long, value_name = "FILE")]
+    first_tokens: Option<PathBuf>,
     /// The model whose distributions are learnt; the edge's if absent
     #[arg(long, value_name = "NAME")]
     teacher: Option<String>,
@@ -373,6 +376,16 @@ fn write_lessons(args: &StudyArgs) -> anyhow::Result<ExitCode> {
 
 fn train(args: &TrainArgs) -> anyhow::Result<ExitCode> {
     let bridge = Bridge::read(&args.from)?;
+    let bridge = match &args.first_tokens {
+        Some(path) => {
+            let other = Bridge::read(path)?;
+            let prefix = other.prefix().cloned().ok_or_else(|| {
+                Verdict::Config(format!("{} holds no first tokens", path.display()))
+            })?;
+            bridge.with_prefix(prefix)?
+        }
+        None => bridge,
+    };
     let alignment = alignment(bridge.alignment())?.with_mapping(args.mapping.clone());
     if !bridge.tokens().is_same() {
         return Err(Verdict::Config(format!(

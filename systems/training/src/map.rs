@@ -240,6 +240,27 @@ impl MapNetwork {
         Ok(layers)
     }
 
+    /// The edge model's own KV behind the first tokens as they are tuned so far, without gradients.
+    pub(crate) fn own(&self, context: &Context) -> Result<Vec<Kv>> {
+        let Some(tuned) = self.prefix.as_ref().filter(|_| context.begins) else {
+            return Ok(context.own.clone());
+        };
+        let rest = context.tokens - tuned.len();
+        let join = |first: &Tensor, own: &Tensor| -> Result<Tensor> {
+            let own = own.narrow(1, tuned.len(), rest)?;
+            Ok(Tensor::cat(&[&first.detach(), &own], 1)?)
+        };
+        let layers = tuned.kv()?.into_iter().zip(&context.own);
+        layers
+            .map(|(first, own)| {
+                Ok(Kv {
+                    k: join(&first.k, &own.k)?,
+                    v: join(&first.v, &own.v)?,
+                })
+            })
+            .collect()
+    }
+
     /// The bridge's parts with the network's numbers, stored as the bridge stores them.
     pub(crate) fn parts(&self, bridge: &Bridge) -> Result<Vec<Part>> {
         let mut parts = Vec::with_capacity(self.parts.len());

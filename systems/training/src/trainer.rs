@@ -15,7 +15,7 @@ use celslm_kv::{Bridge, KvBlock};
 use crate::adam::Adam;
 use crate::distil::Distributions;
 use crate::frozen::{Attended, FrozenDecoder, Kv, Packed};
-use crate::map::{Context, MapNetwork};
+use crate::map::MapNetwork;
 use crate::{Result, ops, state};
 use celslm_model::ModelError;
 
@@ -245,7 +245,12 @@ impl<'a> Trainer<'a> {
         let (kept, answers) = answers(&lesson.sequences);
         let reads = self.options.attention > 0.0 || !learns;
         let own = match reads || lesson.teacher.is_none() {
-            true => Some(self.own(&packed, &context)?),
+            // What attention should read goes with the first tokens as they are; the edge's own
+            // distributions, where they are the teacher's, with the exact ones.
+            true => Some(match lesson.teacher.is_some() {
+                true => self.own(&packed, &self.network.own(&context)?)?,
+                false => self.own(&packed, &context.own)?,
+            }),
             false => None,
         };
         let target = match (&lesson.teacher, &own) {
@@ -278,9 +283,9 @@ impl<'a> Trainer<'a> {
         Ok((total, losses))
     }
 
-    fn own(&self, packed: &Packed, context: &Context) -> Result<Own> {
-        let mut layers = Vec::with_capacity(context.own.len());
-        let hidden = self.decoder.forward(packed, &context.own, |_, attended| {
+    fn own(&self, packed: &Packed, context: &[Kv]) -> Result<Own> {
+        let mut layers = Vec::with_capacity(context.len());
+        let hidden = self.decoder.forward(packed, context, |_, attended| {
             layers.push(attended);
             Ok(())
         })?;
