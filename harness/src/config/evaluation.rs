@@ -115,6 +115,9 @@ pub enum CloudArm {
 pub struct DistilledArm {
     /// Whose distributions are learnt.
     pub teacher: DistilledBy,
+    /// Which context is studied.
+    #[serde(skip_serializing_if = "StudiedContext::is_own")]
+    pub studied: StudiedContext,
     /// The KV has one token for so many of the context's.
     pub reduction: usize,
     /// Steps for each context, of one to three seconds.
@@ -125,9 +128,30 @@ impl Default for DistilledArm {
     fn default() -> Self {
         Self {
             teacher: DistilledBy::Cloud,
+            studied: StudiedContext::Own,
             reduction: 1,
             steps: 60,
         }
+    }
+}
+
+/// A context of self-study.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StudiedContext {
+    /// The one that is asked about.
+    Own,
+    /// Another, of whose KV the first tokens are taken that both contexts begin with: the control.
+    Other,
+}
+
+impl StudiedContext {
+    #[expect(
+        clippy::trivially_copy_pass_by_ref,
+        reason = "the shape that serde asks for"
+    )]
+    fn is_own(&self) -> bool {
+        *self == Self::Own
     }
 }
 

@@ -15,6 +15,7 @@ mod source;
 pub use error::ConfigError;
 pub use evaluation::{
     CloudArm, Control, DistilledArm, DistilledBy, EvaluationConfig, EvaluationFile, MappedArm,
+    StudiedContext,
 };
 pub use overrides::Override;
 pub use sections::{

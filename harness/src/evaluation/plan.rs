@@ -11,7 +11,9 @@ use celslm_reports::evaluation::{ArmIdentity, ArmKind, CloudPart};
 use serde::Serialize;
 
 use crate::artefacts::name;
-use crate::config::{CloudArm, Control, DistilledArm, DistilledBy, EvaluationFile, MappedArm};
+use crate::config::{
+    CloudArm, Control, DistilledArm, DistilledBy, EvaluationFile, MappedArm, StudiedContext,
+};
 use crate::exit::Verdict;
 use crate::plan::{DatasetDraw, cell_id, content_hash};
 
@@ -333,9 +335,9 @@ fn cloud_arms(arms: &[CloudArm], inputs: &EvaluationInputs) -> Result<Vec<Kind>,
             CloudArm::NotesLocal => informs("notes_local", ArmSpec::NotesLocal),
             CloudArm::Distilled(arm) => {
                 let (family, name) = distilled_name(arm);
-                let cloud = match arm.teacher {
-                    DistilledBy::Cloud => CloudPart::Informs,
-                    DistilledBy::Edge => CloudPart::Withheld,
+                let cloud = match (arm.teacher, arm.studied) {
+                    (DistilledBy::Cloud, StudiedContext::Own) => CloudPart::Informs,
+                    _ => CloudPart::Withheld,
                 };
                 (family, name, ArmSpec::Distilled(*arm), cloud)
             }
@@ -398,7 +400,11 @@ fn cloud_arms(arms: &[CloudArm], inputs: &EvaluationInputs) -> Result<Vec<Kind>,
 
 /// Family and name of an arm whose KV is tuned.
 fn distilled_name(arm: &DistilledArm) -> (String, String) {
-    let family = format!("distilled-{}", arm.teacher.name());
+    let other = match arm.studied {
+        StudiedContext::Own => "",
+        StudiedContext::Other => "-other",
+    };
+    let family = format!("distilled-{}{other}", arm.teacher.name());
     let name = format!("{family}-r{}-n{}", arm.reduction, arm.steps);
     (family, name)
 }
@@ -407,7 +413,9 @@ fn distilled_name(arm: &DistilledArm) -> (String, String) {
 fn other_control(spec: &ArmSpec, arms: &[Kind]) -> Option<String> {
     let name = match spec {
         ArmSpec::NotesKv => "notes_local".to_owned(),
-        ArmSpec::Distilled(arm) if arm.teacher == DistilledBy::Cloud => {
+        ArmSpec::Distilled(arm)
+            if (arm.teacher, arm.studied) == (DistilledBy::Cloud, StudiedContext::Own) =>
+        {
             let edge = DistilledArm {
                 teacher: DistilledBy::Edge,
                 ..*arm

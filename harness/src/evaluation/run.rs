@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context as _;
 use celslm_evaluation::arm::{
-    CloudAlone, Coded, Distilled, Mapped, NoContext, NotesKv, NotesLocal, RandomKv, Teacher,
-    TextHandoff, WrongContext, ZeroKv,
+    CloudAlone, Coded, Distilled, Mapped, NoContext, NotesKv, NotesLocal, RandomKv, Studied,
+    Teacher, TextHandoff, WrongContext, ZeroKv,
 };
 use celslm_evaluation::{Arm, Case, Evaluator, Settings};
 use celslm_kv::codec::CodecContext;
@@ -16,7 +16,7 @@ use celslm_reports::evaluation::ContextRow;
 use celslm_training::FrozenDecoder;
 
 use super::{ArmSpec, EvaluationInputs, EvaluationPlan, EvaluationStore, PlannedArm};
-use crate::config::{Control, DistilledBy, EvaluationFile};
+use crate::config::{Control, DistilledBy, EvaluationFile, StudiedContext};
 use crate::plan::Seeds;
 
 /// Contexts between two whose byte accounts are taken: an account costs a second decoding.
@@ -138,6 +138,10 @@ impl Evaluation<'_> {
                     teacher: match arm.teacher {
                         DistilledBy::Cloud => Teacher::Cloud,
                         DistilledBy::Edge => Teacher::Edge,
+                    },
+                    studied: match arm.studied {
+                        StudiedContext::Own => Studied::Own,
+                        StudiedContext::Other => Studied::Other,
                     },
                     reduction: arm.reduction,
                     steps: arm.steps,

@@ -3,13 +3,14 @@
 use std::fmt;
 use std::sync::Arc;
 
-use celslm_datasets::Question;
+use celslm_datasets::{Document, Question};
+use celslm_kv::KvBlock;
 use celslm_model::{KvPrefix, LoadedModel};
 use celslm_training::{Distiller, Distributions, FrozenDecoder, Sequence, TrainingOptions};
 
-use super::{Arm, Served};
+use super::{Arm, Served, prefill};
 use crate::answering::write_tokens;
-use crate::{Case, EvaluationError, Evaluator, study};
+use crate::{Case, EvaluationError, Evaluator, framing, study};
 
 /// Questions that a step learns from.
 const AT_A_TIME: usize = 4;
@@ -26,6 +27,17 @@ pub enum Teacher {
     Edge,
 }
 
+/// Which context is studied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Studied {
+    /// The one that is asked about.
+    Own,
+    /// Another one: of its tuned KV the tokens that both begin with stand before the context's own. A
+    /// control, which passes on the form of answers and the cloud's way of reading, and nothing of the
+    /// context.
+    Other,
+}
+
 /// The cloud's model asks itself about the context and answers (self-study, arXiv 2506.06266); the
 /// edge model's KV of the context is tuned until that model says what the teacher says. The edge
 /// computes nothing, and nothing of its questions is known.
@@ -35,6 +47,8 @@ pub struct Distilled {
     pub decoder: Arc<FrozenDecoder>,
     /// The teacher.
     pub teacher: Teacher,
+    /// What is studied.
+    pub studied: Studied,
     /// The KV has this part of the context's tokens: it begins at the first of them.
     pub reduction: usize,
     /// Steps.
@@ -45,6 +59,7 @@ impl fmt::Debug for Distilled {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Distilled")
             .field("teacher", &self.teacher)
+            .field("studied", &self.studied)
             .field("reduction", &self.reduction)
             .field("steps", &self.steps)
             .finish_non_exhaustive()
@@ -53,48 +68,42 @@ impl fmt::Debug for Distilled {
 
 impl Arm for Distilled {
     fn serve(&self, evaluator: &Evaluator<'_>, case: &Case<'_>) -> Result<Served, EvaluationError> {
-        let cloud = evaluator.cloud()?;
         let start = (evaluator.settings.now_ns)();
-        let (tokens, source) = case.source(evaluator)?;
-        if tokens != case.tokens() {
-            return Err(EvaluationError::Arm(
-                "the two models do not share a tokenizer: the cloud's distributions are of other \
-                 tokens"
-                    .to_owned(),
-            ));
-        }
-        let read = Arc::new(KvPrefix::from_block(source, cloud.decoder.rope())?);
-        let lessons = case.lessons(|| lessons(cloud, &read, case))?;
-        let teach = |sequence: &Sequence| {
-            let one = std::slice::from_ref(sequence);
-            match self.teacher {
-                Teacher::Cloud => Distributions::of(&cloud.decoder, &read, one),
-                Teacher::Edge => Distributions::of(&evaluator.model.decoder, case.prefix(), one),
+        let (_, source) = case.source(evaluator)?;
+        let own = Context {
+            document: case.document(),
+            tokens: case.tokens(),
+            source,
+            block: case.block(),
+        };
+        let block = match self.studied {
+            Studied::Own => {
+                let read = own.read(evaluator)?;
+                let lessons = case.lessons(|| lessons(evaluator.cloud()?, &read, own.document))?;
+                self.tune(evaluator, &own, &read, lessons)?
+            }
+            Studied::Other => {
+                let cloud = evaluator.cloud()?;
+                let tokens = framing::document_tokens(evaluator.model, case.other())?;
+                let source = prefill(cloud, &tokens)?;
+                let block = prefill(evaluator.model, &tokens)?;
+                let other = Context {
+                    document: case.other(),
+                    tokens: &tokens,
+                    source: &source,
+                    block: &block,
+                };
+                let read = other.read(evaluator)?;
+                let lessons = lessons(cloud, &read, other.document)?;
+                let tuned = self.tune(evaluator, &other, &read, &lessons)?;
+                let same = own.tokens.iter().zip(other.tokens);
+                let same = same.take_while(|(a, b)| a == b).count();
+                let mut begun = self.begin(&own)?;
+                let same = same.min(begun.num_tokens()).min(tuned.num_tokens());
+                begun.replace_tokens(0..same, &tuned)?;
+                begun
             }
         };
-        let taught = lessons.iter().map(teach).collect::<Result<Vec<_>, _>>()?;
-        let length = case.tokens().len().div_ceil(self.reduction.max(1));
-        let own = case.block().slice_tokens(0..length.max(2))?;
-        let steps = self.steps as u64;
-        let options = TrainingOptions {
-            steps,
-            learning_rate: 0.02,
-            warm_up: (steps / 10).max(1),
-            attention: 0.0,
-            divergence: 1.0,
-        };
-        let mut distiller = Distiller::new(&self.decoder, &own, options)?;
-        for step in 0..self.steps {
-            let chosen = (0..AT_A_TIME.min(lessons.len()))
-                .map(|index| (step * AT_A_TIME + index) % lessons.len());
-            let (mut sequences, mut teacher) = (Vec::new(), Distributions::default());
-            for index in chosen {
-                sequences.push(lessons[index].clone());
-                teacher.extend(&taught[index]);
-            }
-            distiller.step(&sequences, &teacher)?;
-        }
-        let block = distiller.block()?;
         let prefix = KvPrefix::from_block(&block, evaluator.model.decoder.rope())?;
         let bytes = block.fp16_bytes();
         Ok(Served {
@@ -106,13 +115,88 @@ impl Arm for Distilled {
     }
 }
 
+/// A context that is studied.
+struct Context<'a> {
+    document: &'a Document,
+    tokens: &'a [u32],
+    /// The cloud model's KV.
+    source: &'a KvBlock,
+    /// The edge model's.
+    block: &'a KvBlock,
+}
+
+impl Context<'_> {
+    /// As the cloud's model reads it.
+    fn read(&self, evaluator: &Evaluator<'_>) -> Result<Arc<KvPrefix>, EvaluationError> {
+        let cloud = evaluator.cloud()?;
+        if framing::document_tokens(cloud, self.document)? != self.tokens {
+            return Err(EvaluationError::Arm(
+                "the two models do not share a tokenizer: the cloud's distributions are of other \
+                 tokens"
+                    .to_owned(),
+            ));
+        }
+        let prefix = KvPrefix::from_block(self.source, cloud.decoder.rope())?;
+        Ok(Arc::new(prefix))
+    }
+}
+
+impl Distilled {
+    /// The KV that tuning begins at: the first tokens of the context's.
+    fn begin(&self, context: &Context<'_>) -> Result<KvBlock, EvaluationError> {
+        let length = context.tokens.len().div_ceil(self.reduction.max(1));
+        Ok(context.block.slice_tokens(0..length.max(2))?)
+    }
+
+    fn tune(
+        &self,
+        evaluator: &Evaluator<'_>,
+        context: &Context<'_>,
+        read: &Arc<KvPrefix>,
+        lessons: &[Sequence],
+    ) -> Result<KvBlock, EvaluationError> {
+        let cloud = evaluator.cloud()?;
+        let own = Arc::new(KvPrefix::from_block(
+            context.block,
+            evaluator.model.decoder.rope(),
+        )?);
+        let teach = |sequence: &Sequence| {
+            let one = std::slice::from_ref(sequence);
+            match self.teacher {
+                Teacher::Cloud => Distributions::of(&cloud.decoder, read, one),
+                Teacher::Edge => Distributions::of(&evaluator.model.decoder, &own, one),
+            }
+        };
+        let taught = lessons.iter().map(teach).collect::<Result<Vec<_>, _>>()?;
+        let steps = self.steps as u64;
+        let options = TrainingOptions {
+            steps,
+            learning_rate: 0.02,
+            warm_up: (steps / 10).max(1),
+            attention: 0.0,
+            divergence: 1.0,
+        };
+        let mut distiller = Distiller::new(&self.decoder, &self.begin(context)?, options)?;
+        for step in 0..self.steps {
+            let chosen = (0..AT_A_TIME.min(lessons.len()))
+                .map(|index| (step * AT_A_TIME + index) % lessons.len());
+            let (mut sequences, mut teacher) = (Vec::new(), Distributions::default());
+            for index in chosen {
+                sequences.push(lessons[index].clone());
+                teacher.extend(&taught[index]);
+            }
+            distiller.step(&sequences, &teacher)?;
+        }
+        Ok(distiller.block()?)
+    }
+}
+
 /// What the cloud's model asks about the context, with its own answers.
 fn lessons(
     cloud: &LoadedModel,
     read: &Arc<KvPrefix>,
-    case: &Case<'_>,
+    document: &Document,
 ) -> Result<Vec<Sequence>, EvaluationError> {
-    let document = case.document();
     let contexts = [(Arc::clone(read), document)];
     let questions = study::questions(cloud, &contexts, study::REQUESTS.len())?.concat();
     let prompt = |question: &Question| Ok((read, study::prompt_tokens(cloud, document, question)?));

@@ -13,7 +13,7 @@ mod text_handoff;
 pub use blank::{RandomKv, ZeroKv};
 pub use cloud::CloudAlone;
 pub use coded::Coded;
-pub use distilled::{Distilled, Teacher};
+pub use distilled::{Distilled, Studied, Teacher};
 pub use mapped::Mapped;
 pub use notes_kv::NotesKv;
 pub use notes_local::NotesLocal;
@@ -133,12 +133,17 @@ pub(crate) fn prefilled(
     model: &LoadedModel,
     tokens: &[u32],
 ) -> Result<Arc<KvPrefix>, EvaluationError> {
-    let block = model.decoder.context_kv(tokens, || true)?;
-    let block = block.ok_or_else(|| EvaluationError::Arm("the prefill was stopped".to_owned()))?;
+    let block = prefill(model, tokens)?;
     Ok(Arc::new(KvPrefix::from_block(
         &block,
         model.decoder.rope(),
     )?))
+}
+
+/// Tokens read by a model.
+fn prefill(model: &LoadedModel, tokens: &[u32]) -> Result<KvBlock, EvaluationError> {
+    let block = model.decoder.context_kv(tokens, || true)?;
+    block.ok_or_else(|| EvaluationError::Arm("the prefill was stopped".to_owned()))
 }
 
 /// A layer whose first `tokens` tokens are those of `own`.
