@@ -88,7 +88,7 @@ impl<'a> Source<'a> {
     fn lesson(
         &self,
         models: &Models<'_>,
-        reads: SourceKind,
+        reads: Option<SourceKind>,
         turn: usize,
         keep: bool,
     ) -> anyhow::Result<Lesson> {
@@ -127,11 +127,14 @@ impl<'a> Source<'a> {
         Ok(lesson)
     }
 
-    fn compute(&self, models: &Models<'_>, reads: SourceKind) -> anyhow::Result<Computed> {
+    fn compute(&self, models: &Models<'_>, reads: Option<SourceKind>) -> anyhow::Result<Computed> {
         let (document, edge) = (self.document, models.edge);
         let tokens = edge.context_tokens(&Prompt::system(document))?;
         let own = prefill(edge, &tokens)?;
-        let source = read(models.cloud, reads, &tokens)?;
+        let source = match reads {
+            Some(kind) => read(models.cloud, kind, &tokens)?,
+            None => own.clone(),
+        };
         let questions = document.questions.iter();
         let sequences = questions
             .map(|question| sequence(edge, document, question))
@@ -210,7 +213,8 @@ pub fn train(
         let mut gguf = GgufFile::open(models.edge_path)?;
         FrozenDecoder::load(&mut gguf, &default_device()?)?
     };
-    let reads = bridge.reads();
+    // Without parts nothing of the cloud's is read, and it need not be computed.
+    let reads = (!bridge.parts().is_empty()).then(|| bridge.reads());
     let (mut held_out, mut learnt_from) = (Vec::new(), Vec::new());
     for (index, document) in documents.iter().enumerate() {
         if document.questions.is_empty() {
