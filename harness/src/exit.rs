@@ -118,6 +118,20 @@ impl ExitCode {
         if let Some(crate::deployment::DeploymentError::Serving { .. }) = error.downcast_ref() {
             return Some(Self::Environment);
         }
+        if let Some(error) = error.downcast_ref::<celslm_systems::mapping::UnfitBridge>() {
+            use celslm_systems::mapping::UnfitBridge as E;
+            return match error {
+                // The sources below know more.
+                E::Read { .. } => None,
+                _ => Some(Self::Config),
+            };
+        }
+        if let Some(error) = error.downcast_ref::<celslm_kv::BridgeError>() {
+            return match error {
+                celslm_kv::BridgeError::Io { .. } => None,
+                _ => Some(Self::Config),
+            };
+        }
         if error.is::<celslm_model::ModelError>() {
             return Some(Self::Environment);
         }

@@ -10,10 +10,12 @@ use celslm_kv::align::AlignmentConfig;
 use celslm_kv::codec::{Codec as _, CodecConfig};
 use celslm_link::{BackendChoice, LinkProfile};
 use celslm_model::Sampling;
+use celslm_systems::mapping::codec_problem;
 use celslm_systems::{Contract, ScheduleKind};
 use serde::{Deserialize, Deserializer, Serialize, de};
 
 use super::{ConfigError, ConfigSource, ServingConfig};
+use crate::artefacts;
 use crate::device::{DeviceProfile, HOST};
 
 /// Name of the scenario that the top-level `[grid]` describes.
@@ -915,6 +917,7 @@ impl Config {
                 0 => "grid".to_owned(),
                 n => format!("scenario.{}", n - 1),
             };
+            grid.check_codecs_of_maps(source, &path)?;
             if !grid.asks_serving() {
                 continue;
             }
@@ -975,6 +978,29 @@ impl Scenario {
 }
 
 impl Grid {
+    /// Refuses codecs that cannot carry the cloud model's own KV beside alignments that map at the
+    /// edge. A scenario combines lists of its own with those of the `[grid]`, so that it is checked
+    /// as a whole.
+    fn check_codecs_of_maps(&self, source: &ConfigSource, path: &str) -> Result<(), ConfigError> {
+        let mut alignments = self.alignments.iter();
+        let Some(alignment) = alignments.find(|alignment| alignment.maps_at_edge()) else {
+            return Ok(());
+        };
+        for codec in &self.codecs {
+            if let Some(problem) = codec_problem(codec) {
+                let name = artefacts::name(codec);
+                return Err(source.error_at(
+                    &format!("{path}.codecs"),
+                    format!(
+                        "codec {name} does not go with alignment {alignment}, which maps at the \
+                         edge: {problem}; use another codec, or at = \"cloud\""
+                    ),
+                ));
+            }
+        }
+        Ok(())
+    }
+
     /// Checks the lists for which `stated` holds; the others were checked where they are stated.
     fn validate(
         &self,

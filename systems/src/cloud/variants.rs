@@ -20,7 +20,7 @@ use std::sync::Arc;
 use tokio::sync::Semaphore;
 
 /// The store's name for the cloud model's own KV.
-const NATIVE: &str = "native";
+const NATIVE: &str = Variant::NATIVE;
 /// And for the edge model's.
 const IDENTITY: &str = "identity";
 
@@ -44,8 +44,10 @@ pub(super) struct Shared {
     pub(super) replay: Option<Replay>,
 }
 
-/// A form of KV that fits the edge's model.
+/// A form of KV that an edge may ask for.
 pub(super) enum EdgeVariant {
+    /// The cloud model's own, which the edge maps by itself.
+    Native,
     /// Computed here by the edge's own model.
     Identity(Arc<Engine>),
     /// Mapped from the cloud model's KV.
@@ -55,6 +57,7 @@ pub(super) enum EdgeVariant {
 impl EdgeVariant {
     pub(super) fn key(&self) -> &str {
         match self {
+            Self::Native => NATIVE,
             Self::Identity(_) => IDENTITY,
             Self::Bridged(_, key) => key,
         }
@@ -223,6 +226,9 @@ impl Shared {
 
     /// The form that a request names.
     pub(super) fn variant(&self, variant: &Variant) -> Result<EdgeVariant, ServiceError> {
+        if variant.alignment == NATIVE {
+            return Ok(EdgeVariant::Native);
+        }
         if variant.alignment == IDENTITY {
             return self
                 .edge_engine
@@ -301,8 +307,8 @@ impl Shared {
         })
     }
 
-    /// A context's KV in the edge model's form: from the store, or made (computed and mapped, or
-    /// taken from the recording) and kept.
+    /// A context's KV in the form that an edge asks for: from the store, or made (computed and mapped,
+    /// or taken from the recording) and kept.
     pub(super) async fn edge_shaped(
         &self,
         id: &ContextId,
@@ -341,6 +347,7 @@ impl Shared {
             return Ok(Ready::stored(block));
         }
         match variant {
+            EdgeVariant::Native => self.native(id, deadline_ns).await,
             EdgeVariant::Identity(engine) => self.own_of(id, engine, deadline_ns).await,
             EdgeVariant::Bridged(bridge, key) => {
                 let waiting = now_ns();
