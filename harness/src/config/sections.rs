@@ -1106,6 +1106,42 @@ mod tests {
     }
 
     #[test]
+    fn codecs_that_do_not_go_with_a_map_at_the_edge_are_refused_wherever_a_grid_combines_them() {
+        const NAMED: &str = "[experiment]\nname = \"x\"\n";
+        let grid = "grid.alignments=['identity', { depth = { at = 'edge' } }]";
+        let far = "scenario=[{ name = 'far', alignments = [{ depth = { at = 'edge' } }] }]";
+        for (sets, place) in [
+            (
+                vec![grid, "grid.codecs=['identity', 'kvtc']"],
+                "grid.codecs",
+            ),
+            // The codecs are those of the [grid].
+            (
+                vec![far, "grid.codecs=['streaming-llm']"],
+                "scenario.0.codecs",
+            ),
+        ] {
+            let error = parse(NAMED, &sets).unwrap_err().to_string();
+            for part in [place, "does not go with alignment depth@edge"] {
+                assert!(error.contains(part), "{error}\nlacks {part}");
+            }
+        }
+        let fine = [
+            grid,
+            "grid.codecs=['identity', { group_quant = { bits = 4 } }]",
+        ];
+        assert!(parse(NAMED, &fine).is_ok());
+        let in_the_cloud = ["grid.alignments=['depth']", "grid.codecs=['kvtc']"];
+        assert!(parse(NAMED, &in_the_cloud).is_ok());
+        // In process nothing is at either end.
+        let mapped =
+            "[evaluation]\ncloud = [{ mapped = { alignment = { depth = { at = \"edge\" } } } }]";
+        let source = ConfigSource::new("test.toml", &format!("{NAMED}{mapped}"), Vec::new());
+        let error = source.parse_evaluation().unwrap_err().to_string();
+        assert!(error.contains("no link with two ends"), "{error}");
+    }
+
+    #[test]
     fn the_example_states_every_default() {
         // Each key that the defaults serialise must be written out, not merely defaulted.
         fn missing(
