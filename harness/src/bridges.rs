@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use celslm_kv::{AlignError, AlignmentConfig, Bridge, MappingConfig};
+use celslm_systems::mapping;
 
 use crate::config::{CloudArm, Config, EvaluationFile, ModelsConfig};
 use crate::evaluation::BridgeInput;
@@ -125,7 +126,8 @@ fn read(
 /// The bridge file of every alignment in the configuration that maps through one.
 ///
 /// # Errors
-/// [`Verdict::Config`] for a bridge that does not exist, with the command that fits it.
+/// [`Verdict::Config`] for a bridge that does not exist, with the command that fits it, and for one
+/// that an edge cannot map through by itself.
 pub fn resolve(
     config: &Config,
     configs: &Path,
@@ -136,7 +138,11 @@ pub fn resolve(
             if !alignment.needs_bridge() || bridges.iter().any(|(known, _)| known == alignment) {
                 continue;
             }
-            let (path, bytes, _) = read(alignment, &config.models, configs)?;
+            let (path, bytes, bridge) = read(alignment, &config.models, configs)?;
+            if alignment.maps_at_edge() {
+                mapping::check_sources(&path, &bridge)
+                    .map_err(|error| Verdict::Config(format!("alignment {alignment}: {error}")))?;
+            }
             let blake3 = blake3::hash(&bytes).to_hex().to_string();
             bridges.push((alignment.clone(), BridgeFile { path, blake3 }));
         }

@@ -172,6 +172,8 @@ pub struct Materials {
     pub edge_model: PathBuf,
     /// Bridges that the cloud loads.
     pub bridges: Vec<PathBuf>,
+    /// Bridges that every edge loads, to map by itself.
+    pub edge_bridges: Vec<PathBuf>,
     /// The codec artefact that both nodes load.
     pub artefact: Option<ArtefactFile>,
     /// What the nodes stand in for.
@@ -385,6 +387,9 @@ impl Deployment {
                 threads(&throttle, deployment.threads.edge),
             ];
             args.extend(engine_args(config));
+            for bridge in &materials.edge_bridges {
+                args.extend(["--bridge".to_owned(), text(bridge)]);
+            }
             args.extend(artefact.iter().cloned());
             let cpus = share(&deployment.pinning.edge_cpus, index, deployment.edges);
             starts.push((process, Node::Edge(index), args, cpus, throttle));

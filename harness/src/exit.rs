@@ -118,6 +118,20 @@ impl ExitCode {
         if let Some(crate::deployment::DeploymentError::Serving { .. }) = error.downcast_ref() {
             return Some(Self::Environment);
         }
+        if let Some(error) = error.downcast_ref::<celslm_systems::mapping::UnfitBridge>() {
+            use celslm_systems::mapping::UnfitBridge as E;
+            return match error {
+                // The sources below know more.
+                E::Read { .. } => None,
+                _ => Some(Self::Config),
+            };
+        }
+        if let Some(error) = error.downcast_ref::<celslm_kv::BridgeError>() {
+            return match error {
+                celslm_kv::BridgeError::Io { .. } => None,
+                _ => Some(Self::Config),
+            };
+        }
         if error.is::<celslm_model::ModelError>() {
             return Some(Self::Environment);
         }
@@ -179,6 +193,20 @@ mod tests {
             },
         };
         assert_eq!(ExitCode::of(&slip), ExitCode::Config);
+        // A bridge that cannot be read is the machine's fault, one that is none the user's.
+        let bridge = |source| celslm_systems::mapping::UnfitBridge::Read {
+            path: "x".into(),
+            source,
+        };
+        let absent = bridge(celslm_kv::BridgeError::Io {
+            path: "x".into(),
+            source: std::io::Error::other("disk"),
+        });
+        assert_eq!(ExitCode::of(&absent), ExitCode::Environment);
+        let header = celslm_kv::BridgeError::Header {
+            reason: "r".to_owned(),
+        };
+        assert_eq!(ExitCode::of(&bridge(header)), ExitCode::Config);
         let io = Outer(Box::new(std::io::Error::other("disk")));
         assert_eq!(ExitCode::of(&io), ExitCode::Environment);
         assert_eq!(ExitCode::of(&Outer("odd".into())), ExitCode::Measurement);

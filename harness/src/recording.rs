@@ -76,7 +76,11 @@ pub fn record(
                 let form = spec.kv.as_ref().map_or_else(String::new, |kv| {
                     let scored = kv.codec.scored_by().map_or("", ScoredBy::name);
                     let bridge = kv.bridge.as_deref().unwrap_or("");
-                    format!("{}/{bridge}/{scored}", kv.alignment)
+                    // The cloud model's own KV is the same whatever an edge maps it through.
+                    match kv.alignment.maps_at_edge() {
+                        true => "native".to_owned(),
+                        false => format!("{}/{bridge}/{scored}", kv.alignment),
+                    }
                 });
                 if forms.insert((context_id.clone(), form)) {
                     let item = RecordItem::Context {

@@ -9,6 +9,8 @@ use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use celslm_kv::align::CommonPrefix;
+use celslm_kv::{Bridge, KeyRope, KvBlock, LayerKv, MappingConfig};
 use celslm_reports::Sample;
 use lab::{BIN, Background, Lab, assert_code, can_emulate, find_process, follow, wait_until};
 
@@ -85,6 +87,18 @@ fn an_edge_with_other_tokens_gets_mapped_kv() {
     assert!(tokens("cloud_only", "none")[0] > edge[0]);
 }
 
+/// Fits the tiny pair's ridge bridge over the same depth; gives what was said.
+fn fit_bridge(lab: &Lab) -> String {
+    let text: String = (0..6000)
+        .map(|i| format!("word{} ", i * 7919 % 977))
+        .collect();
+    std::fs::write(lab.path("text.txt"), text).unwrap();
+    let mut fit = vec!["align", "fit", "--text", "text.txt"];
+    fit.extend(["--cloud", "tiny-cloud", "--edge", "tiny-edge"]);
+    fit.extend(["--tokens", "6000", "--context-words", "60"]);
+    assert_code(&lab.run(&fit), 0)
+}
+
 #[test]
 fn the_whole_job_and_its_contracts() {
     if !can_emulate() {
@@ -102,25 +116,7 @@ fn the_whole_job_and_its_contracts() {
     // Without a bridge the error says how to fit one, and a fit makes it run.
     let missing = assert_code(&lab.run(&["run", "job"]), 2);
     assert!(missing.contains("celslm align fit"), "{missing}");
-    let text: String = (0..6000)
-        .map(|i| format!("word{} ", i * 7919 % 977))
-        .collect();
-    std::fs::write(lab.path("text.txt"), text).unwrap();
-    let fit = lab.run(&[
-        "align",
-        "fit",
-        "--text",
-        "text.txt",
-        "--cloud",
-        "tiny-cloud",
-        "--edge",
-        "tiny-edge",
-        "--tokens",
-        "6000",
-        "--context-words",
-        "60",
-    ]);
-    assert!(assert_code(&fit, 0).contains("held-out R²"));
+    assert!(fit_bridge(&lab).contains("held-out R²"));
 
     let text = assert_code(&lab.run(&["run", "job"]), 0);
     let samples = lab.samples("job");
@@ -204,6 +200,171 @@ fn the_whole_job_and_its_contracts() {
     assert_eq!(lab.samples("job"), samples);
     let changed = lab.run(&["run", "job", "--resume", "--set", "generation.max_tokens=7"]);
     assert!(assert_code(&changed, 2).contains("max_tokens"));
+}
+
+const AT_EDGE: &str = "
+[workload]
+warmup = 0
+[grid]
+systems = [\"ce_lslm\"]
+links = [\"brisk\"]
+datasets = [{ squad = { path = \"squad.json\" } }]
+alignments = [\"depth\", { depth = { at = \"edge\" } }]
+schedules = [\"sequential\", \"layerwise\"]
+contracts = [\"cold\", \"primed\", \"warm\"]
+";
+
+/// One bridge at either end, over the same numbers: the same answers, another shape on the link, and
+/// the time of the map where it was spent.
+#[test]
+fn what_the_edge_maps_is_what_the_cloud_would_have() {
+    if !can_emulate() {
+        return;
+    }
+    let lab = Lab::new();
+    lab.experiment("mapped", AT_EDGE);
+    fit_bridge(&lab);
+    assert_code(&lab.run(&["run", "mapped"]), 0);
+    let samples = lab.samples("mapped");
+    assert_eq!(samples.len(), 2 * 2 * 3 * 4);
+    let align = |sample: &Sample| {
+        let part = sample.parts.iter().find(|part| part.name == "align");
+        part.map_or(0, |part| part.exposed_ns)
+    };
+    for sample in &samples {
+        assert!(sample.ok(), "{sample:?}");
+        let sum: u64 = sample.parts.iter().map(|part| part.exposed_ns).sum();
+        if let Some(first) = sample.token_ns.first() {
+            let ttft = first - sample.scheduled_ns;
+            assert!(sum.abs_diff(ttft) * 50 <= ttft, "{sum} against {ttft}");
+        }
+        assert_eq!(sample.private_uplink_bytes, 0);
+        let (warm, cold) = (sample.contract == "warm", sample.contract == "cold");
+        assert_eq!(sample.edge_cache_hit, warm, "{}", sample.cell_id);
+        assert_eq!(sample.cloud_store_hit, !warm && !cold, "{}", sample.cell_id);
+        let at_edge = sample.alignment == "depth@edge";
+        assert!(at_edge || sample.alignment == "depth");
+        let model = if at_edge { lab::CLOUD } else { lab::EDGE };
+        let per_token = 4 * model.num_layers * model.num_kv_heads * model.head_dim;
+        let served = if warm { 0 } else { sample.context_tokens };
+        assert_eq!(sample.kv_fp16_bytes, (served as usize * per_token) as u64);
+        assert_eq!(sample.kv_payload_bytes, sample.kv_fp16_bytes);
+        // The edge maps whatever it fetches, the cloud what it does not have.
+        assert_eq!(align(sample) > 0, !warm && (at_edge || cold), "{sample:?}");
+        let prompt = (sample.prompt_tokens - sample.context_tokens) as usize;
+        let prefilled = (prompt * lab::EDGE.num_layers) as u64;
+        assert_eq!(sample.edge_prefill_token_layers, prefilled);
+        let same = |other: &&Sample| other.question_id == sample.question_id;
+        for other in samples.iter().filter(same) {
+            assert_eq!(sample.output_ids, other.output_ids, "{}", sample.cell_id);
+        }
+    }
+    // Each end was given the bridge for what it maps.
+    let edge_alone = "grid.alignments=[{ depth = { at = \"edge\" } }]";
+    let coded = "grid.codecs=[{ group_quant = { bits = 4 } }]";
+    let sets = [
+        "--set",
+        edge_alone,
+        "--set",
+        coded,
+        "--set",
+        "experiment.name=alone",
+    ];
+    assert_code(&lab.run(&[&["run", "mapped"][..], &sets[..]].concat()), 0);
+    for sample in lab
+        .samples("alone")
+        .iter()
+        .filter(|sample| sample.contract != "warm")
+    {
+        let ratio = sample.kv_fp16_bytes as f64 / sample.kv_payload_bytes as f64;
+        assert!(sample.ok() && ratio > 2.5, "{ratio}: {sample:?}");
+    }
+
+    // A replayed cloud hands the same KV over.
+    let replay = "[cloud]\ncompute = { replay = \"far\" }\n\
+                  [devices.far]\nname = \"far\"\ndescription = \"d\"\nsource = \"s\"\n\
+                  kind = \"modelled\"\n[devices.far.rates]\nmodel = \"m\"\nengine = \"e\"\n\
+                  prefill = [{ context = 100, tok_s = 4000.0 }]\n\
+                  decode = [{ context = 100, tok_s = 50.0 }]\n";
+    lab.experiment("recorded", &format!("{AT_EDGE}{replay}"));
+    assert_code(&lab.run(&["run", "recorded"]), 0);
+    let replayed = lab.samples("recorded");
+    assert_eq!(replayed.len(), samples.len());
+    for (live, replayed) in samples.iter().zip(&replayed) {
+        assert_eq!(replayed.compute, "replayed");
+        assert_eq!(live.output_ids, replayed.output_ids);
+        assert_eq!(live.kv_payload_bytes, replayed.kv_payload_bytes);
+        assert_eq!(live.cloud_store_hit, replayed.cloud_store_hit);
+    }
+}
+
+#[test]
+fn what_an_edge_cannot_map_is_code_2() {
+    let lab = Lab::new();
+    lab.experiment("mapped", AT_EDGE);
+    let refused = |sets: &[&str], parts: &[&str]| {
+        let sets = sets.iter().flat_map(|set| ["--set", *set]);
+        let args: Vec<&str> = ["run", "mapped"].into_iter().chain(sets).collect();
+        let told = assert_code(&lab.run(&args), 2);
+        for part in parts {
+            assert!(told.contains(part), "{told}\nlacks {part}");
+        }
+    };
+    // Before any bridge or artefact is looked for.
+    for (codec, reason) in [
+        ("celslm", "an artefact of the edge's model"),
+        ("streaming-llm", "it leaves tokens out"),
+    ] {
+        let name = format!("codec {codec} does not go with alignment depth@edge");
+        refused(&[&format!("grid.codecs=[{codec:?}]")], &[&name, reason]);
+    }
+    refused(
+        &["grid.alignments=[{ depth = { at = \"middle\" } }]"],
+        &["expected `cloud` or `edge`"],
+    );
+
+    // A bridge that adds to the edge model's own KV: here behind tuned first tokens.
+    fit_bridge(&lab);
+    let file = std::fs::read_dir(lab.path("configs/bridges")).unwrap();
+    let file = file.map(|entry| entry.unwrap().path()).next().unwrap();
+    let fitted = Bridge::read(&file).unwrap();
+    let end = *fitted.target();
+    let side = || vec![half::f16::ZERO; end.shape.width()];
+    let layer = |_| LayerKv {
+        k: side(),
+        v: side(),
+    };
+    let layers = (0..end.shape.num_layers).map(layer).collect();
+    let first = KvBlock::new(end.fingerprint, end.shape, 0, 0..1, KeyRope::Pre, layers);
+    let prefix = CommonPrefix::new(vec![1], first.unwrap()).unwrap();
+    let own = fitted.to_train(MappingConfig::Prefix).unwrap();
+    let own = own.with_prefix(prefix).unwrap();
+    own.save(&lab.path("own.safetensors")).unwrap();
+    let at = |at: &str| {
+        format!(
+            "grid.alignments=[{{ depth = {{ bridge = \"own.safetensors\", mapping = \"prefix\", \
+             at = {at:?} }} }}]"
+        )
+    };
+    let parts = ["alignment depth@edge", "own.safetensors", "at = \"cloud\""];
+    refused(&[&at("edge")], &parts);
+    let dry = ["run", "mapped", "--dry-run", "--set", &at("cloud")];
+    let told = assert_code(&lab.run(&dry), 0);
+    assert!(!told.contains("note:"), "{told}");
+    // And so does the node itself.
+    let model = lab.path("store/tiny-edge.gguf");
+    let node = |bridge: &str| {
+        let bridge = lab.path(bridge);
+        let mut args = vec!["edge", "--control", "x.sock"];
+        args.extend(["--model", model.to_str().unwrap()]);
+        args.extend(["--bridge", bridge.to_str().unwrap()]);
+        lab.run(&args)
+    };
+    let told = assert_code(&node("own.safetensors"), 2);
+    assert!(told.contains("reads the edge model's own KV"), "{told}");
+    let told = assert_code(&node("text.txt"), 2);
+    assert!(told.contains("not a safetensors file"), "{told}");
+    assert_code(&node("absent.safetensors"), 4);
 }
 
 #[test]

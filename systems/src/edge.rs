@@ -11,13 +11,14 @@ use crate::engine::{
     SessionRequest, Times,
 };
 use crate::flights::Flights;
+use crate::mapping::EdgeBridges;
 use crate::openai::{Serving, ServingSlot};
 use crate::prefix_cache::PrefixCache;
-use crate::spec::{Contract, SystemSpec};
+use crate::spec::{Contract, KvPath, SystemSpec};
 use crate::system;
 use crate::timeline::{Timeline, Track};
 use crate::workers::Workers;
-use celslm_kv::{Chain, CodecConfig, ContextId};
+use celslm_kv::{Bridge, BridgeEnd, Chain, CodecConfig, ContextId};
 use celslm_model::KvPrefix;
 use celslm_wire::{CloudClient, Limits};
 use std::net::SocketAddr;
@@ -31,6 +32,8 @@ use tokio::runtime::Runtime;
 pub struct EdgeOptions {
     /// The edge model's GGUF file.
     pub model: PathBuf,
+    /// Fitted bridges that it maps through by itself.
+    pub bridges: Vec<PathBuf>,
     /// What codecs that were fitted need.
     pub codec_artefact: Option<PathBuf>,
     /// Bytes of contexts that it may keep.
@@ -48,6 +51,8 @@ pub struct EdgeOptions {
 /// A running edge node.
 pub struct EdgeNode {
     engine: Engine,
+    pace: Pace,
+    bridges: EdgeBridges,
     codecs: Codecs,
     cache: PrefixCache,
     /// Fetches under way, by cache key.
@@ -64,10 +69,11 @@ impl EdgeNode {
     /// Loads the model; the connection to the cloud comes with the first `Connect`.
     ///
     /// # Errors
-    /// When the model file or the artefact is unusable or no thread can be started.
+    /// When the model file, a bridge or the artefact is unusable or no thread can be started.
     pub fn start(options: &EdgeOptions) -> anyhow::Result<Self> {
         celslm_model::set_threads(options.threads)?;
         let model = Arc::new(LoadedModel::load(&options.model)?);
+        let bridges = EdgeBridges::load(&options.bridges, &end(&model))?;
         let codecs = Codecs::load(options.codec_artefact.as_deref(), &model)?;
         // Receiving and checking chunks goes on beside the compute threads.
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -76,6 +82,8 @@ impl EdgeNode {
             .enable_all()
             .build()?;
         Ok(Self {
+            pace: options.pace,
+            bridges,
             codecs,
             engine: Engine::start("edge", model, options.engine, options.pace)?,
             cache: PrefixCache::new(options.cache_bytes),
@@ -259,6 +267,24 @@ impl EdgeNode {
         chain.map_err(|error| SystemError::new("codec", error))
     }
 
+    /// The model as an end of a bridge.
+    pub(crate) fn end(&self) -> BridgeEnd {
+        end(self.model())
+    }
+
+    /// The bridge of a path whose edge maps.
+    ///
+    /// # Errors
+    /// Kind `config` when this edge does not hold it.
+    pub(crate) fn bridge(&self, path: &KvPath) -> Result<Option<Arc<Bridge>>, SystemError> {
+        self.bridges.of(path)
+    }
+
+    /// How fast it computes, compared with this machine.
+    pub(crate) fn pace(&self) -> Pace {
+        self.pace
+    }
+
     /// The engine that runs it.
     pub(crate) fn engine(&self) -> &Engine {
         &self.engine
@@ -409,6 +435,13 @@ impl EdgeNode {
                 }
             }
         }
+    }
+}
+
+fn end(model: &LoadedModel) -> BridgeEnd {
+    BridgeEnd {
+        fingerprint: model.decoder.fingerprint(),
+        shape: model.decoder.kv_shape(),
     }
 }
 

@@ -4,6 +4,7 @@
 //! - [`schedule`]: how loading KV and computing the prompt overlap.
 //! - [`edge`] and [`cloud`]: the node processes.
 //! - [`engine`]: one model, many sessions at once.
+//! - [`mapping`]: an edge that maps the cloud model's KV by itself.
 //! - [`openai`]: a client of serving engines behind the OpenAI API.
 //! - [`control`]: how a controller drives them, outside the measured path.
 //! - [`rates`]: how fast a device computes, as device profiles state it.
@@ -17,6 +18,7 @@ pub mod control;
 pub mod edge;
 pub mod engine;
 mod flights;
+pub mod mapping;
 pub mod openai;
 mod prefix_cache;
 pub mod rates;

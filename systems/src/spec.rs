@@ -37,20 +37,28 @@ pub struct KvPath {
 }
 
 impl KvPath {
-    /// The form of KV that this path asks the cloud for.
+    /// The form of KV that this path asks the cloud for: the cloud model's own where the edge maps.
     ///
     /// # Errors
     /// Kind `config` when the bridge's hash cannot be read.
     pub(crate) fn wire_variant(&self) -> Result<celslm_wire::Variant, SystemError> {
-        let bridge = self
-            .bridge
-            .as_deref()
-            .map(celslm_kv::ident::from_hex)
-            .transpose();
+        if self.alignment.maps_at_edge() {
+            return Ok(celslm_wire::Variant::native());
+        }
         Ok(celslm_wire::Variant {
             alignment: self.alignment.id().to_owned(),
-            bridge: bridge.map_err(|error| SystemError::new("config", error))?,
+            bridge: self.bridge_hash()?,
         })
+    }
+
+    /// The hash of the bridge, where the path names one.
+    ///
+    /// # Errors
+    /// Kind `config` when it cannot be read.
+    pub(crate) fn bridge_hash(&self) -> Result<Option<[u8; 32]>, SystemError> {
+        let hash = self.bridge.as_deref().map(celslm_kv::ident::from_hex);
+        hash.transpose()
+            .map_err(|error| SystemError::new("config", error))
     }
 }
 

@@ -150,7 +150,7 @@ impl Timeline {
         let mut seen = [0; Part::ALL.len()];
         if let Some(track) = track {
             seen = track.within(blocked);
-            for part in [Part::Encode, Part::Decode] {
+            for part in [Part::Encode, Part::Align, Part::Decode] {
                 let done = track.total(part);
                 self.overlap(part, done.saturating_sub(seen[part as usize]));
             }

@@ -24,7 +24,8 @@ pub(crate) struct CloudArgs {
     /// GGUF file of the edge's model, for hand-offs of its KV and for bridges
     #[arg(long, value_name = "FILE")]
     edge_model: Option<PathBuf>,
-    /// Fitted bridge to map KV through; may be given more than once
+    /// Fitted bridge to map KV through; may be given more than once. Not for alignments that map at
+    /// the edge
     #[arg(long = "bridge", value_name = "FILE")]
     bridges: Vec<PathBuf>,
     /// Codec artefact, for the codecs that need one (`celslm codec fit`)

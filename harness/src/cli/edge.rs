@@ -18,11 +18,15 @@ use clap::Args;
 #[command(after_help = "\
 Example:
   celslm edge --model edge.gguf --control /tmp/edge.sock
-  celslm edge --model edge.gguf --control /tmp/edge.sock --slowdown 4")]
+  celslm edge --model edge.gguf --control /tmp/edge.sock --slowdown 4
+  celslm edge --model edge.gguf --control /tmp/edge.sock --bridge pair.safetensors")]
 pub(crate) struct EdgeArgs {
     /// GGUF file of the edge's model
     #[arg(long, value_name = "FILE")]
     model: PathBuf,
+    /// Fitted bridge, for alignments that map at the edge (`at = "edge"`); may be given more than once
+    #[arg(long = "bridge", value_name = "FILE")]
+    bridges: Vec<PathBuf>,
     /// Codec artefact, for the codecs that need one: the same file as the cloud's
     #[arg(long, value_name = "FILE")]
     codec_artefact: Option<PathBuf>,
@@ -92,6 +96,7 @@ pub(crate) fn run(args: &EdgeArgs) -> anyhow::Result<ExitCode> {
     let listener = bind(&args.control)?;
     let node = EdgeNode::start(&EdgeOptions {
         model: args.model.clone(),
+        bridges: args.bridges.clone(),
         codec_artefact: args.codec_artefact.clone(),
         cache_bytes: usize::try_from(args.cache_bytes).unwrap_or(usize::MAX),
         limits: args.engine.wire(args.message_bytes),

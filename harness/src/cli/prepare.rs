@@ -9,6 +9,7 @@ use celslm::exit::Verdict;
 use celslm::plan::{Inputs, KvEstimator, Plan, Shard, describe};
 use celslm::store::resolved_config;
 use celslm::{artefacts, bridges};
+use celslm_kv::KvShape;
 use celslm_model::store::ModelStore;
 use celslm_model::{GgufFile, Tokenizer};
 use clap::Args;
@@ -144,10 +145,12 @@ pub(crate) fn dry_run(args: &RunArgs, prepared: &Prepared) {
 /// Sizes of the documents' KV, if the edge's model is in the store. A file that does not load is
 /// for the run to complain about: here it only means that bytes are not estimated.
 fn kv_estimator(inputs: &Inputs, models: &ModelsConfig, configs: &Path) -> Option<KvEstimator> {
-    let path = ModelStore::open_default().ok()?.path(&inputs.edge_model)?;
-    let file = GgufFile::open(&path).ok()?;
+    let store = ModelStore::open_default().ok()?;
+    let file = GgufFile::open(&store.path(&inputs.edge_model)?).ok()?;
     let tokenizer = Tokenizer::load(&file).ok()?;
-    let shape = celslm_model::Config::read(&file).ok()?.kv_shape();
+    let shape = kv_shape(&file)?;
+    let native = store.path(&inputs.cloud_model);
+    let native = native.and_then(|path| kv_shape(&GgufFile::open(&path).ok()?));
     let mut context_tokens = Vec::new();
     for draw in &inputs.draws {
         let mut tokens = 0;
@@ -161,5 +164,10 @@ fn kv_estimator(inputs: &Inputs, models: &ModelsConfig, configs: &Path) -> Optio
         // One that no codec needs still says what the KV is like.
         None => artefacts::read(&artefacts::path(models, configs)).ok(),
     };
-    Some(KvEstimator::new(shape, context_tokens).with_artefact(artefact))
+    let estimator = KvEstimator::new(shape, context_tokens).with_native(native);
+    Some(estimator.with_artefact(artefact))
+}
+
+fn kv_shape(file: &GgufFile) -> Option<KvShape> {
+    Some(celslm_model::Config::read(file).ok()?.kv_shape())
 }

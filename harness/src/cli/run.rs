@@ -18,6 +18,7 @@ use celslm::plan::{Cell, Seeds};
 use celslm::session::{Observer, Outcome, Session, SessionError};
 use celslm::store::{Opened, Store};
 use celslm::{clock, recording, reporting};
+use celslm_kv::align::MapAt;
 use celslm_link::{Calibration, LinkProfile};
 use celslm_model::store::{BarProgress, ModelStore};
 use celslm_reports::{CellFailure, LoadRound, ReportInput, SCHEMA_VERSION, Sample};
@@ -131,11 +132,8 @@ fn measure(
         exe: std::env::current_exe().context("find this program")?,
         cloud_model,
         edge_model,
-        bridges: inputs
-            .bridges
-            .iter()
-            .map(|(_, bridge)| bridge.path.clone())
-            .collect(),
+        bridges: inputs.bridges_at(MapAt::Cloud),
+        edge_bridges: inputs.bridges_at(MapAt::Edge),
         artefact: inputs.artefact.clone(),
         devices: inputs.devices.clone(),
         recording: store.dir().join("recording"),

@@ -262,6 +262,12 @@ impl EvaluationFile {
                 let message = "this alignment maps nothing: its KV is the reference's";
                 return fail(&path, message);
             }
+            if arm.alignment.maps_at_edge() {
+                let path = format!("evaluation.cloud.{index}.mapped.alignment");
+                let message = "an evaluation has no link with two ends: leave `at` out, and run \
+                               `at = \"edge\"` in a [grid]";
+                return fail(&path, message);
+            }
             if arm
                 .name
                 .as_ref()

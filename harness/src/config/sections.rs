@@ -10,10 +10,12 @@ use celslm_kv::align::AlignmentConfig;
 use celslm_kv::codec::{Codec as _, CodecConfig};
 use celslm_link::{BackendChoice, LinkProfile};
 use celslm_model::Sampling;
+use celslm_systems::mapping::codec_problem;
 use celslm_systems::{Contract, ScheduleKind};
 use serde::{Deserialize, Deserializer, Serialize, de};
 
 use super::{ConfigError, ConfigSource, ServingConfig};
+use crate::artefacts;
 use crate::device::{DeviceProfile, HOST};
 
 /// Name of the scenario that the top-level `[grid]` describes.
@@ -915,6 +917,7 @@ impl Config {
                 0 => "grid".to_owned(),
                 n => format!("scenario.{}", n - 1),
             };
+            grid.check_codecs_of_maps(source, &path)?;
             if !grid.asks_serving() {
                 continue;
             }
@@ -975,6 +978,29 @@ impl Scenario {
 }
 
 impl Grid {
+    /// Refuses codecs that cannot carry the cloud model's own KV beside alignments that map at the
+    /// edge. A scenario combines lists of its own with those of the `[grid]`, so that it is checked
+    /// as a whole.
+    fn check_codecs_of_maps(&self, source: &ConfigSource, path: &str) -> Result<(), ConfigError> {
+        let mut alignments = self.alignments.iter();
+        let Some(alignment) = alignments.find(|alignment| alignment.maps_at_edge()) else {
+            return Ok(());
+        };
+        for codec in &self.codecs {
+            if let Some(problem) = codec_problem(codec) {
+                let name = artefacts::name(codec);
+                return Err(source.error_at(
+                    &format!("{path}.codecs"),
+                    format!(
+                        "codec {name} does not go with alignment {alignment}, which maps at the \
+                         edge: {problem}; use another codec, or at = \"cloud\""
+                    ),
+                ));
+            }
+        }
+        Ok(())
+    }
+
     /// Checks the lists for which `stated` holds; the others were checked where they are stated.
     fn validate(
         &self,
@@ -1077,6 +1103,42 @@ mod tests {
     #[test]
     fn the_example_states_exactly_the_defaults() {
         assert_eq!(parse(&example(), &[]).unwrap(), Config::named("example"));
+    }
+
+    #[test]
+    fn codecs_that_do_not_go_with_a_map_at_the_edge_are_refused_wherever_a_grid_combines_them() {
+        const NAMED: &str = "[experiment]\nname = \"x\"\n";
+        let grid = "grid.alignments=['identity', { depth = { at = 'edge' } }]";
+        let far = "scenario=[{ name = 'far', alignments = [{ depth = { at = 'edge' } }] }]";
+        for (sets, place) in [
+            (
+                vec![grid, "grid.codecs=['identity', 'kvtc']"],
+                "grid.codecs",
+            ),
+            // The codecs are those of the [grid].
+            (
+                vec![far, "grid.codecs=['streaming-llm']"],
+                "scenario.0.codecs",
+            ),
+        ] {
+            let error = parse(NAMED, &sets).unwrap_err().to_string();
+            for part in [place, "does not go with alignment depth@edge"] {
+                assert!(error.contains(part), "{error}\nlacks {part}");
+            }
+        }
+        let fine = [
+            grid,
+            "grid.codecs=['identity', { group_quant = { bits = 4 } }]",
+        ];
+        assert!(parse(NAMED, &fine).is_ok());
+        let in_the_cloud = ["grid.alignments=['depth']", "grid.codecs=['kvtc']"];
+        assert!(parse(NAMED, &in_the_cloud).is_ok());
+        // In process nothing is at either end.
+        let mapped =
+            "[evaluation]\ncloud = [{ mapped = { alignment = { depth = { at = \"edge\" } } } }]";
+        let source = ConfigSource::new("test.toml", &format!("{NAMED}{mapped}"), Vec::new());
+        let error = source.parse_evaluation().unwrap_err().to_string();
+        assert!(error.contains("no link with two ends"), "{error}");
     }
 
     #[test]

@@ -14,10 +14,12 @@ use super::Cell;
 /// Tokens of the context that is drawn from an artefact.
 const DRAWN_TOKENS: usize = 512;
 
-/// Sizes of the contexts' KV in the edge's shape.
+/// Sizes of the contexts' KV in the shape in which it crosses the link.
 #[derive(Debug, Clone, PartialEq)]
 pub struct KvEstimator {
     shape: KvShape,
+    /// Of the cloud model's own KV, for edges that map.
+    native: Option<KvShape>,
     context_tokens: Vec<u64>,
     drawn: Option<Drawn>,
 }
@@ -62,9 +64,16 @@ impl KvEstimator {
     pub fn new(shape: KvShape, context_tokens: Vec<u64>) -> Self {
         Self {
             shape,
+            native: None,
             context_tokens,
             drawn: None,
         }
+    }
+
+    /// With the shape of the cloud model's KV, which is what an edge that maps fetches.
+    #[must_use]
+    pub fn with_native(self, native: Option<KvShape>) -> Self {
+        Self { native, ..self }
     }
 
     /// With the artefact of the edge's model, which says what its KV is like.
@@ -87,6 +96,7 @@ impl KvEstimator {
             return None;
         }
         let context_tokens = *self.context_tokens.get(cell.draw)?;
+        let shape = self.shape_of(path)?;
         let (payload, basis) = self.payload_bytes(path, context_tokens as usize)?;
         let transfer_ms = link
             .downlink
@@ -94,16 +104,19 @@ impl KvEstimator {
             .map(|mbit| (payload as f64 * 8.0 / (mbit * 1e3)).round() as u64);
         Some(Estimate {
             context_tokens,
-            kv_fp16_bytes: self.fp16_bytes(context_tokens),
+            kv_fp16_bytes: shape.fp16_bytes(context_tokens as usize),
             kv_payload_bytes: payload,
             basis,
             transfer_ms,
         })
     }
 
-    fn fp16_bytes(&self, tokens: u64) -> u64 {
-        let per_token = self.shape.num_layers * self.shape.num_kv_heads * self.shape.head_dim * 4;
-        tokens * per_token as u64
+    /// The shape of what crosses the link; `None` where that is not known.
+    fn shape_of(&self, path: &KvPath) -> Option<KvShape> {
+        match path.alignment.maps_at_edge() {
+            true => self.native,
+            false => Some(self.shape),
+        }
     }
 
     /// Encoded bytes of `tokens`, and how they are known.
@@ -115,7 +128,9 @@ impl KvEstimator {
         if !varies {
             return Some((self.bound(path, tokens)?, Basis::Shape));
         }
+        // An artefact says what the KV of the edge's model is like.
         let drawn = self.drawn.as_ref();
+        let drawn = drawn.filter(|_| !path.alignment.maps_at_edge());
         match drawn.and_then(|drawn| drawn.encoded_bytes(&path.codec, path.chunk_tokens)) {
             Some(bytes) => {
                 let share = tokens as f64 / DRAWN_TOKENS as f64;
@@ -128,8 +143,9 @@ impl KvEstimator {
     /// Most encoded bytes of `tokens`, chunk by chunk, as the codec itself states them.
     fn bound(&self, path: &KvPath, tokens: usize) -> Option<u64> {
         let codec = path.codec.build();
+        let shape = self.shape_of(path)?;
         let encoded = |tokens: usize| {
-            TileShape::new(self.shape.num_kv_heads, tokens, self.shape.head_dim)
+            TileShape::new(shape.num_kv_heads, tokens, shape.head_dim)
                 .ok()
                 .map(|shape| codec.encoded_len(shape) as u64)
         };
@@ -141,7 +157,7 @@ impl KvEstimator {
         if !tokens.is_multiple_of(path.chunk_tokens) {
             layer_bytes += encoded(tokens % path.chunk_tokens)?;
         }
-        Some(layer_bytes * self.shape.num_layers as u64)
+        Some(layer_bytes * shape.num_layers as u64)
     }
 }
 
@@ -186,7 +202,7 @@ mod tests {
             chunk_tokens: 256,
             bridge: None,
         };
-        let fp16 = bare.fp16_bytes(700);
+        let fp16 = shape.fp16_bytes(700);
         let identity = path("identity");
         assert_eq!(
             full.payload_bytes(&identity, 700),
@@ -200,8 +216,24 @@ mod tests {
         assert!(bytes * 3 < bound && bytes * 2 < fp16, "{bytes} of {bound}");
         // Half of the tokens is half of the bytes, but for the map of those that are kept.
         let (bytes, basis) = full.payload_bytes(&path("h2o-k50+identity"), 1024).unwrap();
-        let half = full.fp16_bytes(1024) / 2;
+        let half = shape.fp16_bytes(1024) / 2;
         assert_eq!(basis, Basis::Drawn);
         assert!((half..half + half / 10).contains(&bytes), "{bytes} {half}");
+        // The cloud model's own KV has that model's shape, and no artefact describes it.
+        let at_edge = |codec: &str| KvPath {
+            alignment: serde_json::from_str(r#"{"depth": {"at": "edge"}}"#).unwrap(),
+            ..path(codec)
+        };
+        assert_eq!(full.payload_bytes(&at_edge("identity"), 700), None);
+        let native = KvShape::new(5, 4, 32).unwrap();
+        let known = full.with_native(Some(native));
+        assert_eq!(
+            known.payload_bytes(&at_edge("identity"), 700),
+            Some((native.fp16_bytes(700), Basis::Shape))
+        );
+        let (_, basis) = known
+            .payload_bytes(&at_edge("group_quant-4b-g32+zstd-l3"), 700)
+            .unwrap();
+        assert_eq!(basis, Basis::Bound);
     }
 }

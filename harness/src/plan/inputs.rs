@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use celslm_datasets::{Dataset, DatasetConfig, Document, Workload, WorkloadConfig};
+use celslm_kv::align::MapAt;
 use celslm_kv::codec::{CodecArtefact, CodecContext};
 use celslm_kv::{AlignmentConfig, CodecConfig};
 use celslm_link::LinkProfile;
@@ -145,6 +146,18 @@ impl Inputs {
             .iter()
             .find(|(of, _)| of == alignment)
             .map(|(_, bridge)| bridge)
+    }
+
+    /// The bridge files that one end maps through, each once.
+    #[must_use]
+    pub fn bridges_at(&self, at: MapAt) -> Vec<PathBuf> {
+        let mut paths = Vec::new();
+        for (alignment, bridge) in &self.bridges {
+            if alignment.maps_at() == Some(at) && !paths.contains(&bridge.path) {
+                paths.push(bridge.path.clone());
+            }
+        }
+        paths
     }
 
     /// A codec whose stages name the artefact at hand.

@@ -4,6 +4,7 @@ use super::replay::{Asked, Replay, Replayed};
 use super::variants::{EdgeVariant, Shared, internal, invalid, to_service};
 use crate::clock::now_ns;
 use crate::engine::{Ending, SessionContext, SessionEvent, SessionRequest};
+use crate::mapping::codec_problem;
 use celslm_kv::{Chain, ChunkEncoder, Codec as _, CodecConfig, CodecError, chunk};
 use celslm_model::Sampling;
 use celslm_wire::{
@@ -99,8 +100,12 @@ impl CloudService for Serving {
             return Ok(LookupReply { found: None });
         };
         let variant = shared.variant(&request.variant)?;
-        // Every variant has the shape of the edge's model; only its owner knows it.
+        // Each variant has the shape of the model that it is for; only its owner knows it.
         let (shape, fingerprint) = match &variant {
+            EdgeVariant::Native => {
+                let decoder = &shared.model().decoder;
+                (decoder.kv_shape(), decoder.fingerprint())
+            }
             EdgeVariant::Identity(engine) => {
                 let decoder = &engine.model().decoder;
                 (decoder.kv_shape(), decoder.fingerprint())
@@ -123,6 +128,11 @@ impl CloudService for Serving {
         let chain = self.0.codecs.chain(&codec).map_err(unsupported)?;
         self.0.context(&request.context_id)?;
         let variant = self.0.variant(&request.variant)?;
+        if let (EdgeVariant::Native, Some(problem)) = (&variant, codec_problem(&codec)) {
+            return Err(ServiceError::Unsupported(format!(
+                "codec {codec} for the cloud model's own KV: {problem}"
+            )));
+        }
         let shared = self.0.clone();
         Ok(run(|outbox| async move {
             fetch(&shared, &request, &variant, chain, &outbox).await

@@ -21,7 +21,7 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 
 /// The store's name for the cloud model's own KV.
-const NATIVE: &str = "native";
+const NATIVE: &str = Variant::NATIVE;
 /// And for the edge model's.
 const IDENTITY: &str = "identity";
 
@@ -47,8 +47,10 @@ pub(super) struct Shared {
     pub(super) replay: Option<Replay>,
 }
 
-/// A form of KV that fits the edge's model.
+/// A form of KV that an edge may ask for.
 pub(super) enum EdgeVariant {
+    /// The cloud model's own, which the edge maps by itself.
+    Native,
     /// Computed here by the edge's own model.
     Identity(Arc<Engine>),
     /// Mapped from the cloud model's KV or hidden states.
@@ -58,6 +60,7 @@ pub(super) enum EdgeVariant {
 impl EdgeVariant {
     pub(super) fn key(&self) -> &str {
         match self {
+            Self::Native => NATIVE,
             Self::Identity(_) => IDENTITY,
             Self::Bridged(_, key) => key,
         }
@@ -236,6 +239,9 @@ impl Shared {
 
     /// The form that a request names.
     pub(super) fn variant(&self, variant: &Variant) -> Result<EdgeVariant, ServiceError> {
+        if variant.alignment == NATIVE {
+            return Ok(EdgeVariant::Native);
+        }
         if variant.alignment == IDENTITY {
             return self.edge_engine().map(EdgeVariant::Identity);
         }
@@ -337,8 +343,8 @@ impl Shared {
         })
     }
 
-    /// A context's KV in the edge model's form: from the store, or made (computed and mapped, or
-    /// taken from the recording) and kept.
+    /// A context's KV in the form that an edge asks for: from the store, or made (computed and mapped,
+    /// or taken from the recording) and kept.
     pub(super) async fn edge_shaped(
         &self,
         id: &ContextId,
@@ -377,6 +383,7 @@ impl Shared {
             return Ok(Ready::stored(block));
         }
         match variant {
+            EdgeVariant::Native => self.native(id, deadline_ns).await,
             EdgeVariant::Identity(engine) => self.own_of(id, engine, deadline_ns).await,
             EdgeVariant::Bridged(bridge, key) => {
                 let waiting = now_ns();
@@ -396,11 +403,13 @@ impl Shared {
                     Ok((source, edge.model().context_spans(&context.system)?))
                 });
                 let (source, target) = spans.await?.map_err(invalid)?;
-                let read = match bridge.reads() {
-                    SourceKind::Kv => self.native(id, deadline_ns).await?,
-                    SourceKind::States => self.states(id, deadline_ns).await?,
-                };
                 let own = self.own(id, bridge, deadline_ns).await?;
+                let read = match (bridge.reads(), &own) {
+                    // A bridge without parts reads nothing else.
+                    (_, Some(own)) if bridge.parts().is_empty() => Ready::stored(own.block.clone()),
+                    (SourceKind::Kv, _) => self.native(id, deadline_ns).await?,
+                    (SourceKind::States, _) => self.states(id, deadline_ns).await?,
+                };
                 let start = now_ns();
                 let (bridge, block) = (bridge.clone(), read.block.clone());
                 let beside = own.as_ref().map(|own| own.block.clone());

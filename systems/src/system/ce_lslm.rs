@@ -5,15 +5,20 @@
 //! than `kv_bytes_per_token × 8 × edge_prefill_tok_s / compression`. What answers is the edge's
 //! model, so with [`Alignment::identity`](celslm_kv::AlignmentConfig) and an exact codec the
 //! tokens are those of the edge alone.
+//!
+//! Where the edge maps ([`MapAt::Edge`](celslm_kv::align::MapAt)), the cloud model's own KV comes
+//! down. A map may read any of its layers, so that nothing is let into the prefix before the last
+//! has arrived and the trailer has vouched for all of them: no schedule has anything to overlap.
 
 use super::System;
 use crate::answer::{Answer, ContextRef, Request, SystemError};
 use crate::clock::now_ns;
 use crate::edge::EdgeNode;
 use crate::engine::{ArrivingKv, SessionContext, SessionHandle};
+use crate::mapping;
 use crate::spec::KvPath;
 use crate::timeline::{Part, Timeline, Track};
-use celslm_kv::{Assembler, BlockSpec, KeyRope, LayerKv};
+use celslm_kv::{Assembler, BlockSpec, Bridge, KeyRope, KvBlock, LayerKv};
 use celslm_model::{KvPrefix, RotaryEmbedding};
 use celslm_wire::{FetchEvent, FetchHeader, FetchRequest, Traffic, WireError};
 use std::sync::Arc;
@@ -129,12 +134,26 @@ fn variant_key(path: &KvPath) -> String {
 struct Transfer {
     header: FetchHeader,
     kv: Arc<ArrivingKv>,
+    intake: Intake,
     assembler: Assembler,
     inbox: mpsc::Receiver<Result<Arrival, WireError>>,
     /// When the header was in.
     header_ns: u64,
     payload_bytes: u64,
     traffic: Traffic,
+}
+
+/// What becomes of the layers that arrive.
+enum Intake {
+    /// They are the edge model's: each goes into the prefix when it is complete.
+    Direct,
+    /// They are the cloud model's: they are kept until all are there, and mapped.
+    Mapped {
+        bridge: Arc<Bridge>,
+        /// The context in the edge model's tokens.
+        tokens: Vec<u32>,
+        layers: Vec<LayerKv>,
+    },
 }
 
 struct Arrival {
@@ -153,6 +172,7 @@ impl Transfer {
         timeline: &mut Timeline,
     ) -> Result<Self, SystemError> {
         let chain = edge.chain(&path.codec)?;
+        let bridge = edge.bridge(path)?;
         let call = FetchRequest {
             context_id: edge.context_id(context)?,
             variant: path.wire_variant()?,
@@ -184,6 +204,19 @@ impl Transfer {
                 }
             }
         });
+        let intake = match bridge {
+            None => Intake::Direct,
+            Some(bridge) => {
+                // While the request is on its way.
+                let tokens = edge.model().context_tokens(&context.system)?;
+                timeline.lap(Part::Tokenise);
+                Intake::Mapped {
+                    bridge,
+                    tokens,
+                    layers: Vec::new(),
+                }
+            }
+        };
         let arrival = receive(&mut inbox)?;
         let FetchEvent::Header(header) = arrival.event else {
             return Err(SystemError::new(
@@ -199,13 +232,14 @@ impl Transfer {
             ],
             Part::Request,
         );
-        check_header(edge, &header.spec)?;
+        check_header(edge, &header.spec, &intake)?;
         let assembler = Assembler::new(header.spec.clone(), vec![chain], MAX_CONTEXT_BYTES)
             .map_err(|error| SystemError::new("corrupt_chunk", error))?
             .with_dropped(path.codec.leaves_tokens_out());
-        let prefix = KvPrefix::new(header.spec.shape, header.spec.positions.len());
+        let prefix = KvPrefix::new(edge.end().shape, header.spec.positions.len());
         Ok(Self {
             kv: edge.engine().arriving(Arc::new(prefix)),
+            intake,
             header,
             assembler,
             inbox,
@@ -215,8 +249,9 @@ impl Transfer {
         })
     }
 
-    /// Receives and decodes every layer. The last one is let into the prefix only after the
-    /// trailer has vouched for the whole, so that no token can come of less.
+    /// Receives and decodes every layer, and maps them where that is left to the edge. The last one
+    /// is let into the prefix only after the trailer has vouched for the whole, so that no token can
+    /// come of less.
     fn receive_all(
         &mut self,
         edge: &EdgeNode,
@@ -244,9 +279,10 @@ impl Transfer {
                 .map_err(|error| SystemError::new("corrupt_chunk", error))?;
             if let Some((layer, layer_kv)) = complete {
                 left -= 1;
-                match left {
-                    0 => last = Some((layer, layer_kv)),
-                    _ => self.take(layer, &layer_kv, rope)?,
+                match (&mut self.intake, left) {
+                    (Intake::Mapped { layers, .. }, _) => layers.push(layer_kv),
+                    (Intake::Direct, 0) => last = Some((layer, layer_kv)),
+                    (Intake::Direct, _) => self.take(layer, &layer_kv, rope)?,
                 }
             }
             // A session whose time is up needs no more KV.
@@ -265,8 +301,30 @@ impl Transfer {
         if let Some((layer, layer_kv)) = last {
             self.take(layer, &layer_kv, rope)?;
         }
+        if let Some(mapped) = self.mapped(edge)? {
+            track.lap(Part::Align);
+            for (layer, layer_kv) in mapped.layers().iter().enumerate() {
+                self.kv.set_layer(layer, layer_kv, &[], rope)?;
+            }
+        }
         track.lap(Part::Decode);
         Ok(())
+    }
+
+    /// What has arrived in the edge model's form, where that is for the edge to make.
+    fn mapped(&mut self, edge: &EdgeNode) -> Result<Option<KvBlock>, SystemError> {
+        let Intake::Mapped {
+            bridge,
+            tokens,
+            layers,
+        } = &mut self.intake
+        else {
+            return Ok(None);
+        };
+        // The stream has been checked to bring every layer once, in ascending order.
+        let source = KvBlock::from_spec(self.header.spec.clone(), std::mem::take(layers))
+            .map_err(|error| SystemError::new("unfit_kv", error))?;
+        mapping::map(bridge, &source, tokens, edge.pace()).map(Some)
     }
 
     /// Lets a complete layer into the prefix, but for the tokens that its codec left out.
@@ -289,24 +347,36 @@ fn receive(inbox: &mut mpsc::Receiver<Result<Arrival, WireError>>) -> Result<Arr
     }
 }
 
-/// The KV must be what this edge's model would have computed for the context's start.
-fn check_header(edge: &EdgeNode, spec: &BlockSpec) -> Result<(), SystemError> {
-    let decoder = &edge.model().decoder;
+/// The KV must be what this edge's model, or the model that it maps from, would have computed for the
+/// context's start.
+fn check_header(edge: &EdgeNode, spec: &BlockSpec, intake: &Intake) -> Result<(), SystemError> {
     let refuse = |reason: String| Err(SystemError::new("unfit_kv", reason));
-    if spec.fingerprint != decoder.fingerprint() {
+    let (expected, whose) = match intake {
+        Intake::Direct => (edge.end(), "this edge runs"),
+        Intake::Mapped { bridge, .. } => (*bridge.source(), "this edge maps from"),
+    };
+    if spec.fingerprint != expected.fingerprint {
         return refuse(format!(
-            "the cloud sends KV for model {}, this edge runs {}",
-            spec.fingerprint,
-            decoder.fingerprint()
+            "the cloud sends KV for model {}, {whose} {}",
+            spec.fingerprint, expected.fingerprint
         ));
     }
-    if spec.shape != decoder.kv_shape() || spec.rope != KeyRope::Pre || spec.positions.start != 0 {
+    if spec.shape != expected.shape || spec.rope != KeyRope::Pre || spec.positions.start != 0 {
         return refuse(format!(
             "the cloud sends KV of {} in a form this edge cannot use",
             spec.shape
         ));
     }
-    let window = decoder.config().max_position_embeddings;
+    if let Intake::Mapped { tokens, .. } = intake
+        && tokens.len() != spec.positions.len()
+    {
+        return refuse(format!(
+            "the cloud sends KV of {} tokens, the context has {} in the edge's model",
+            spec.positions.len(),
+            tokens.len()
+        ));
+    }
+    let window = edge.model().decoder.config().max_position_embeddings;
     if spec.positions.len() > window {
         return refuse(format!(
             "the context has {} tokens, the edge's window is {window}",

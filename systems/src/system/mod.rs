@@ -64,7 +64,8 @@ pub enum CloudNeed {
     Nothing,
     /// The context's KV in the cloud model's own form, ready to attend to.
     Native,
-    /// The context's KV in the edge model's form.
+    /// The context's KV in the form that the path asks for: the edge model's, or the cloud model's own
+    /// where the edge maps.
     EdgeShaped,
 }
 

@@ -8,12 +8,12 @@ use serde::de::value::MapAccessDeserializer;
 use serde::{Deserialize, Deserializer, Serialize, de};
 
 use super::{
-    AlignError, Alignment, All, Cka, Cosine, Depth, Identity, MappingConfig, R2, Terminal, names,
-    registry,
+    AlignError, Alignment, All, Cka, Cosine, Depth, Identity, MapAt, MappingConfig, R2, Terminal,
+    names, registry,
 };
 
-/// An alignment as configured: `"identity"`, `"depth"`, `{ depth = { bridge = "…" } }`, or
-/// `{ all = { mapping = { joint = { rank = 512 } } } }`.
+/// An alignment as configured: `"identity"`, `"depth"`, `{ depth = { bridge = "…" } }`,
+/// `{ depth = { at = "edge" } }`, or `{ all = { mapping = { joint = { rank = 512 } } } }`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AlignmentConfig {
@@ -48,7 +48,7 @@ impl AlignmentConfig {
         }
     }
 
-    /// The id as it stands in samples, without parameters.
+    /// The alignment's name, without parameters.
     #[must_use]
     pub const fn id(&self) -> &'static str {
         match self {
@@ -62,18 +62,33 @@ impl AlignmentConfig {
         }
     }
 
-    /// Bridge and mapping of an alignment that maps through one.
-    const fn route(&self) -> Option<(&Option<PathBuf>, &MappingConfig)> {
+    /// Bridge, mapping and its place, of an alignment that maps through one.
+    const fn route(&self) -> Option<(&Option<PathBuf>, &MappingConfig, MapAt)> {
         match self {
             Self::Identity => None,
             Self::Terminal(Terminal(route)) | Self::All(All(route)) => {
-                Some((&route.bridge, &route.mapping))
+                Some((&route.bridge, &route.mapping, route.at))
             }
             Self::Depth(Depth(route))
             | Self::Cka(Cka(route))
             | Self::Cosine(Cosine(route))
-            | Self::R2(R2(route)) => Some((&route.bridge, &route.mapping)),
+            | Self::R2(R2(route)) => Some((&route.bridge, &route.mapping, route.at)),
         }
+    }
+
+    /// Which end maps, where something is mapped.
+    #[must_use]
+    pub const fn maps_at(&self) -> Option<MapAt> {
+        match self.route() {
+            None => None,
+            Some((_, _, at)) => Some(at),
+        }
+    }
+
+    /// Whether the cloud model's own KV crosses the link, and the edge maps it.
+    #[must_use]
+    pub const fn maps_at_edge(&self) -> bool {
+        matches!(self.maps_at(), Some(MapAt::Edge))
     }
 
     /// The id of the mapping that goes with it; `none` where nothing is mapped.
@@ -81,7 +96,7 @@ impl AlignmentConfig {
     pub const fn mapping(&self) -> &'static str {
         match self.route() {
             None => "none",
-            Some((_, mapping)) => mapping.id(),
+            Some((_, mapping, _)) => mapping.id(),
         }
     }
 
@@ -90,7 +105,7 @@ impl AlignmentConfig {
     pub const fn mapping_config(&self) -> Option<&MappingConfig> {
         match self.route() {
             None => None,
-            Some((_, mapping)) => Some(mapping),
+            Some((_, mapping, _)) => Some(mapping),
         }
     }
 
@@ -124,13 +139,19 @@ impl AlignmentConfig {
     /// default bridge of the model pair is meant.
     #[must_use]
     pub fn bridge(&self) -> Option<&Path> {
-        self.route().and_then(|(bridge, _)| bridge.as_deref())
+        self.route().and_then(|(bridge, _, _)| bridge.as_deref())
     }
 }
 
+/// As it stands in samples: the name, with `@edge` behind it where the edge maps, which has another
+/// shape on the link and other times.
 impl fmt::Display for AlignmentConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.id())
+        f.write_str(self.id())?;
+        match self.maps_at() {
+            Some(at @ MapAt::Edge) => write!(f, "@{at}"),
+            Some(MapAt::Cloud) | None => Ok(()),
+        }
     }
 }
 
@@ -231,6 +252,36 @@ mod tests {
     }
 
     #[test]
+    fn the_end_that_maps_is_named_where_it_is_not_the_cloud() {
+        for name in ["terminal", "depth", "all", "cka", "cosine", "r2"] {
+            let config = |at: &str| json(&format!(r#"{{"{name}": {{"at": "{at}"}}}}"#));
+            let (cloud, edge) = (config("cloud").unwrap(), config("edge").unwrap());
+            assert_eq!(Ok(&cloud), json(&format!("\"{name}\"")).as_ref());
+            assert_eq!(
+                (cloud.maps_at(), edge.maps_at()),
+                (Some(MapAt::Cloud), Some(MapAt::Edge))
+            );
+            assert!(edge.maps_at_edge() && !cloud.maps_at_edge());
+            assert_eq!(edge.id(), name);
+            assert_eq!(
+                (cloud.to_string(), edge.to_string()),
+                (name.to_owned(), format!("{name}@edge"))
+            );
+            // The default is left out: cells are named by what is written.
+            let written = |config| serde_json::to_string(config).unwrap();
+            assert_eq!(written(&cloud), format!(r#"{{"{name}":{{}}}}"#));
+            assert_eq!(written(&edge), format!(r#"{{"{name}":{{"at":"edge"}}}}"#));
+            assert_eq!(json(&written(&edge)), Ok(edge.clone()));
+            let joint = MappingConfig::Joint(Joint::default());
+            assert!(edge.with_mapping(joint).maps_at_edge());
+            let error = config("middle").unwrap_err();
+            assert!(error.contains("expected `cloud` or `edge`"), "{error}");
+        }
+        assert_eq!(AlignmentConfig::Identity.maps_at(), None);
+        assert!(json(r#"{"identity": {"at": "edge"}}"#).is_err());
+    }
+
+    #[test]
     fn mappings_are_named_with_their_alignment() {
         let text = r#"{"r2": {"sources": 4, "mapping": {"joint": {"rank": 64}}}}"#;
         let config = json(text).unwrap();
@@ -267,7 +318,9 @@ mod tests {
         let error = error.unwrap_err().to_string();
         assert!(error.contains("line 3"), "{error}");
         assert!(
-            error.contains("unknown field `bridg`, expected one of `sources`, `bridge`, `mapping`"),
+            error.contains(
+                "unknown field `bridg`, expected one of `sources`, `bridge`, `mapping`, `at`"
+            ),
             "{error}"
         );
     }
@@ -286,7 +339,7 @@ mod tests {
             (r#"{"depth": {"brigde": "a"}}"#, "expected one of `sources`"),
             (
                 r#"{"all": {"sources": 2}}"#,
-                "expected `bridge` or `mapping`",
+                "expected one of `bridge`, `mapping`, `at`",
             ),
             (r#"{"depth": {"mapping": "rigde"}}"#, "no mapping is called"),
             ("3", "an alignment"),

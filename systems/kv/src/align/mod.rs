@@ -49,7 +49,7 @@ pub use moments::Moments;
 pub use prefix::{CommonPrefix, MAX_PREFIX_TOKENS};
 pub use r2::R2;
 pub use registry::{AlignmentEntry, names, registry};
-pub use route::{Route, TopRoute};
+pub use route::{MapAt, Route, TopRoute};
 pub use similarity::{Scores, Similarity, SimilarityFitter};
 pub use slot::{KvSide, Slot};
 pub use sources::Sources;

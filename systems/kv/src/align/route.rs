@@ -1,10 +1,40 @@
 //! What alignments that map through a bridge have in common in a configuration.
 
+use std::fmt;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
 use super::MappingConfig;
+
+/// Which end of the link maps, and with that whose KV crosses it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MapAt {
+    /// The cloud maps and keeps what it mapped: KV of the edge model's shape crosses the link.
+    #[default]
+    Cloud,
+    /// The edge maps what it has received: the cloud model's own KV crosses the link. It loses where
+    /// that is the larger of the two, and nothing is computed before the last layer is there.
+    Edge,
+}
+
+impl MapAt {
+    /// Name in configurations and samples.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Cloud => "cloud",
+            Self::Edge => "edge",
+        }
+    }
+}
+
+impl fmt::Display for MapAt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
 
 /// Parameters of an alignment that leaves nothing to choose.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
@@ -16,6 +46,9 @@ pub struct Route {
     /// What relates the layers; ridge if absent.
     #[serde(skip_serializing_if = "is_ridge")]
     pub mapping: MappingConfig,
+    /// Which end maps; the cloud if absent.
+    #[serde(skip_serializing_if = "is_cloud")]
+    pub at: MapAt,
 }
 
 /// Parameters of an alignment that ranks source layers.
@@ -31,6 +64,9 @@ pub struct TopRoute {
     /// What relates the layers; ridge if absent.
     #[serde(skip_serializing_if = "is_ridge")]
     pub mapping: MappingConfig,
+    /// Which end maps; the cloud if absent.
+    #[serde(skip_serializing_if = "is_cloud")]
+    pub at: MapAt,
 }
 
 impl Default for TopRoute {
@@ -39,6 +75,7 @@ impl Default for TopRoute {
             sources: 1,
             bridge: None,
             mapping: MappingConfig::default(),
+            at: MapAt::default(),
         }
     }
 }
@@ -51,4 +88,8 @@ fn is_one(sources: &usize) -> bool {
 
 fn is_ridge(mapping: &MappingConfig) -> bool {
     *mapping == MappingConfig::default()
+}
+
+fn is_cloud(at: &MapAt) -> bool {
+    *at == MapAt::Cloud
 }

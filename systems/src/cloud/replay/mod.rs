@@ -157,7 +157,7 @@ impl Replay {
         }
     }
 
-    /// A context's recorded KV in the edge model's form, in the time that the device would take.
+    /// A context's recorded KV in the form asked for, in the time that the device would take.
     pub(super) async fn edge_shaped(
         &self,
         shared: &Shared,
@@ -171,6 +171,10 @@ impl Replay {
             return Err(not_recorded(&what()));
         }
         let (queue_ns, compute_ns) = match variant {
+            EdgeVariant::Native => {
+                let native = self.hold(shared, id, deadline_ns).await?;
+                (native.queue_ns, native.compute_ns)
+            }
             EdgeVariant::Bridged(bridge, _) if bridge.reads() == SourceKind::Kv => {
                 let native = self.hold(shared, id, deadline_ns).await?;
                 (native.queue_ns, native.compute_ns)
@@ -453,10 +457,11 @@ async fn beat(
 }
 
 fn kv_key(shared: &Shared, id: &ContextId, variant: &EdgeVariant) -> KvKey {
-    // The edge model's own KV depends on that model; a bridge's key holds the bridge's hash.
+    // The edge model's own KV depends on that model; a bridge's key holds the bridge's hash, and the
+    // cloud model is named beside.
     let edge = match variant {
         EdgeVariant::Identity(engine) => engine.model().decoder.fingerprint().to_string(),
-        EdgeVariant::Bridged(..) => String::new(),
+        EdgeVariant::Native | EdgeVariant::Bridged(..) => String::new(),
     };
     KvKey {
         model: shared.model().decoder.fingerprint().to_string(),

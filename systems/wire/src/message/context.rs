@@ -99,13 +99,25 @@ impl PublishReply {
 /// Which form of a context's KV is meant.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Variant {
-    /// Registry name of the alignment.
+    /// Registry name of the alignment, or [`Variant::NATIVE`].
     pub alignment: String,
     /// Hash of the bridge file; `None` for an alignment without one.
     pub bridge: Option<[u8; 32]>,
 }
 
 impl Variant {
+    /// In an alignment's place: the cloud model's own KV, as it was computed.
+    pub const NATIVE: &str = "native";
+
+    /// The cloud model's own KV.
+    #[must_use]
+    pub fn native() -> Self {
+        Self {
+            alignment: Self::NATIVE.to_owned(),
+            bridge: None,
+        }
+    }
+
     pub(super) fn into_proto(self) -> proto::Variant {
         proto::Variant {
             alignment: self.alignment,
