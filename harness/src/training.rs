@@ -1,14 +1,13 @@
 //! Training a bridge on calibration text: lessons are contexts of it with questions about them.
 
-use std::cell::{OnceCell, RefCell};
-use std::collections::BTreeMap;
+use std::cell::OnceCell;
 use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::bail;
 use celslm_datasets::{Document, Prompt, Question};
 use celslm_kv::align::TrainingRecord;
-use celslm_kv::{Bridge, MappingConfig, SourceKind};
+use celslm_kv::{Bridge, SourceKind};
 use celslm_model::{GgufFile, KvPrefix};
 use celslm_systems::LoadedModel;
 use celslm_training::{
@@ -16,6 +15,7 @@ use celslm_training::{
     default_device,
 };
 
+use crate::exit::Verdict;
 use crate::fit::{end, prefill, read};
 
 /// Of every so many contexts one is held out.
@@ -30,8 +30,8 @@ const OTHERS: usize = 1;
 const MEASURED_EVERY: u64 = 100;
 /// Contexts that say how inputs and outputs vary.
 const SAMPLE: usize = 8;
-/// Lessons that are kept in memory once they were computed, 10 to 20 MB each: what both models make of
-/// a context takes as long as learning from it.
+/// Lessons that are kept in memory once they were computed, some 20 MB each: both models' KV of a
+/// context, and the teacher's ready for attention. Computing them takes as long as learning from them.
 const KEPT: usize = 400;
 
 /// The models, and the edge's file for the weights that gradients pass through.
@@ -68,12 +68,10 @@ struct Source<'a> {
     computed: OnceCell<Computed>,
 }
 
-/// A context in both models with all of its questions, and what the teacher says at the answers of
-/// those that were asked.
+/// A context in both models with all of its questions, and as the teacher reads it.
 struct Computed {
     lesson: Lesson,
     read: Option<Arc<KvPrefix>>,
-    taught: RefCell<BTreeMap<usize, Distributions>>,
 }
 
 impl<'a> Source<'a> {
@@ -113,15 +111,7 @@ impl<'a> Source<'a> {
             ..all.lesson.clone()
         };
         if let (Some(teacher), Some(read)) = (models.teacher, &all.read) {
-            let mut known = all.taught.borrow_mut();
-            let mut taught = Distributions::default();
-            for at in chosen {
-                if !known.contains_key(&at) {
-                    let one = std::slice::from_ref(&all.lesson.sequences[at]);
-                    known.insert(at, Distributions::of(&teacher.decoder, read, one)?);
-                }
-                taught.extend(&known[&at]);
-            }
+            let taught = Distributions::of(&teacher.decoder, read, &lesson.sequences)?;
             lesson.teacher = Some(taught);
         }
         Ok(lesson)
@@ -151,7 +141,6 @@ impl<'a> Source<'a> {
         };
         Ok(Computed {
             read: read.map(Arc::new),
-            taught: RefCell::default(),
             lesson: Lesson {
                 tokens,
                 source,
@@ -182,33 +171,32 @@ pub enum Told {
     Step(u64, Losses),
 }
 
-/// Trains a bridge into one of `mapping`. `tell` hears of every step and says whether to go on. The
+/// Trains a bridge ([`Bridge::to_train`]). `tell` hears of every step and says whether to go on. The
 /// state of a run that was stopped lies in `state`, and the next call goes on from there; it is removed
 /// at the end.
 ///
 /// # Errors
-/// Lessons that do not suit, models that the bridge is not for, a mapping that cannot begin at it, a
+/// Lessons that do not suit, models that the bridge is not for, a teacher of another vocabulary, a
 /// state of another run, a device that fails, a stop.
 pub fn train(
     models: &Models<'_>,
     bridge: &Bridge,
-    mapping: MappingConfig,
     documents: &[Document],
     options: TrainingOptions,
     state: &Path,
     mut tell: impl FnMut(Told) -> bool,
 ) -> anyhow::Result<Bridge> {
     bridge.check_models(&end(models.cloud), &end(models.edge))?;
-    let bridge = bridge.to_train(mapping)?;
-    if bridge.parts().is_empty() && bridge.prefix().is_none() {
-        bail!("the bridge holds no KV of common first tokens to tune; fit it again");
-    }
     let teacher = models.teacher.unwrap_or(models.edge);
-    if teacher.tokenizer.hash()? != models.edge.tokenizer.hash()? {
-        bail!("the teacher has another tokenizer: its distributions are over other tokens");
+    let vocabulary = |model: &LoadedModel| -> anyhow::Result<_> {
+        Ok((model.tokenizer.hash()?, model.decoder.vocab_size()))
+    };
+    if vocabulary(teacher)? != vocabulary(models.edge)? {
+        let message = "the teacher has another vocabulary: its distributions are over other tokens";
+        return Err(Verdict::Config(message.to_owned()).into());
     }
     let fingerprint = teacher.decoder.fingerprint();
-    let tag = tag(&bridge, documents, options, &fingerprint.to_string())?;
+    let tag = tag(bridge, documents, options, &fingerprint.to_string())?;
     let decoder = {
         let mut gguf = GgufFile::open(models.edge_path)?;
         FrozenDecoder::load(&mut gguf, &default_device()?)?
@@ -236,7 +224,7 @@ pub fn train(
     }
     let sample = &held_out[..SAMPLE.min(held_out.len())];
     let sample: Vec<&Lesson> = sample.iter().collect();
-    let mut trainer = Trainer::new(&decoder, &bridge, &sample, options)?;
+    let mut trainer = Trainer::new(&decoder, bridge, &sample, options)?;
     let measure = |trainer: &Trainer<'_>| -> anyhow::Result<Losses> {
         let losses = held_out.iter().map(|lesson| trainer.evaluate(lesson));
         Ok(Losses::mean(&losses.collect::<Result<Vec<_>, _>>()?))
@@ -246,7 +234,10 @@ pub fn train(
     if state.exists() {
         trainer.restore(state, &tag)?;
     }
-    let mut after = before;
+    let mut after = match trainer.steps() == options.steps {
+        true => measure(&trainer)?,
+        false => before,
+    };
     while trainer.steps() < options.steps {
         let (at, turn) = drawn(learnt_from.len(), trainer.steps());
         let lesson = learnt_from[at].lesson(models, reads, turn, at < KEPT)?;

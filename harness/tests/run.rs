@@ -361,7 +361,7 @@ fn what_an_edge_cannot_map_is_code_2() {
         lab.run(&args)
     };
     let told = assert_code(&node("own.safetensors"), 2);
-    assert!(told.contains("reads the edge model's own KV"), "{told}");
+    assert!(told.contains("needs the edge model's own KV"), "{told}");
     let told = assert_code(&node("text.txt"), 2);
     assert!(told.contains("not a safetensors file"), "{told}");
     assert_code(&node("absent.safetensors"), 4);

@@ -442,6 +442,7 @@ fn a_mapped_arm_brings_the_clouds_rows_to_the_edges_tokens() {
         bridge: std::sync::Arc::new(between(&cloud, &edge, tokens)),
         sinks: 0,
         shallow_layers: 0,
+        own_kv: false,
     };
     let offsets = mapped(TokenAlignment::Offsets);
     let same = mapped(TokenAlignment::Same);
@@ -520,6 +521,7 @@ fn a_mapped_arm_reads_the_states_that_its_bridge_reads() {
         bridge: std::sync::Arc::new(from_states(&model)),
         sinks: 4,
         shallow_layers: 0,
+        own_kv: false,
     };
     let document = document("lantern", ["lantern", "a lantern", "the third lantern"]);
     let found = rows(&model, 8, &document, &[&mapped, &ZeroKv]);
@@ -542,6 +544,7 @@ fn a_mapped_arm_is_the_reference_where_nothing_is_mapped_and_near_it_where_the_m
         bridge: bridge.clone(),
         sinks,
         shallow_layers,
+        own_kv: false,
     };
     let document = document("lantern", ["lantern", "a lantern", "the third lantern"]);
     let own = [mapped(10_000, 0), mapped(0, 3)];

@@ -14,7 +14,7 @@ use celslm::training::{self, Told};
 use celslm::{bridges, clock};
 use celslm_datasets::Document;
 use celslm_kv::align::{Bridge, FitCost, Scores, Similarity, TokenAlignment};
-use celslm_kv::{AlignmentConfig, MappingConfig};
+use celslm_kv::{AlignError, AlignmentConfig, MappingConfig};
 use celslm_model::LoadedModel;
 use celslm_reports::{HeatMap, HeatPanel};
 use celslm_training::{Losses, TrainingOptions};
@@ -188,7 +188,8 @@ struct TrainArgs {
     /// Edge model
     #[arg(long, value_name = "NAME", default_value_t = ModelsConfig::default().edge)]
     edge: String,
-    /// Where to write it; the pair's default place beside the configurations if absent
+    /// Where to write it; the pair's default place beside the configurations if absent, whatever
+    /// the teacher
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
 }
@@ -374,18 +375,36 @@ fn write_lessons(args: &StudyArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::Ok)
 }
 
+/// The bridge that training begins at. What its first tokens took counts too.
+fn begun(bridge: Bridge, args: &TrainArgs) -> Result<Bridge, Verdict> {
+    let unfit = |error: AlignError| Verdict::Config(format!("{}: {error}", args.from.display()));
+    let mut begun = bridge.to_train(args.mapping.clone()).map_err(unfit)?;
+    if let Some(path) = &args.first_tokens {
+        let other = Bridge::read(path)
+            .map_err(|error| Verdict::Config(format!("{}: {error}", path.display())))?;
+        let prefix = other
+            .prefix()
+            .cloned()
+            .ok_or_else(|| Verdict::Config(format!("{} holds no first tokens", path.display())))?;
+        let costs = begun.manifest().cost.zip(other.manifest().cost);
+        begun.set_cost(costs.map(|(own, other)| FitCost {
+            train_s: own.train_s + other.train_s,
+            ..own
+        }));
+        begun = begun.with_prefix(prefix).map_err(unfit)?;
+    }
+    if begun.parts().is_empty() && begun.prefix().is_none() {
+        return Err(Verdict::Config(format!(
+            "{} holds no KV of common first tokens to tune; fit it again",
+            args.from.display()
+        )));
+    }
+    Ok(begun)
+}
+
 fn train(args: &TrainArgs) -> anyhow::Result<ExitCode> {
     let bridge = Bridge::read(&args.from)?;
-    let bridge = match &args.first_tokens {
-        Some(path) => {
-            let other = Bridge::read(path)?;
-            let prefix = other.prefix().cloned().ok_or_else(|| {
-                Verdict::Config(format!("{} holds no first tokens", path.display()))
-            })?;
-            bridge.with_prefix(prefix)?
-        }
-        None => bridge,
-    };
+    let bridge = begun(bridge, args)?;
     let alignment = alignment(bridge.alignment())?.with_mapping(args.mapping.clone());
     if !bridge.tokens().is_same() {
         return Err(Verdict::Config(format!(
@@ -432,7 +451,6 @@ fn train(args: &TrainArgs) -> anyhow::Result<ExitCode> {
         training::train(
             &models,
             &bridge,
-            args.mapping.clone(),
             &documents,
             options,
             &state,

@@ -53,7 +53,10 @@ pub fn build(input: &EvaluationInput) -> Result<Report, ReportError> {
     input.write()?;
 
     let clouded = boards.iter().any(takes_part);
-    let cloud_definitions = clouded.then_some(CLOUD_DEFINITIONS).unwrap_or_default();
+    let cloud_definitions: &[&str] = match clouded {
+        true => CLOUD_DEFINITIONS,
+        false => &[],
+    };
     let (leading, following) = views::tables(&boards);
     let mut report = Report {
         title: input.title.clone(),

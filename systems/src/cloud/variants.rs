@@ -15,6 +15,7 @@ use celslm_kv::align::{BridgeEnd, Sources};
 use celslm_kv::{AlignError, Bridge, ContextId, KvBlock, KvStore, SourceKind};
 use celslm_model::{KvPrefix, ModelError};
 use celslm_wire::{ServiceError, Variant};
+use std::borrow::Cow;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -398,11 +399,25 @@ impl Shared {
                 }
                 let context = self.context(id)?;
                 let (cloud, edge) = (self.engine.model().clone(), self.edge_engine()?);
-                let spans = self.work(move || {
-                    let source = cloud.context_spans(&context.system)?;
-                    Ok((source, edge.model().context_spans(&context.system)?))
+                let system = context.clone();
+                let aligned = !bridge.tokens().is_same();
+                let read = self.work(move || {
+                    let tokens = edge.model().context_tokens(&system.system)?;
+                    let spans = |model: &LoadedModel| model.context_spans(&system.system);
+                    let spans = match aligned {
+                        true => Some((spans(&cloud)?, spans(edge.model())?)),
+                        false => None,
+                    };
+                    Ok((tokens, spans))
                 });
-                let (source, target) = spans.await?.map_err(invalid)?;
+                let (tokens, spans) = read.await?.map_err(invalid)?;
+                if spans.is_none() && !bridge.parts().is_empty() && tokens != context.tokens {
+                    let error = AlignError::OtherTokens {
+                        source_tokens: context.tokens.len(),
+                        target_tokens: tokens.len(),
+                    };
+                    return Err(ServiceError::Unsupported(error.to_string()));
+                }
                 let own = self.own(id, bridge, deadline_ns).await?;
                 let read = match (bridge.reads(), &own) {
                     // A bridge without parts reads nothing else.
@@ -414,11 +429,16 @@ impl Shared {
                 let (bridge, block) = (bridge.clone(), read.block.clone());
                 let beside = own.as_ref().map(|own| own.block.clone());
                 let mapped = self.work(move || {
-                    let aligned = bridge.tokens().aligned(&source, &target, &block)?;
+                    let source = match &spans {
+                        Some((from, to)) if !bridge.parts().is_empty() => {
+                            bridge.tokens().aligned(from, to, &block)?
+                        }
+                        _ => Cow::Borrowed(&*block),
+                    };
                     bridge.map(Sources {
-                        source: &aligned,
+                        source: &source,
                         own: beside.as_deref(),
-                        tokens: &target.tokens,
+                        tokens: &tokens,
                     })
                 });
                 let mapped = mapped.await?.map_err(|error| match error {

@@ -55,9 +55,7 @@ impl Distributions {
             vocab_size: decoder.vocab_size(),
         })
     }
-}
 
-impl Distributions {
     /// Those of further sequences behind these.
     pub fn extend(&mut self, more: &Self) {
         self.rows.extend_from_slice(&more.rows);

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use celslm_kv::align::mapping::{Fuse, Joint};
 use celslm_kv::align::{
     Alignment as _, All, BridgeEnd, BridgeFitter, CommonPrefix, Depth, FitOptions, Numbers, Part,
-    Sources, TrainingRecord, Weights,
+    Sources, Storage, TrainingRecord, Weights,
 };
 use celslm_kv::{Bridge, KvBlock, MappingConfig, ModelFingerprint};
 use celslm_model::synthetic::SyntheticModel;
@@ -83,6 +83,10 @@ fn taught_by(teacher: &LoadedModel, lesson: &Lesson) -> Lesson {
 
 /// A joint map from the model to itself, with its prefix.
 fn joint(model: &LoadedModel) -> Bridge {
+    joint_in(model, Storage::Int8)
+}
+
+fn joint_in(model: &LoadedModel, storage: Storage) -> Bridge {
     let end = BridgeEnd {
         fingerprint: model.decoder.fingerprint(),
         shape: model.decoder.kv_shape(),
@@ -94,7 +98,8 @@ fn joint(model: &LoadedModel) -> Bridge {
         stride: 1,
         ..Joint::default()
     });
-    let options = FitOptions::new("all", "none", 0, "test").with_mapping(mapping);
+    let mut options = FitOptions::new("all", "none", 0, "test").with_mapping(mapping);
+    options.storage = storage;
     let mut fitter = BridgeFitter::new(end, end, &map, options).unwrap();
     for seed in 0..20 {
         let lesson = lesson(model, seed);
@@ -403,4 +408,33 @@ fn a_first_factor_in_bytes_is_left_alone() {
     assert_ne!(up, own_up);
     let read = Bridge::from_bytes(&trained.to_bytes().unwrap()).unwrap();
     assert_eq!(read, trained);
+}
+
+/// Of a map in fp16 both factors are trained, and both are stored as they were found.
+#[test]
+fn a_first_factor_in_fp16_is_trained_and_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let (own, frozen) = model(dir.path(), 11);
+    let fitted = joint_in(&own, Storage::F16);
+    let begun = fitted.to_train(MappingConfig::Trained).unwrap();
+    assert_eq!(begun.storage(), Storage::F16);
+    let lessons: Vec<Lesson> = (0..4).map(|seed| lesson(&own, seed)).collect();
+    let sample: Vec<&Lesson> = lessons.iter().collect();
+    let mut trainer = Trainer::new(&frozen, &begun, &sample, OPTIONS).unwrap();
+    for step in 0..20 {
+        trainer.step(&[&lessons[step % lessons.len()]]).unwrap();
+    }
+    let after = trainer.evaluate(&lessons[0]).unwrap();
+    let trained = trainer.bridge(record()).unwrap();
+    let first = |bridge: &Bridge| match bridge.parts()[0].affine.weights() {
+        Weights::Factored { down, .. } => down.clone(),
+        Weights::Dense(_) => panic!("joint has two factors"),
+    };
+    assert_ne!(first(&trained), first(&begun));
+    let again = Trainer::new(&frozen, &trained, &sample, OPTIONS).unwrap();
+    let read = again.evaluate(&lessons[0]).unwrap();
+    assert!(
+        (read.kl - after.kl).abs() < 0.05 * after.kl + 1e-3,
+        "{read:?} {after:?}"
+    );
 }

@@ -69,15 +69,15 @@ impl fmt::Debug for Distilled {
 impl Arm for Distilled {
     fn serve(&self, evaluator: &Evaluator<'_>, case: &Case<'_>) -> Result<Served, EvaluationError> {
         let start = (evaluator.settings.now_ns)();
-        let (_, source) = case.source(evaluator)?;
-        let own = Context {
-            document: case.document(),
-            tokens: case.tokens(),
-            source,
-            block: case.block(),
-        };
         let block = match self.studied {
             Studied::Own => {
+                let (_, source) = case.source(evaluator)?;
+                let own = Context {
+                    document: case.document(),
+                    tokens: case.tokens(),
+                    source,
+                    block: case.block(),
+                };
                 let read = own.read(evaluator)?;
                 let lessons = case.lessons(|| lessons(evaluator.cloud()?, &read, own.document))?;
                 self.tune(evaluator, &own, &read, lessons)?
@@ -96,11 +96,13 @@ impl Arm for Distilled {
                 let read = other.read(evaluator)?;
                 let lessons = lessons(cloud, &read, other.document)?;
                 let tuned = self.tune(evaluator, &other, &read, &lessons)?;
-                let same = own.tokens.iter().zip(other.tokens);
+                let same = case.tokens().iter().zip(other.tokens);
                 let same = same.take_while(|(a, b)| a == b).count();
-                let mut begun = self.begin(&own)?;
+                let mut begun = self.begin(case.tokens().len(), case.block())?;
                 let same = same.min(begun.num_tokens()).min(tuned.num_tokens());
-                begun.replace_tokens(0..same, &tuned)?;
+                if same > 0 {
+                    begun.replace_tokens(0..same, &tuned)?;
+                }
                 begun
             }
         };
@@ -143,9 +145,9 @@ impl Context<'_> {
 
 impl Distilled {
     /// The KV that tuning begins at: the first tokens of the context's.
-    fn begin(&self, context: &Context<'_>) -> Result<KvBlock, EvaluationError> {
-        let length = context.tokens.len().div_ceil(self.reduction.max(1));
-        Ok(context.block.slice_tokens(0..length.max(2))?)
+    fn begin(&self, tokens: usize, block: &KvBlock) -> Result<KvBlock, EvaluationError> {
+        let length = tokens.div_ceil(self.reduction.max(1));
+        Ok(block.slice_tokens(0..length.max(2))?)
     }
 
     fn tune(
@@ -176,7 +178,8 @@ impl Distilled {
             attention: 0.0,
             divergence: 1.0,
         };
-        let mut distiller = Distiller::new(&self.decoder, &self.begin(context)?, options)?;
+        let begun = self.begin(context.tokens.len(), context.block)?;
+        let mut distiller = Distiller::new(&self.decoder, &begun, options)?;
         for step in 0..self.steps {
             let chosen = (0..AT_A_TIME.min(lessons.len()))
                 .map(|index| (step * AT_A_TIME + index) % lessons.len());

@@ -3,8 +3,9 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use celslm_kv::Bridge;
 use celslm_kv::align::Sources;
+use celslm_kv::{Bridge, KvBlock, SourceKind};
+use celslm_model::LoadedModel;
 
 use super::{Arm, Served, own_start};
 use crate::{Case, EvaluationError, Evaluator, framing};
@@ -46,6 +47,11 @@ impl Arm for Mapped {
         let mut elapsed = 0;
         if shallow < num_layers {
             let spans = |model| framing::document_spans(model, case.document());
+            // A self control of a bridge that reads hidden states reads the edge's.
+            let states = match alone && self.bridge.reads() == SourceKind::States {
+                true => Some(prefill_states(evaluator.model, case.tokens())?),
+                false => None,
+            };
             let read = match alone {
                 true => None,
                 false => {
@@ -56,7 +62,7 @@ impl Arm for Mapped {
             let start = (evaluator.settings.now_ns)();
             let source = match &read {
                 Some((cloud, edge, source)) => self.bridge.tokens().aligned(cloud, edge, source)?,
-                None => Cow::Borrowed(own),
+                None => Cow::Borrowed(states.as_ref().unwrap_or(own)),
             };
             let from = Sources {
                 source: &source,
@@ -89,4 +95,9 @@ impl Arm for Mapped {
             ..served
         })
     }
+}
+
+fn prefill_states(model: &LoadedModel, tokens: &[u32]) -> Result<KvBlock, EvaluationError> {
+    let states = model.decoder.context_states(tokens, || true)?;
+    states.ok_or_else(|| EvaluationError::Arm("the prefill was stopped".to_owned()))
 }

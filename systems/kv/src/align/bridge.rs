@@ -336,8 +336,20 @@ impl Bridge {
                 });
             }
         };
+        // A first factor that is not in 8 bits already is trained, and what is found between codes
+        // must be kept.
+        let in_bytes = |part: &Part| match part.affine.weights() {
+            Weights::Factored { down, .. } => down.storage() == Storage::Int8,
+            Weights::Dense(_) => true,
+        };
+        let storage = match mapping.storage() {
+            Storage::Int8Down if !parts.iter().all(in_bytes) => Storage::F16,
+            storage => storage,
+        };
         Ok(Self {
-            storage: mapping.storage(),
+            storage,
+            // Without parts nothing of the source is read.
+            states: self.states.filter(|_| !parts.is_empty()),
             mapping,
             parts,
             ..self.clone()
@@ -630,8 +642,8 @@ impl Bridge {
         if let Some(prefix) = &self.prefix
             && block.positions().start == 0
         {
-            let (count, known) = prefix.of(from.tokens);
-            let count = count.min(block.num_tokens());
+            let held = from.tokens.len().min(block.num_tokens());
+            let (count, known) = prefix.of(&from.tokens[..held]);
             if count > 0 {
                 mapped.replace_tokens(0..count, &known.slice_layers(layers)?)?;
             }
@@ -919,7 +931,7 @@ fn check_header(header: &Header) -> Result<(), String> {
     // What a trained map reads, only the header says.
     let kind = header.mapping.method().reads();
     let states = header.states.is_some();
-    if header.mapping != MappingConfig::Trained && (kind == SourceKind::States) != states {
+    if !header.mapping.is_trained() && (kind == SourceKind::States) != states {
         let has = if states { "a" } else { "no" };
         return Err(format!(
             "a mapping that reads {kind}, and {has} shape of states"
@@ -944,6 +956,10 @@ fn check_header(header: &Header) -> Result<(), String> {
     written.sort_unstable();
     if let Some(twice) = written.windows(2).find(|pair| pair[0] == pair[1]) {
         return Err(format!("two parts write {}", twice[0]));
+    }
+    if parts.iter().any(|part| part.own.is_empty()) && parts.iter().any(|part| !part.own.is_empty())
+    {
+        return Err("some parts add to the target's own KV, and others replace it".to_owned());
     }
     // All of them exist and none is there twice, so their number says whether one is missing.
     let expected = num_layers * KvSide::ALL.len() * target.shape.num_kv_heads;

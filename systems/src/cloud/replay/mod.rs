@@ -170,21 +170,29 @@ impl Replay {
         if !self.recording.has_kv(&key) {
             return Err(not_recorded(&what()));
         }
-        let (queue_ns, compute_ns) = match variant {
-            EdgeVariant::Native => {
-                let native = self.hold(shared, id, deadline_ns).await?;
-                (native.queue_ns, native.compute_ns)
-            }
-            EdgeVariant::Bridged(bridge, _) if bridge.reads() == SourceKind::Kv => {
-                let native = self.hold(shared, id, deadline_ns).await?;
-                (native.queue_ns, native.compute_ns)
-            }
-            // What is computed for the one form alone is not held.
-            EdgeVariant::Identity(_) | EdgeVariant::Bridged(..) => {
-                self.prefill(shared.context(id)?.tokens.len(), deadline_ns)
-                    .await?
+        let tokens = shared.context(id)?.tokens.len();
+        // What a form is made of: the cloud model's KV, or else what is computed for the one form alone
+        // and not held, and the edge model's KV where a bridge reads it too.
+        let (held, prefills) = match variant {
+            EdgeVariant::Native => (true, 0),
+            EdgeVariant::Identity(_) => (false, 1),
+            EdgeVariant::Bridged(bridge, _) => {
+                let reads = !bridge.parts().is_empty();
+                let held = reads && bridge.reads() == SourceKind::Kv;
+                let computed = usize::from(reads && !held) + usize::from(bridge.reads_own());
+                (held, computed)
             }
         };
+        let (mut queue_ns, mut compute_ns) = (0, 0);
+        if held {
+            let native = self.hold(shared, id, deadline_ns).await?;
+            (queue_ns, compute_ns) = (native.queue_ns, native.compute_ns);
+        }
+        for _ in 0..prefills {
+            let (queued, computed) = self.prefill(tokens, deadline_ns).await?;
+            queue_ns += queued;
+            compute_ns += computed;
+        }
         let reading_ns = now_ns();
         let recording = self.recording.clone();
         let read = shared.work(move || recording.kv(&key)).await?;

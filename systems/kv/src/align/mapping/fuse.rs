@@ -56,11 +56,12 @@ impl Fuse {
             });
         }
         let half = self.rank / 2;
-        if half == 0 || half > down.columns() {
+        let most = (2 * down.columns()).min(up.columns());
+        if half == 0 || !self.rank.is_multiple_of(2) || self.rank > most {
             return Err(AlignError::Parameter {
                 name: "rank",
                 value: self.rank as f64,
-                allowed: "at least 2, and at most twice that of the map it begins at",
+                allowed: "an even number up to twice that of the map it begins at",
             });
         }
         let (p, q, rank) = (down.rows(), up.columns(), 2 * half);

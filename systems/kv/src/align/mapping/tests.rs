@@ -259,6 +259,21 @@ fn joint_reads_states_and_tells_them_from_kv() {
     bridge.check_models(&source, &target).unwrap();
     let read = Bridge::from_bytes(&bridge.to_bytes().unwrap()).unwrap();
     assert_eq!(read, bridge);
+    // So are those that training begins at it.
+    for mapping in [
+        MappingConfig::Trained,
+        MappingConfig::Fuse(Fuse { rank: 4 }),
+    ] {
+        let begun = bridge.to_train(mapping).unwrap();
+        assert_eq!(begun.reads(), SourceKind::States);
+        let bytes = begun.to_bytes().unwrap();
+        assert_eq!(Bridge::from_bytes(&bytes).unwrap(), begun);
+    }
+    let alone = bridge.to_train(MappingConfig::Prefix).unwrap();
+    assert_eq!(alone.reads(), SourceKind::Kv);
+    for rank in [0, 3, 1 << 20] {
+        assert!(bridge.to_train(MappingConfig::Fuse(Fuse { rank })).is_err());
+    }
     let (states, expected) = states_pair(99);
     let mapped = read.map(&states).unwrap();
     assert_eq!(mapped.spec(), expected.spec());
