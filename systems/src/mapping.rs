@@ -5,9 +5,7 @@ use crate::clock::now_ns;
 use crate::engine::Pace;
 use crate::spec::KvPath;
 use celslm_kv::align::Sources;
-use celslm_kv::{
-    Bridge, BridgeEnd, BridgeError, CodecConfig, KvBlock, KvShape, ModelFingerprint, SourceKind,
-};
+use celslm_kv::{Bridge, BridgeEnd, BridgeError, CodecConfig, KvBlock, SourceKind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,21 +25,16 @@ pub enum UnfitBridge {
     },
     /// It maps to another model than the edge's.
     #[error(
-        "the bridge {} maps to model {target_model} ({target_shape}), this edge runs {model} \
-         ({shape})",
-        path.display()
+        "the bridge {} maps to model {} ({}), this edge runs {} ({})",
+        path.display(), target.fingerprint, target.shape, model.fingerprint, model.shape
     )]
     OtherModel {
         /// The file.
         path: PathBuf,
         /// The model that it maps to.
-        target_model: ModelFingerprint,
-        /// That model's shape.
-        target_shape: KvShape,
+        target: Box<BridgeEnd>,
         /// The edge's model.
-        model: ModelFingerprint,
-        /// The shape of the edge's model.
-        shape: KvShape,
+        model: Box<BridgeEnd>,
     },
     /// It reads what does not cross the link.
     #[error(
@@ -118,10 +111,8 @@ impl EdgeBridges {
             if target != model {
                 return Err(UnfitBridge::OtherModel {
                     path: path.clone(),
-                    target_model: target.fingerprint,
-                    target_shape: target.shape,
-                    model: model.fingerprint,
-                    shape: model.shape,
+                    target: Box::new(*target),
+                    model: Box::new(*model),
                 });
             }
             let mut hasher = blake3::Hasher::new();
@@ -191,7 +182,7 @@ pub(crate) fn map(
 mod tests {
     use super::*;
     use celslm_kv::align::{BridgeFitter, CommonPrefix, FitOptions};
-    use celslm_kv::{AlignmentConfig, KeyRope, LayerKv, MappingConfig};
+    use celslm_kv::{AlignmentConfig, KeyRope, KvShape, LayerKv, MappingConfig, ModelFingerprint};
     use half::f16;
 
     const TOKENS: usize = 96;

@@ -376,7 +376,7 @@ fn write_lessons(args: &StudyArgs) -> anyhow::Result<ExitCode> {
 }
 
 /// The bridge that training begins at. What its first tokens took counts too.
-fn begun(bridge: Bridge, args: &TrainArgs) -> Result<Bridge, Verdict> {
+fn begun(bridge: &Bridge, args: &TrainArgs) -> Result<Bridge, Verdict> {
     let unfit = |error: AlignError| Verdict::Config(format!("{}: {error}", args.from.display()));
     let mut begun = bridge.to_train(args.mapping.clone()).map_err(unfit)?;
     if let Some(path) = &args.first_tokens {
@@ -404,7 +404,7 @@ fn begun(bridge: Bridge, args: &TrainArgs) -> Result<Bridge, Verdict> {
 
 fn train(args: &TrainArgs) -> anyhow::Result<ExitCode> {
     let bridge = Bridge::read(&args.from)?;
-    let bridge = begun(bridge, args)?;
+    let bridge = begun(&bridge, args)?;
     let alignment = alignment(bridge.alignment())?.with_mapping(args.mapping.clone());
     if !bridge.tokens().is_same() {
         return Err(Verdict::Config(format!(

@@ -40,7 +40,7 @@ impl Metric {
         }
     }
 
-    /// "wrong_context (F1 20.1)".
+    /// "`wrong_context` (F1 20.1)".
     fn scored(self, arm: &Arm) -> String {
         let score = self.of(&arm.summary).map_or_else(
             || "–".to_owned(),

@@ -10,6 +10,9 @@ use super::summary::Metric;
 use crate::error::ReportError;
 use crate::quality::{Paired, Score};
 
+/// A comparison and its interval.
+type Figure = (f64, Option<(f64, f64)>);
+
 /// One row an arm, in plan order: identity, progress and every derived figure. Shares and
 /// scores are 0 to 1, likelihoods in nats; a null is not defined or not measured.
 pub(super) fn summary(boards: &[Board]) -> Result<DataFrame, ReportError> {
@@ -104,8 +107,8 @@ fn compared(boards: &[Board]) -> Vec<Column> {
     };
     let mut columns = Vec::new();
     for (metric, title) in [(Metric::F1, "f1"), (Metric::Nll, "nll")] {
-        let mut figures = |name: &str, values: Vec<Option<(f64, Option<(f64, f64)>)>>| {
-            let mut add = |suffix: &str, value: fn((f64, Option<(f64, f64)>)) -> Option<f64>| {
+        let mut figures = |name: &str, values: Vec<Option<Figure>>| {
+            let mut add = |suffix: &str, value: fn(Figure) -> Option<f64>| {
                 let column: Vec<Option<f64>> = values.iter().map(|v| value((*v)?)).collect();
                 columns.push(Column::new(
                     format!("{title}_{name}{suffix}").into(),
