@@ -7,12 +7,13 @@
 //! same run, on one core as well: what mapping has to be held against.
 //!
 //! ```text
-//! CELSLM_BENCH_BRIDGE=joint.safetensors CELSLM_BENCH_EDGE=edge.gguf cargo bench -p celslm-benches --bench bridge
+//! CELSLM_BENCH_BRIDGE=joint.safetensors CELSLM_BENCH_EDGE=edge.gguf cargo bench --workspace --profile dev --bench bridge
 //! ```
 //!
-//! Measured on one core (AMD EPYC 9005, AVX-512) for the default pair, 1,024 tokens: the edge's
-//! prefill 2,014 ms, `depth` with `ridge` 20 ms (1.0% of it), `all` with `joint` of rank 1024 181 ms
-//! (9.0%).
+//! Measured on one core (AMD EPYC 9005, AVX-512, the other one busy) for the default pair, 1,024 tokens, with
+//! the `dev` profile: the edge's prefill 2,120 ms, `depth` with `ridge` 20.5 ms (1.0% of it), `all` with
+//! `joint` of rank 768, both factors in bytes, 63.7 ms (3.0%), the same trained, its second factor in fp16,
+//! 101.7 ms (4.8%). Before maps were multiplied as bytes, rank 1024 took 181 ms (9.0% of 2,014 ms).
 
 use std::hint::black_box;
 use std::path::Path;
