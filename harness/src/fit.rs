@@ -288,8 +288,18 @@ pub fn describe(bridge: &Bridge) -> String {
         TokenAlignment::Same => String::new(),
         other => format!(", tokens by {other}"),
     };
+    let training = manifest.training.map_or_else(String::new, |training| {
+        let teacher = match training.teacher == bridge.target().fingerprint {
+            true => "the edge's model",
+            false => "another model",
+        };
+        format!(
+            "; begun there, then {} steps with {teacher} as teacher: held-out KL {:.3} before, {:.3} after",
+            training.steps, training.kl[0], training.kl[1]
+        )
+    });
     format!(
-        "{of}{} → {}, {} {}{tokens}: {} tokens fitted, {} held out, held-out R² {k:.3} (keys) {v:.3} (values)",
+        "{of}{} → {}, {} {}{tokens}: {} tokens fitted, {} held out, held-out R² {k:.3} (keys) {v:.3} (values){training}",
         bridge.source().shape,
         bridge.target().shape,
         bridge.alignment(),
