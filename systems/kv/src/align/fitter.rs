@@ -194,6 +194,11 @@ impl BridgeFitter {
         mut options: FitOptions,
     ) -> Result<Self, AlignError> {
         let mapping = options.mapping.method();
+        if options.mapping.is_trained() {
+            return Err(AlignError::NotFitted {
+                mapping: mapping.id(),
+            });
+        }
         match mapping.reads() {
             SourceKind::Kv => options.states = None,
             kind @ SourceKind::States if options.states.is_none() => {

@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Choice, Group, Mapping, Part, Problem};
-use crate::align::{Affine, AlignError, KvSide, Matrix, Moments, Slot, Weights};
+use super::{Mapping, Part};
+use crate::align::{Affine, AlignError, KvSide, Matrix, Slot, Weights};
 use crate::block::KvShape;
 
 /// A residual on the target model's own KV, read from that and the source's together: `y = own +
@@ -100,17 +100,5 @@ impl Fuse {
 impl Mapping for Fuse {
     fn id(&self) -> &'static str {
         Self::NAME
-    }
-
-    fn groups(&self, _: &[Vec<usize>], _: KvShape, _: KvShape) -> Result<Vec<Group>, AlignError> {
-        Err(AlignError::NotFitted {
-            mapping: Self::NAME,
-        })
-    }
-
-    fn solve(&self, _: &Problem<'_>, _: &Moments, _: &[Choice]) -> Result<Vec<Part>, AlignError> {
-        Err(AlignError::NotFitted {
-            mapping: Self::NAME,
-        })
     }
 }

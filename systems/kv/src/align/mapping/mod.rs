@@ -258,16 +258,19 @@ pub trait Mapping: Debug + Send + Sync {
         })
     }
 
-    /// The maps, one for each target in order.
+    /// The maps, one for each target in order. What training alone makes has none to solve for.
     ///
     /// # Errors
-    /// [`AlignError::Singular`], [`AlignError::NotFinite`] or [`AlignError::Parameter`].
+    /// [`AlignError::Singular`], [`AlignError::NotFinite`], [`AlignError::Parameter`] or
+    /// [`AlignError::NotFitted`].
     fn solve(
         &self,
-        problem: &Problem<'_>,
-        moments: &Moments,
-        choices: &[Choice],
-    ) -> Result<Vec<Part>, AlignError>;
+        _problem: &Problem<'_>,
+        _moments: &Moments,
+        _choices: &[Choice],
+    ) -> Result<Vec<Part>, AlignError> {
+        Err(AlignError::NotFitted { mapping: self.id() })
+    }
 }
 
 /// Checks a parameter that counts something.

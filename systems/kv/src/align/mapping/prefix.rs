@@ -1,8 +1,6 @@
 //! `prefix`: the target model's own KV behind first tokens that training has tuned.
 
-use super::{Choice, Group, Mapping, Part, Problem};
-use crate::align::{AlignError, Moments};
-use crate::block::KvShape;
+use super::Mapping;
 
 /// Nothing of the source's KV is read: the context is the target model's own, and only the KV of the
 /// tokens that all contexts begin with has been trained (prefix tuning, arXiv 2101.00190), towards
@@ -22,17 +20,5 @@ impl Prefix {
 impl Mapping for Prefix {
     fn id(&self) -> &'static str {
         Self::NAME
-    }
-
-    fn groups(&self, _: &[Vec<usize>], _: KvShape, _: KvShape) -> Result<Vec<Group>, AlignError> {
-        Err(AlignError::NotFitted {
-            mapping: Self::NAME,
-        })
-    }
-
-    fn solve(&self, _: &Problem<'_>, _: &Moments, _: &[Choice]) -> Result<Vec<Part>, AlignError> {
-        Err(AlignError::NotFitted {
-            mapping: Self::NAME,
-        })
     }
 }

@@ -1,8 +1,6 @@
 //! `trained`: another mapping's numbers, trained on through the frozen edge model.
 
-use super::{Choice, Group, Mapping, Part, Problem};
-use crate::align::{AlignError, Moments};
-use crate::block::KvShape;
+use super::Mapping;
 
 /// The maps of another bridge, of whatever form, with numbers that gradients have found: what the
 /// edge's attention reads from mapped KV, and the distributions that follow, are brought close to
@@ -18,17 +16,5 @@ impl Trained {
 impl Mapping for Trained {
     fn id(&self) -> &'static str {
         Self::NAME
-    }
-
-    fn groups(&self, _: &[Vec<usize>], _: KvShape, _: KvShape) -> Result<Vec<Group>, AlignError> {
-        Err(AlignError::NotFitted {
-            mapping: Self::NAME,
-        })
-    }
-
-    fn solve(&self, _: &Problem<'_>, _: &Moments, _: &[Choice]) -> Result<Vec<Part>, AlignError> {
-        Err(AlignError::NotFitted {
-            mapping: Self::NAME,
-        })
     }
 }
