@@ -6,22 +6,26 @@ use std::sync::Arc;
 use candle_core::{Device, Tensor, Var};
 use celslm_kv::KvBlock;
 use celslm_model::{BatchItem, Decoder, KeyRetention, KvCache, KvPrefix, ModelError};
-use half::f16;
 
 use crate::adam::Adam;
 use crate::frozen::{FrozenDecoder, Packed};
-use crate::trainer::{Losses, Sequence, TrainingOptions, answers, nll, number};
+use crate::trainer::{Losses, Sequence, TrainingOptions, answers, likely, nll, number};
 use crate::tuned::{FROZEN, TunedKv};
 use crate::{Result, ops};
 
 /// What a teacher says at the answers of some sequences.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Distributions {
-    /// Probabilities, `[answer rows, vocab_size]`. In fp16, for there are many: what is below its
-    /// smallest number is nothing.
-    rows: Vec<f16>,
+    /// Tokens with their probabilities, row by row of answers. What is less likely than
+    /// [`NOTHING`] is left out: nearly all of the vocabulary.
+    likely: Vec<(u32, f32)>,
+    /// Where each row ends among them.
+    ends: Vec<usize>,
     vocab_size: usize,
 }
+
+/// Probability of a token that is as good as none.
+const NOTHING: f32 = 1e-6;
 
 impl Distributions {
     /// A model's, from its own KV of the context.
@@ -29,7 +33,7 @@ impl Distributions {
     /// # Errors
     /// As [`Decoder::forward_all_logits`].
     pub fn of(decoder: &Decoder, context: &Arc<KvPrefix>, sequences: &[Sequence]) -> Result<Self> {
-        let mut rows = Vec::new();
+        let (mut likely, mut ends) = (Vec::new(), Vec::new());
         for sequence in sequences {
             let mut cache = KvCache::new(
                 decoder.kv_shape(),
@@ -47,27 +51,42 @@ impl Distributions {
                 let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
                 let raised: Vec<f32> = logits.iter().map(|x| (x - top).exp()).collect();
                 let sum: f64 = raised.iter().map(|x| f64::from(*x)).sum();
-                rows.extend(raised.iter().map(|x| f16::from_f32(x / sum as f32)));
+                let rows = raised.iter().map(|x| x / sum as f32).enumerate();
+                likely.extend(
+                    rows.filter(|(_, p)| *p >= NOTHING)
+                        .map(|(at, p)| (at as u32, p)),
+                );
+                ends.push(likely.len());
             }
         }
         Ok(Self {
-            rows,
+            likely,
+            ends,
             vocab_size: decoder.vocab_size(),
         })
     }
 
     /// Those of further sequences behind these.
     pub fn extend(&mut self, more: &Self) {
-        self.rows.extend_from_slice(&more.rows);
+        let before = self.likely.len();
+        self.likely.extend_from_slice(&more.likely);
+        self.ends.extend(more.ends.iter().map(|end| before + end));
         self.vocab_size = more.vocab_size;
     }
 
     /// As a tensor of as many rows as there are answer tokens to compare.
     pub(crate) fn tensor(&self, rows: usize, device: &Device) -> Result<Tensor> {
-        if self.rows.len() != rows * self.vocab_size {
+        if self.ends.len() != rows {
             return Err(ModelError::Kv("the teacher spoke of other sequences".to_owned()).into());
         }
-        let numbers: Vec<f32> = self.rows.iter().map(|x| x.to_f32()).collect();
+        let mut numbers = vec![0.0; rows * self.vocab_size];
+        let mut start = 0;
+        for (row, end) in numbers.chunks_mut(self.vocab_size.max(1)).zip(&self.ends) {
+            for (token, p) in &self.likely[start..*end] {
+                row[*token as usize] = *p;
+            }
+            start = *end;
+        }
         Ok(Tensor::from_vec(numbers, (rows, self.vocab_size), device)?)
     }
 }
@@ -144,8 +163,8 @@ impl<'a> Distiller<'a> {
         let losses = Losses {
             attention: 0.0,
             kl: number(&kl)?,
-            nll: nll(&ops::softmax(&logits.detach())?, &answers)?,
-            teacher_nll: nll(&target, &answers)?,
+            nll: nll(&ops::log_probs(&logits.detach(), &answers)?, &answers),
+            teacher_nll: nll(&likely(&target, &answers)?, &answers),
         };
         Ok((kl, losses))
     }

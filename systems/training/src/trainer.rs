@@ -264,7 +264,7 @@ impl<'a> Trainer<'a> {
         let mapped = self.network.forward(decoder, &context)?;
         let mut total = Tensor::zeros(1, candle_core::DType::F32, decoder.device())?;
         let mut losses = Losses {
-            teacher_nll: nll(&target, &answers)?,
+            teacher_nll: nll(&likely(&target, &answers)?, &answers),
             ..Losses::default()
         };
         if let Some(own) = own.filter(|_| reads) {
@@ -277,7 +277,7 @@ impl<'a> Trainer<'a> {
             let logits = decoder.logits(&hidden, &kept)?;
             let kl = (ops::divergence(&logits, &target)? / kept.len().max(1) as f64)?;
             losses.kl = number(&kl)?;
-            losses.nll = nll(&ops::softmax(&logits.detach())?, &answers)?;
+            losses.nll = nll(&ops::log_probs(&logits.detach(), &answers)?, &answers);
             total = (total + (kl * self.options.divergence)?)?;
         }
         Ok((total, losses))
@@ -330,19 +330,22 @@ pub(crate) fn answers(sequences: &[Sequence]) -> (Vec<u32>, Vec<Option<u32>>) {
     (rows, tokens)
 }
 
-/// Mean negative log-probability of the tokens that there are, nats.
-pub(crate) fn nll(probabilities: &Tensor, tokens: &[Option<u32>]) -> Result<f64> {
+/// Log-probabilities of the tokens that there are, one for each row of probabilities.
+pub(crate) fn likely(probabilities: &Tensor, tokens: &[Option<u32>]) -> Result<Vec<f32>> {
     let picked: Vec<u32> = tokens.iter().map(|token| token.unwrap_or(0)).collect();
     let picked = Tensor::new(picked.as_slice(), probabilities.device())?.unsqueeze(1)?;
     let found: Vec<f32> = probabilities.gather(&picked, 1)?.flatten_all()?.to_vec1()?;
-    let there = found
-        .iter()
-        .zip(tokens)
-        .filter(|(_, token)| token.is_some());
-    let (sum, count) = there.fold((0.0, 0), |(sum, count), (p, _)| {
-        (sum - f64::from(p.max(1e-30)).ln(), count + 1)
+    Ok(found.iter().map(|p| p.max(1e-30).ln()).collect())
+}
+
+/// Mean negative log-probability of the tokens that there are, nats.
+pub(crate) fn nll(log_probs: &[f32], tokens: &[Option<u32>]) -> f64 {
+    let there = log_probs.iter().zip(tokens);
+    let there = there.filter(|(_, token)| token.is_some());
+    let (sum, count) = there.fold((0.0, 0), |(sum, count), (log_prob, _)| {
+        (sum - f64::from(*log_prob), count + 1)
     });
-    Ok(sum / f64::from(count.max(1)))
+    sum / f64::from(count.max(1))
 }
 
 pub(crate) fn number(one: &Tensor) -> Result<f64> {

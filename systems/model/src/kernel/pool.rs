@@ -49,9 +49,21 @@ pub(crate) struct Pool {
 static THREADS: OnceLock<usize> = OnceLock::new();
 static POOL: OnceLock<Pool> = OnceLock::new();
 
-/// Sets the number of threads of the process's pool; `false` when it runs already with another.
+/// Sets the number of threads of the process's pool, and of candle's; `false` when this one runs
+/// already with another. To be called before anything computes.
 pub(crate) fn set_threads(threads: usize) -> bool {
-    *THREADS.get_or_init(|| threads.max(1)) == threads.max(1)
+    let threads = threads.max(1);
+    let set = *THREADS.get_or_init(|| threads) == threads;
+    if set {
+        // candle starts threads of its own at the first large tensor, one for each core of the
+        // machine whatever this process may run on, and they spin.
+        #[expect(unsafe_code, reason = "only the environment tells candle how many")]
+        // SAFETY: nothing computes yet, and no other thread of the process looks at its environment.
+        unsafe {
+            std::env::set_var("CANDLE_NUM_THREADS", threads.to_string());
+        }
+    }
+    set
 }
 
 /// The process's pool. Without [`set_threads`] it has a thread for every processor.

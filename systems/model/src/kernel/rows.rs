@@ -30,7 +30,8 @@ pub(crate) fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
 /// `e^x` to within 2 units in the last place for normal results; 0 far below, infinity far
 /// above. The usual reduction to a power of two and a polynomial on ±ln(2)/2.
 #[inline(always)]
-pub(crate) fn exp(x: f32) -> f32 {
+#[must_use]
+pub fn exp(x: f32) -> f32 {
     const LOG2_E: f32 = std::f32::consts::LOG2_E;
     // ln(2) in two pieces, the first with few bits, so that the reduction is exact.
     const LN2_HIGH: f32 = 0.693_359_4;
