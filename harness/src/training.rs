@@ -72,6 +72,8 @@ struct Source<'a> {
 struct Computed {
     lesson: Lesson,
     read: Option<Arc<KvPrefix>>,
+    /// What the teacher says at each question's answer, once it was asked.
+    taught: Vec<OnceCell<Distributions>>,
 }
 
 impl<'a> Source<'a> {
@@ -111,8 +113,19 @@ impl<'a> Source<'a> {
             ..all.lesson.clone()
         };
         if let (Some(teacher), Some(read)) = (models.teacher, &all.read) {
-            let taught = Distributions::of(&teacher.decoder, read, &lesson.sequences)?;
-            lesson.teacher = Some(taught);
+            let mut said = Distributions::default();
+            for at in chosen {
+                let cell = &all.taught[at];
+                if cell.get().is_none() {
+                    let sequence = std::slice::from_ref(&all.lesson.sequences[at]);
+                    let new = Distributions::of(&teacher.decoder, read, sequence)?;
+                    cell.get_or_init(|| new);
+                }
+                if let Some(one) = cell.get() {
+                    said.extend(one);
+                }
+            }
+            lesson.teacher = Some(said);
         }
         Ok(lesson)
     }
@@ -141,6 +154,7 @@ impl<'a> Source<'a> {
         };
         Ok(Computed {
             read: read.map(Arc::new),
+            taught: sequences.iter().map(|_| OnceCell::new()).collect(),
             lesson: Lesson {
                 tokens,
                 source,
@@ -255,7 +269,7 @@ pub fn train(
         }
     }
     let pair = |a: f64, b: f64| [a as f32, b as f32];
-    let record = TrainingRecord {
+    let mut record = TrainingRecord {
         teacher: fingerprint,
         steps: trainer.steps(),
         contexts: (learnt_from.len() as u64).min(trainer.steps()),
@@ -263,6 +277,10 @@ pub fn train(
         kl: pair(before.kl, after.kl),
         nll: pair(before.nll, after.nll),
     };
+    let same = |earlier: &TrainingRecord| earlier.teacher == fingerprint;
+    if let Some(earlier) = bridge.manifest().training.filter(same) {
+        record.continues(&earlier);
+    }
     let bridge = trainer.bridge(record)?;
     std::fs::remove_file(state).or_else(|error| match error.kind() {
         std::io::ErrorKind::NotFound => Ok(()),

@@ -378,6 +378,14 @@ fn a_residual_learns_and_its_bridge_maps_alike() {
     let after = trainer.evaluate(&lessons[0]).unwrap();
     assert!(after.kl < 0.9 * before.kl, "{before:?} {after:?}");
     let bridge = trainer.bridge(record()).unwrap();
+    // Training can go on from there, and counts the steps of both; of another mapping it says nothing.
+    let goes_on = bridge.to_train(bridge.mapping().clone()).unwrap();
+    assert_eq!(goes_on, bridge);
+    let mut later = record();
+    later.continues(&bridge.manifest().training.unwrap());
+    assert_eq!(later.steps, 2);
+    let prefix = bridge.to_train(MappingConfig::Prefix).unwrap();
+    assert_eq!(prefix.manifest().training, None);
     let again = Trainer::new(&frozen, &bridge, &sample, OPTIONS).unwrap();
     let read = again.evaluate(&lessons[0]).unwrap();
     assert!(

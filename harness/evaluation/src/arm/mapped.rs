@@ -43,7 +43,15 @@ impl Arm for Mapped {
         let known = self.bridge.known_tokens(case.tokens());
         let sinks = if self.sinks > known { self.sinks } else { 0 };
         let alone = self.own_kv || self.bridge.parts().is_empty();
-        let mut layers = own.layers()[..shallow].to_vec();
+        // Whoever tuned the first tokens tuned them in all layers together.
+        let mut layers = match shallow {
+            0 => Vec::new(),
+            _ => {
+                let below = own.slice_layers(0..shallow)?;
+                let below = self.bridge.behind_first_tokens(below, case.tokens())?;
+                below.into_layers()
+            }
+        };
         let mut elapsed = 0;
         if shallow < num_layers {
             let spans = |model| framing::document_spans(model, case.document());

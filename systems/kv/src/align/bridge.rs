@@ -193,6 +193,17 @@ pub struct TrainingRecord {
     pub nll: [f32; 2],
 }
 
+impl TrainingRecord {
+    /// Training that went on where an earlier one ended: steps of both, and what was lost before the
+    /// first of them.
+    pub fn continues(&mut self, earlier: &Self) {
+        self.steps += earlier.steps;
+        self.contexts = self.contexts.max(earlier.contexts);
+        self.kl[0] = earlier.kl[0];
+        self.nll[0] = earlier.nll[0];
+    }
+}
+
 impl BridgeManifest {
     /// Mean held-out R² over layers, keys and values apart.
     #[must_use]
@@ -323,6 +334,8 @@ impl Bridge {
     /// bridge's parts.
     pub fn to_train(&self, mapping: MappingConfig) -> Result<Self, AlignError> {
         let parts = match &mapping {
+            // Training goes on.
+            same if *same == self.mapping && same.is_trained() => self.parts.clone(),
             MappingConfig::Trained => self.parts.clone(),
             MappingConfig::Prefix => Vec::new(),
             MappingConfig::Fuse(fuse) => {
@@ -346,11 +359,15 @@ impl Bridge {
             Storage::Int8Down if !parts.iter().all(in_bytes) => Storage::F16,
             storage => storage,
         };
+        let mut manifest = self.manifest.clone();
+        // What training did to a bridge of another kind says nothing of this one.
+        manifest.training = manifest.training.filter(|_| self.mapping == mapping);
         Ok(Self {
             storage,
             // Without parts nothing of the source is read.
             states: self.states.filter(|_| !parts.is_empty()),
             mapping,
+            manifest,
             parts,
             ..self.clone()
         })
@@ -638,17 +655,30 @@ impl Bridge {
             positions: block.positions(),
             rope: KeyRope::Pre,
         };
-        let mut mapped = KvBlock::from_spec(spec, mapped)?;
+        self.behind_first_tokens(KvBlock::from_spec(spec, mapped)?, from.tokens)
+    }
+
+    /// Layers of the target model's KV of a context behind the first tokens that the bridge holds, tuned
+    /// where they were; the same layers where it holds none of the context's.
+    ///
+    /// # Errors
+    /// [`AlignError::Block`] for KV of another shape.
+    pub fn behind_first_tokens(
+        &self,
+        mut block: KvBlock,
+        context: &[u32],
+    ) -> Result<KvBlock, AlignError> {
         if let Some(prefix) = &self.prefix
             && block.positions().start == 0
         {
-            let held = from.tokens.len().min(block.num_tokens());
-            let (count, known) = prefix.of(&from.tokens[..held]);
+            let held = context.len().min(block.num_tokens());
+            let (count, known) = prefix.of(&context[..held]);
             if count > 0 {
-                mapped.replace_tokens(0..count, &known.slice_layers(layers)?)?;
+                let known = known.slice_layers(block.layer_range())?;
+                block.replace_tokens(0..count, &known)?;
             }
         }
-        Ok(mapped)
+        Ok(block)
     }
 
     /// Maps some outputs of a part into layers that begin at `first_layer`.
