@@ -6,7 +6,7 @@ use std::sync::Arc;
 use celslm_kv::{AlignError, AlignmentConfig, Bridge, MappingConfig};
 use celslm_systems::mapping;
 
-use crate::config::{CloudArm, Config, EvaluationFile, ModelsConfig};
+use crate::config::{CloudArm, Config, DistilledArm, EvaluationFile, ModelsConfig};
 use crate::evaluation::BridgeInput;
 use crate::exit::Verdict;
 use crate::plan::BridgeFile;
@@ -123,6 +123,22 @@ fn read(
     Ok((path, bytes, bridge))
 }
 
+/// A bridge that holds first tokens and nothing else.
+fn first_tokens(path: &Path) -> Result<(PathBuf, Vec<u8>, Bridge), Verdict> {
+    let fail = |reason: &dyn std::fmt::Display| {
+        Verdict::Config(format!(
+            "the first tokens of {}: {reason}; `celslm align train --mapping prefix` makes a bridge of them",
+            path.display()
+        ))
+    };
+    let bytes = std::fs::read(path).map_err(|error| fail(&error))?;
+    let bridge = Bridge::from_bytes(&bytes).map_err(|error| fail(&error))?;
+    if bridge.prefix().is_none() || !bridge.parts().is_empty() {
+        return Err(fail(&"this bridge maps KV"));
+    }
+    Ok((path.to_owned(), bytes, bridge))
+}
+
 /// The bridge file of every alignment in the configuration that maps through one.
 ///
 /// # Errors
@@ -150,7 +166,7 @@ pub fn resolve(
     Ok(bridges)
 }
 
-/// The bridges of an evaluation's mapped arms, one for each in their order.
+/// The bridges of an evaluation's arms, one for each arm that has one, in their order.
 ///
 /// # Errors
 /// [`Verdict::Config`] for a bridge that is not there, with the command that fits it, or that is
@@ -158,8 +174,14 @@ pub fn resolve(
 pub fn of_evaluation(file: &EvaluationFile, configs: &Path) -> Result<Vec<BridgeInput>, Verdict> {
     let mut bridges = Vec::new();
     for arm in &file.evaluation.cloud {
-        let CloudArm::Mapped(arm) = arm else { continue };
-        let (path, bytes, bridge) = read(&arm.alignment, &file.models, configs)?;
+        let (path, bytes, bridge) = match arm {
+            CloudArm::Mapped(arm) => read(&arm.alignment, &file.models, configs)?,
+            CloudArm::Distilled(DistilledArm {
+                first_tokens: Some(path),
+                ..
+            }) => first_tokens(path)?,
+            _ => continue,
+        };
         bridges.push(BridgeInput {
             blake3: blake3::hash(&bytes).to_hex().to_string(),
             bytes: bytes.len() as u64,

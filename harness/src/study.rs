@@ -92,7 +92,9 @@ fn asked_about(
         let prefix = KvPrefix::from_block(&block, cloud.decoder.rope())?;
         contexts.push((Arc::new(prefix), document));
     }
-    Ok(study::questions(cloud, &contexts, requests)?)
+    Ok(study::questions(cloud, &contexts, |_| {
+        study::about_all(requests)
+    })?)
 }
 
 /// Questions about other documents, which this one does not answer: without them, whatever is learnt

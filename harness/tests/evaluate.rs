@@ -4,8 +4,9 @@ mod lab;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use celslm_kv::{Bridge, MappingConfig};
 use celslm_reports::evaluation::{ContextRow, EVALUATION_ROWS, read_rows};
 use lab::{Lab, assert_code};
 
@@ -278,7 +279,7 @@ fn held_against_its_own_control(lab: &Lab) {
         (
             "unknown",
             arms(&[plain, &named("nobody")]),
-            "`nobody` of the mapped arm second-s0-l0 is no other arm of evaluation.cloud; known: depth-ridge-s0-l0",
+            "`nobody` of the arm second-s0-l0 is no other arm of evaluation.cloud; known: depth-ridge-s0-l0",
         ),
         (
             "slug",
@@ -301,6 +302,42 @@ fn held_against_its_own_control(lab: &Lab) {
     let stated = told.matches("own control: ").count();
     let named_so = told.contains("own control: distilled-edge-r1-n60");
     assert!(stated == 1 && named_so, "{told}");
+    // Tuning begins behind the first tokens of a bridge that maps nothing, and is held against that.
+    let first = lab.path("first.safetensors");
+    let bridge = PathBuf::from(&out);
+    let fitted = Bridge::read(&bridge).unwrap();
+    let first_tokens = fitted.to_train(MappingConfig::Prefix).unwrap();
+    first_tokens.save(&first).unwrap();
+    let behind = |path: &Path| {
+        let path = path.display();
+        format!(
+            "{{ distilled = {{ first_tokens = \"{path}\", control = \"distilled-cloud-r1-n60\" }} }}"
+        )
+    };
+    experiment(lab, "behind", &arms(&[tuned[0], &behind(&first)]));
+    let told = assert_code(&lab.run(&["run", "behind", "--dry-run"]), 0);
+    let line = told
+        .lines()
+        .find(|line| line.contains("distilled-cloud-prefix-r1-n60"));
+    assert!(
+        line.is_some_and(|line| line.contains("own control: distilled-cloud-r1-n60")),
+        "{told}"
+    );
+    for (path, part) in [
+        (bridge.clone(), "this bridge maps KV"),
+        (lab.path("none"), "none: "),
+    ] {
+        experiment(lab, "behind", &arms(&[tuned[0], &behind(&path)]));
+        let told = assert_code(&lab.run(&["run", "behind", "--dry-run"]), 2);
+        let advice = told.contains("align train --mapping prefix");
+        assert!(told.contains(part) && advice, "{told}");
+    }
+    experiment(lab, "behind", &arms(&[&behind(&first)]));
+    let told = assert_code(&lab.run(&["run", "behind", "--dry-run"]), 2);
+    assert!(
+        told.contains("the own control `distilled-cloud-r1-n60`"),
+        "{told}"
+    );
     let list = ["\"alone\"", plain, &own, &named("self-depth-ridge")];
     experiment(lab, "held", &arms(&list));
     let told = assert_code(&lab.run(&["run", "held", "--dry-run"]), 0);

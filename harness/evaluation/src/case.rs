@@ -9,9 +9,9 @@ use celslm_kv::codec::{ScoredBy, TokenScores};
 use celslm_kv::{KvBlock, SourceKind};
 use celslm_model::{KeyRetention, KvCache, KvPrefix, LoadedModel, ModelError};
 use celslm_reports::evaluation::QuestionRow;
-use celslm_training::Sequence;
 
 use crate::answering::{Reading, ask};
+use crate::arm::Lessons;
 use crate::{EvaluationError, Evaluator, arm, framing, notes};
 
 /// Last tokens of each question whose queries measure the error of attention.
@@ -67,7 +67,7 @@ pub struct Case<'a> {
     /// By the tokens that notes may have.
     notes: RefCell<BTreeMap<usize, Arc<str>>>,
     noted: RefCell<BTreeMap<usize, Arc<Noted>>>,
-    lessons: OnceCell<Vec<Sequence>>,
+    lessons: OnceCell<Lessons>,
 }
 
 /// A context with the notes of it, read by the edge's model.
@@ -244,8 +244,8 @@ impl<'a> Case<'a> {
     /// What the context's KV is tuned on, as `write` makes it at the first use.
     pub(crate) fn lessons(
         &self,
-        write: impl FnOnce() -> Result<Vec<Sequence>, EvaluationError>,
-    ) -> Result<&[Sequence], EvaluationError> {
+        write: impl FnOnce() -> Result<Lessons, EvaluationError>,
+    ) -> Result<&Lessons, EvaluationError> {
         if let Some(lessons) = self.lessons.get() {
             return Ok(lessons);
         }

@@ -12,7 +12,8 @@ use crate::{EvaluationError, framing};
 /// Longest answer that is kept, words.
 const MAX_ANSWER_WORDS: usize = 12;
 
-/// What the model is asked for: one round of questions after another, about different things.
+/// What the model is asked for of any document: one round of questions after another, about different
+/// things.
 pub const REQUESTS: [&str; 6] = [
     "Write 4 short questions that the document answers. After each question give its answer: a few \
      words copied exactly from the document. Use this form:\nQ: question\nA: answer",
@@ -31,36 +32,69 @@ pub const REQUESTS: [&str; 6] = [
      answer: a few words copied exactly from the document. Use this form:\nQ: question\nA: answer",
 ];
 
+/// Words of a passage that is asked about by itself, and those that name it.
+const PASSAGE_WORDS: (usize, usize) = (60, 8);
+
+/// The first `count` requests of [`REQUESTS`], at least one.
+#[must_use]
+pub fn about_all(count: usize) -> Vec<String> {
+    let requests = &REQUESTS[..count.clamp(1, REQUESTS.len())];
+    requests
+        .iter()
+        .map(|request| (*request).to_owned())
+        .collect()
+}
+
+/// Requests about one passage of a document after another.
+#[must_use]
+pub fn about_passages(document: &Document) -> Vec<String> {
+    let words: Vec<&str> = document.text.split_whitespace().collect();
+    let (passage, name) = PASSAGE_WORDS;
+    let passages = words.chunks(passage).filter(|words| words.len() > name);
+    passages
+        .map(|words| {
+            format!(
+                "Write 4 short questions about the part of the document that begins with \"{}\". \
+                 After each question give its answer: a few words copied exactly from the document. \
+                 Use this form:\nQ: question\nA: answer",
+                words[..name].join(" ")
+            )
+        })
+        .collect()
+}
+
 /// Tokens that the model may write at a request.
 const MAX_TOKENS: usize = 160;
 
 /// Questions about some contexts, each with the model's KV of it and answered by a span of its text:
-/// what the model writes at the first `requests` of [`REQUESTS`], greedily.
+/// what the model writes, greedily, at the requests about its document.
 ///
 /// # Errors
 /// Failures of the model.
 pub fn questions(
     model: &LoadedModel,
     contexts: &[(Arc<KvPrefix>, &Document)],
-    requests: usize,
+    requests: impl Fn(&Document) -> Vec<String>,
 ) -> Result<Vec<Vec<Question>>, EvaluationError> {
-    let requests = &REQUESTS[..requests.clamp(1, REQUESTS.len())];
-    let mut said = Vec::with_capacity(contexts.len() * requests.len());
+    let mut said = Vec::new();
+    let mut counts = Vec::with_capacity(contexts.len());
     for (prefix, document) in contexts {
-        for request in requests {
-            said.push((prefix, framing::said_tokens(model, document, request)?));
+        let before = said.len();
+        for request in requests(document) {
+            said.push((prefix, framing::said_tokens(model, document, &request)?));
         }
+        counts.push(said.len() - before);
     }
     let texts = write(model, &said, MAX_TOKENS)?;
-    let mut asked = Vec::with_capacity(contexts.len());
-    for ((_, document), texts) in contexts.iter().zip(texts.chunks(requests.len())) {
+    let mut texts = texts.iter();
+    let asked = contexts.iter().zip(counts).map(|((_, document), count)| {
         let mut found = Vec::new();
-        for (text, _) in texts {
+        for (text, _) in texts.by_ref().take(count) {
             collect(text, &document.text, &mut found);
         }
-        asked.push(found);
-    }
-    Ok(asked)
+        found
+    });
+    Ok(asked.collect())
 }
 
 /// The pairs of question and answer in what the model wrote whose answer stands in the document,

@@ -145,7 +145,7 @@ fn evaluate(
                 })?;
         }
     }
-    let distils = |arm: &PlannedArm| matches!(arm.spec, ArmSpec::Distilled(_));
+    let distils = |arm: &PlannedArm| matches!(arm.spec, ArmSpec::Distilled { .. });
     let frozen = match plan.arms.iter().any(distils) {
         true => {
             let path = models.fetch(&inputs.edge_model, &mut BarProgress::new())?;

@@ -110,7 +110,7 @@ pub enum CloudArm {
 }
 
 /// `distilled = { … }`
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DistilledArm {
     /// Whose distributions are learnt.
@@ -122,6 +122,13 @@ pub struct DistilledArm {
     pub reduction: usize,
     /// Steps for each context, of one to three seconds.
     pub steps: usize,
+    /// A `prefix` bridge: tuning begins behind its first tokens in place of the edge's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub first_tokens: Option<PathBuf>,
+    /// The arm of the list that it is held against. Found without it where the edge's model is the
+    /// teacher of an arm that is otherwise the same.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub control: Option<String>,
 }
 
 impl Default for DistilledArm {
@@ -131,6 +138,8 @@ impl Default for DistilledArm {
             studied: StudiedContext::Own,
             reduction: 1,
             steps: 60,
+            first_tokens: None,
+            control: None,
         }
     }
 }

@@ -39,7 +39,7 @@ pub struct EvaluationManifest {
     pub datasets: Vec<DatasetRecord>,
     /// Id of the codec artefact, where one is used.
     pub artefact: Option<String>,
-    /// BLAKE3 (hex) of the bridges that arms map through, in the order of the arms.
+    /// BLAKE3 (hex) of the bridges that arms use, in the order of the arms.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub bridges: Vec<String>,
     /// The root seed and the seeds derived from it, by name.

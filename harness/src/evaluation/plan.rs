@@ -28,7 +28,7 @@ pub struct EvaluationInputs {
     pub cloud_model: Option<ModelSpec>,
     /// What chains with fitted stages use.
     pub artefact: Option<Arc<CodecArtefact>>,
-    /// The bridges of mapped arms, one for each in their order.
+    /// The bridges of arms, one for each arm that has one, in their order.
     pub bridges: Vec<BridgeInput>,
 }
 
@@ -87,7 +87,12 @@ pub enum ArmSpec {
     /// The same as the edge computes it.
     NotesLocal,
     /// The edge model's KV, tuned.
-    Distilled(DistilledArm),
+    Distilled {
+        /// How.
+        arm: DistilledArm,
+        /// Index in [`EvaluationInputs::bridges`] of the first tokens that tuning begins behind.
+        first_tokens: Option<usize>,
+    },
     /// The cloud's KV through a bridge.
     Mapped {
         /// Index in [`EvaluationInputs::bridges`].
@@ -222,7 +227,11 @@ impl EvaluationPlan {
                     _ => None,
                 };
                 let bridge = match spec {
-                    ArmSpec::Mapped { bridge, .. } => inputs.bridges.get(*bridge),
+                    ArmSpec::Mapped { bridge, .. }
+                    | ArmSpec::Distilled {
+                        first_tokens: Some(bridge),
+                        ..
+                    } => inputs.bridges.get(*bridge),
                     _ => None,
                 };
                 let content = Content {
@@ -267,7 +276,7 @@ impl EvaluationPlan {
                         artefact_bytes,
                         cloud: *cloud,
                         fit_s: bridge.and_then(BridgeInput::fit_s),
-                        tuned_per_context: matches!(spec, ArmSpec::Distilled(_)),
+                        tuned_per_context: matches!(spec, ArmSpec::Distilled { .. }),
                         own_control: own_control.clone(),
                     },
                     spec: spec.clone(),
@@ -339,10 +348,15 @@ fn cloud_arms(arms: &[CloudArm], inputs: &EvaluationInputs) -> Result<Vec<Kind>,
                     (DistilledBy::Cloud, StudiedContext::Own) => CloudPart::Informs,
                     _ => CloudPart::Withheld,
                 };
-                (family, name, ArmSpec::Distilled(*arm), cloud)
+                let spec = ArmSpec::Distilled {
+                    arm: arm.clone(),
+                    // In the order of the arms, as they were read.
+                    first_tokens: arm.first_tokens.as_ref().and(bridges.next()).map(|b| b.0),
+                };
+                (family, name, spec, cloud)
             }
             CloudArm::Mapped(arm) => {
-                // One for each mapped arm, in their order.
+                // One for each arm that has one, in their order.
                 let Some((index, input)) = bridges.next() else {
                     continue;
                 };
@@ -388,7 +402,7 @@ fn cloud_arms(arms: &[CloudArm], inputs: &EvaluationInputs) -> Result<Vec<Kind>,
         .map(
             |(index, kind)| match mapped.iter().find(|other| other.0 == index) {
                 Some((_, arm, input)) => mapped_control(index, arm, input, &found, &mapped),
-                None => Ok(other_control(&kind.spec, &found)),
+                None => other_control(index, &kind.spec, &found, &mapped),
             },
         )
         .collect::<Result<_, _>>()?;
@@ -404,27 +418,70 @@ fn distilled_name(arm: &DistilledArm) -> (String, String) {
         StudiedContext::Own => "",
         StudiedContext::Other => "-other",
     };
-    let family = format!("distilled-{}{other}", arm.teacher.name());
+    let behind = match arm.first_tokens {
+        None => "",
+        Some(_) => "-prefix",
+    };
+    let family = format!("distilled-{}{other}{behind}", arm.teacher.name());
     let name = format!("{family}-r{}-n{}", arm.reduction, arm.steps);
     (family, name)
 }
 
 /// The own control of an arm that maps nothing, if it was planned.
-fn other_control(spec: &ArmSpec, arms: &[Kind]) -> Option<String> {
+fn other_control(
+    index: usize,
+    spec: &ArmSpec,
+    arms: &[Kind],
+    mapped: &[(usize, &MappedArm, &BridgeInput)],
+) -> Result<Option<String>, Verdict> {
     let name = match spec {
         ArmSpec::NotesKv => "notes_local".to_owned(),
-        ArmSpec::Distilled(arm)
-            if (arm.teacher, arm.studied) == (DistilledBy::Cloud, StudiedContext::Own) =>
-        {
-            let edge = DistilledArm {
-                teacher: DistilledBy::Edge,
-                ..*arm
-            };
-            distilled_name(&edge).1
-        }
-        _ => return None,
+        ArmSpec::Distilled { arm, .. } => match &arm.control {
+            Some(wanted) => return named_control(index, wanted, |_| true, arms, mapped).map(Some),
+            None if (arm.teacher, arm.studied) == (DistilledBy::Cloud, StudiedContext::Own) => {
+                let edge = DistilledArm {
+                    teacher: DistilledBy::Edge,
+                    ..arm.clone()
+                };
+                distilled_name(&edge).1
+            }
+            None => return Ok(None),
+        },
+        _ => return Ok(None),
     };
-    arms.iter().any(|arm| arm.name == name).then_some(name)
+    Ok(arms.iter().any(|arm| arm.name == name).then_some(name))
+}
+
+/// The arm that the configuration names as the own control of another: by its name, or, for the
+/// mapped arm of the settings that `alike` accepts, by the part of it that says how it is mapped.
+fn named_control(
+    index: usize,
+    wanted: &str,
+    alike: impl Fn(&MappedArm) -> bool,
+    arms: &[Kind],
+    mapped: &[(usize, &MappedArm, &BridgeInput)],
+) -> Result<String, Verdict> {
+    let others = || {
+        arms.iter()
+            .enumerate()
+            .filter(move |(other, _)| *other != index)
+    };
+    let exact = others().find(|(_, kind)| kind.name == wanted);
+    let family = || {
+        others().find(|(other, kind)| {
+            let settings = mapped.iter().find(|(at, _, _)| at == other);
+            kind.family == wanted && settings.is_some_and(|(_, arm, _)| alike(arm))
+        })
+    };
+    let Some((_, control)) = exact.or_else(family) else {
+        let known: Vec<&str> = others().map(|(_, kind)| kind.name.as_str()).collect();
+        return Err(Verdict::Config(format!(
+            "the own control `{wanted}` of the arm {} is no other arm of evaluation.cloud; known: {}",
+            arms[index].name,
+            known.join(", ")
+        )));
+    };
+    Ok(control.name.clone())
 }
 
 /// The own control of a mapped arm: the one that the configuration names, or else the arm that
@@ -439,28 +496,7 @@ fn mapped_control(
     let alike =
         |other: &MappedArm| (other.sinks, other.shallow_layers) == (arm.sinks, arm.shallow_layers);
     if let Some(wanted) = &arm.control {
-        let others = || {
-            arms.iter()
-                .enumerate()
-                .filter(move |(other, _)| *other != index)
-        };
-        let exact = others().find(|(_, kind)| kind.name == *wanted);
-        // The part of a name that says how it is mapped stands for the arm of the same settings.
-        let family = || {
-            others().find(|(other, kind)| {
-                let settings = mapped.iter().find(|(at, _, _)| at == other);
-                kind.family == *wanted && settings.is_some_and(|(_, arm, _)| alike(arm))
-            })
-        };
-        let Some((_, control)) = exact.or_else(family) else {
-            let known: Vec<&str> = others().map(|(_, kind)| kind.name.as_str()).collect();
-            return Err(Verdict::Config(format!(
-                "the own control `{wanted}` of the mapped arm {} is no other arm of evaluation.cloud; known: {}",
-                arms[index].name,
-                known.join(", ")
-            )));
-        };
-        return Ok(Some(control.name.clone()));
+        return named_control(index, wanted, alike, arms, mapped).map(Some);
     }
     if arms[index].cloud != Some(CloudPart::Informs) {
         return Ok(None);

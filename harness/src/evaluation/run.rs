@@ -130,7 +130,7 @@ impl Evaluation<'_> {
             ArmSpec::TextHandoff => Some(Box::new(TextHandoff { notes_tokens })),
             ArmSpec::NotesKv => Some(Box::new(NotesKv { notes_tokens })),
             ArmSpec::NotesLocal => Some(Box::new(NotesLocal { notes_tokens })),
-            ArmSpec::Distilled(arm) => {
+            ArmSpec::Distilled { arm, first_tokens } => {
                 let decoder = self.frozen.as_ref();
                 let decoder = decoder.context("the edge's model was not loaded for gradients")?;
                 Some(Box::new(Distilled {
@@ -145,6 +145,9 @@ impl Evaluation<'_> {
                     },
                     reduction: arm.reduction,
                     steps: arm.steps,
+                    first_tokens: first_tokens
+                        .and_then(|index| self.inputs.bridges.get(index))
+                        .map(|input| Arc::clone(&input.bridge)),
                 }))
             }
             ArmSpec::Mapped {

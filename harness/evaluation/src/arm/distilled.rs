@@ -3,8 +3,8 @@
 use std::fmt;
 use std::sync::Arc;
 
-use celslm_datasets::{Document, Question};
-use celslm_kv::KvBlock;
+use celslm_datasets::{Document, Question, recall_questions};
+use celslm_kv::{Bridge, KvBlock};
 use celslm_model::{KvPrefix, LoadedModel};
 use celslm_training::{Distiller, Distributions, FrozenDecoder, Sequence, TrainingOptions};
 
@@ -12,10 +12,29 @@ use super::{Arm, Served, prefill};
 use crate::answering::write_tokens;
 use crate::{Case, EvaluationError, Evaluator, framing, study};
 
+/// Highest learning rate: of those tried on calibration text, between the two with which questions that
+/// were held out gained; at 0.02 they lose.
+const LEARNING_RATE: f64 = 0.003;
 /// Questions that a step learns from.
 const AT_A_TIME: usize = 4;
 /// Most tokens of an answer that is learnt from.
 const ANSWER_TOKENS: usize = 16;
+/// Of every so many questions one is held out.
+const HELD_OUT: usize = 4;
+/// Steps between looks at the questions that are held out.
+const CHECKED_EVERY: usize = 8;
+/// Of so many questions one asks for the words that follow others in the context: what nobody asks
+/// about must not be forgotten.
+const RECALL: usize = 4;
+/// Words that such a question quotes, and asks for.
+const RECALLED: (usize, usize) = (8, 6);
+
+/// What a context's KV is tuned on.
+pub(crate) struct Lessons {
+    learnt: Vec<Sequence>,
+    /// Others, which say where to stop.
+    held_out: Vec<Sequence>,
+}
 
 /// Whose distributions are learnt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,8 +58,9 @@ pub enum Studied {
 }
 
 /// The cloud's model asks itself about the context and answers (self-study, arXiv 2506.06266); the
-/// edge model's KV of the context is tuned until that model says what the teacher says. The edge
-/// computes nothing, and nothing of its questions is known.
+/// edge model's KV of the context is tuned until that model says what the teacher says. Of what was
+/// found on the way, the KV is kept with which it does so best at questions that are held out. The
+/// edge computes nothing, and nothing of its questions is known.
 #[derive(Clone)]
 pub struct Distilled {
     /// The edge's model, for gradients.
@@ -53,6 +73,8 @@ pub struct Distilled {
     pub reduction: usize,
     /// Steps.
     pub steps: usize,
+    /// A bridge of first tokens: tuning begins behind these in place of the edge's own.
+    pub first_tokens: Option<Arc<Bridge>>,
 }
 
 impl fmt::Debug for Distilled {
@@ -62,6 +84,7 @@ impl fmt::Debug for Distilled {
             .field("studied", &self.studied)
             .field("reduction", &self.reduction)
             .field("steps", &self.steps)
+            .field("first_tokens", &self.first_tokens.is_some())
             .finish_non_exhaustive()
     }
 }
@@ -98,7 +121,7 @@ impl Arm for Distilled {
                 let tuned = self.tune(evaluator, &other, &read, &lessons)?;
                 let same = case.tokens().iter().zip(other.tokens);
                 let same = same.take_while(|(a, b)| a == b).count();
-                let mut begun = self.begin(case.tokens().len(), case.block())?;
+                let mut begun = self.begin(case.tokens(), case.block())?;
                 let same = same.min(begun.num_tokens()).min(tuned.num_tokens());
                 if same > 0 {
                     begun.replace_tokens(0..same, &tuned)?;
@@ -145,9 +168,13 @@ impl Context<'_> {
 
 impl Distilled {
     /// The KV that tuning begins at: the first tokens of the context's.
-    fn begin(&self, tokens: usize, block: &KvBlock) -> Result<KvBlock, EvaluationError> {
-        let length = tokens.div_ceil(self.reduction.max(1));
-        Ok(block.slice_tokens(0..length.max(2))?)
+    fn begin(&self, tokens: &[u32], block: &KvBlock) -> Result<KvBlock, EvaluationError> {
+        let length = tokens.len().div_ceil(self.reduction.max(1)).max(2);
+        let begun = block.slice_tokens(0..length)?;
+        Ok(match &self.first_tokens {
+            Some(bridge) => bridge.behind_first_tokens(begun, tokens)?,
+            None => begun,
+        })
     }
 
     fn tune(
@@ -155,7 +182,7 @@ impl Distilled {
         evaluator: &Evaluator<'_>,
         context: &Context<'_>,
         read: &Arc<KvPrefix>,
-        lessons: &[Sequence],
+        lessons: &Lessons,
     ) -> Result<KvBlock, EvaluationError> {
         let cloud = evaluator.cloud()?;
         let own = Arc::new(KvPrefix::from_block(
@@ -169,55 +196,106 @@ impl Distilled {
                 Teacher::Edge => Distributions::of(&evaluator.model.decoder, &own, one),
             }
         };
-        let taught = lessons.iter().map(teach).collect::<Result<Vec<_>, _>>()?;
+        let learnt = &lessons.learnt;
+        let taught = learnt.iter().map(teach).collect::<Result<Vec<_>, _>>()?;
+        let mut expected = Distributions::default();
+        for sequence in &lessons.held_out {
+            expected.extend(&teach(sequence)?);
+        }
         let steps = self.steps as u64;
         let options = TrainingOptions {
             steps,
-            learning_rate: 0.02,
+            learning_rate: LEARNING_RATE,
             warm_up: (steps / 10).max(1),
             attention: 0.0,
             divergence: 1.0,
         };
-        let begun = self.begin(context.tokens.len(), context.block)?;
+        let begun = self.begin(context.tokens, context.block)?;
         let mut distiller = Distiller::new(&self.decoder, &begun, options)?;
-        for step in 0..self.steps {
-            let chosen = (0..AT_A_TIME.min(lessons.len()))
-                .map(|index| (step * AT_A_TIME + index) % lessons.len());
+        let held_out = |distiller: &Distiller<'_>| -> Result<f64, EvaluationError> {
+            match lessons.held_out.is_empty() {
+                // Without any, the last is as good as another.
+                true => Ok(0.0),
+                false => Ok(distiller.evaluate(&lessons.held_out, &expected)?.kl),
+            }
+        };
+        let mut best = (held_out(&distiller)?, begun);
+        for step in 1..=self.steps {
+            let chosen = (0..AT_A_TIME.min(learnt.len()))
+                .map(|index| ((step - 1) * AT_A_TIME + index) % learnt.len());
             let (mut sequences, mut teacher) = (Vec::new(), Distributions::default());
             for index in chosen {
-                sequences.push(lessons[index].clone());
+                sequences.push(learnt[index].clone());
                 teacher.extend(&taught[index]);
             }
             distiller.step(&sequences, &teacher)?;
+            if step % CHECKED_EVERY == 0 || step == self.steps {
+                let kl = held_out(&distiller)?;
+                if kl <= best.0 {
+                    best = (kl, distiller.block()?);
+                }
+            }
         }
-        Ok(distiller.block()?)
+        Ok(best.1)
     }
 }
 
-/// What the cloud's model asks about the context, with its own answers.
+/// What the cloud's model asks about the context and its passages, with its own answers, and
+/// questions of recall.
 fn lessons(
     cloud: &LoadedModel,
     read: &Arc<KvPrefix>,
     document: &Document,
-) -> Result<Vec<Sequence>, EvaluationError> {
+) -> Result<Lessons, EvaluationError> {
     let contexts = [(Arc::clone(read), document)];
-    let questions = study::questions(cloud, &contexts, study::REQUESTS.len())?.concat();
-    let prompt = |question: &Question| Ok((read, study::prompt_tokens(cloud, document, question)?));
+    let requests = |document: &Document| {
+        let mut requests = study::about_all(study::REQUESTS.len());
+        requests.extend(study::about_passages(document));
+        requests
+    };
+    let questions = study::questions(cloud, &contexts, requests)?.concat();
+    let prompt = |question: &Question| study::prompt_tokens(cloud, document, question);
     let said = questions
         .iter()
-        .map(prompt)
+        .map(|question| Ok((read, prompt(question)?)))
         .collect::<Result<Vec<_>, EvaluationError>>()?;
     let answers = write_tokens(cloud, &said, ANSWER_TOKENS)?;
-    let sequence = |((_, mut tokens), written): ((_, Vec<u32>), Vec<u32>)| {
-        let answer = tokens.len();
-        tokens.extend(written);
-        Sequence { tokens, answer }
+    let sequence = |mut tokens: Vec<u32>, answer: &[u32]| {
+        let start = tokens.len();
+        tokens.extend(answer);
+        Sequence {
+            tokens,
+            answer: start,
+        }
     };
-    let lessons: Vec<Sequence> = said.into_iter().zip(answers).map(sequence).collect();
-    if lessons.is_empty() {
-        return Err(EvaluationError::Arm(
-            "the cloud's model wrote no question that the context answers".to_owned(),
-        ));
+    let (quoted, asked) = RECALLED;
+    let recall = recall_questions(&document.text, quoted, asked);
+    // Spread over the whole text.
+    let apart = (recall.len() * (RECALL - 1) / questions.len().max(1)).max(1);
+    let mut recall = recall.iter().step_by(apart);
+    let mut found = Lessons {
+        learnt: Vec::new(),
+        held_out: Vec::new(),
+    };
+    for (index, ((_, tokens), answer)) in said.into_iter().zip(answers).enumerate() {
+        let one = sequence(tokens, &answer);
+        if index % HELD_OUT == HELD_OUT - 1 {
+            found.held_out.push(one);
+            continue;
+        }
+        found.learnt.push(one);
+        if found.learnt.len() % RECALL == RECALL - 1
+            && let Some(question) = recall.next()
+        {
+            let gold = question.gold().concat();
+            let answer = cloud.tokenizer.encode(&gold)?;
+            found.learnt.push(sequence(prompt(question)?, &answer));
+        }
     }
-    Ok(lessons)
+    match found.learnt.is_empty() {
+        false => Ok(found),
+        true => Err(EvaluationError::Arm(
+            "the cloud's model wrote no question that the context answers".to_owned(),
+        )),
+    }
 }

@@ -13,6 +13,7 @@ mod text_handoff;
 pub use blank::{RandomKv, ZeroKv};
 pub use cloud::CloudAlone;
 pub use coded::Coded;
+pub(crate) use distilled::Lessons;
 pub use distilled::{Distilled, Studied, Teacher};
 pub use mapped::Mapped;
 pub use notes_kv::NotesKv;
