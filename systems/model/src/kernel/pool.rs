@@ -53,17 +53,18 @@ static POOL: OnceLock<Pool> = OnceLock::new();
 /// already with another. To be called before anything computes.
 pub(crate) fn set_threads(threads: usize) -> bool {
     let threads = threads.max(1);
-    let set = *THREADS.get_or_init(|| threads) == threads;
-    if set {
+    let first = || {
         // candle starts threads of its own at the first large tensor, one for each core of the
         // machine whatever this process may run on, and they spin.
         #[expect(unsafe_code, reason = "only the environment tells candle how many")]
-        // SAFETY: nothing computes yet, and no other thread of the process looks at its environment.
+        // SAFETY: once in a process, and by what is asked of the caller before there are threads that
+        // could look at its environment.
         unsafe {
             std::env::set_var("CANDLE_NUM_THREADS", threads.to_string());
         }
-    }
-    set
+        threads
+    };
+    *THREADS.get_or_init(first) == threads
 }
 
 /// The process's pool. Without [`set_threads`] it has a thread for every processor.
