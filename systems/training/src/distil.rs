@@ -8,7 +8,7 @@ use celslm_kv::KvBlock;
 use celslm_model::{BatchItem, Decoder, KeyRetention, KvCache, KvPrefix, ModelError};
 
 use crate::adam::Adam;
-use crate::frozen::{FrozenDecoder, Packed};
+use crate::frozen::{FrozenDecoder, Kv, Packed};
 use crate::trainer::{Losses, Sequence, TrainingOptions, answers, likely, nll, number};
 use crate::tuned::{FROZEN, TunedKv};
 use crate::{Result, ops};
@@ -64,6 +64,12 @@ impl Distributions {
             ends,
             vocab_size: decoder.vocab_size(),
         })
+    }
+
+    /// Answer tokens that something is said about, the end of each answer among them.
+    #[must_use]
+    pub const fn rows(&self) -> usize {
+        self.ends.len()
     }
 
     /// Those of further sequences behind these.
@@ -134,7 +140,7 @@ impl<'a> Distiller<'a> {
     /// # Errors
     /// Distributions of other sequences or of another vocabulary, and a device that fails.
     pub fn step(&mut self, sequences: &[Sequence], teacher: &Distributions) -> Result<Losses> {
-        let (loss, losses) = self.loss(sequences, teacher)?;
+        let (loss, losses) = self.loss(sequences, teacher, true)?;
         let gradients = loss.backward()?;
         let rate = self.options.rate(self.adam.steps);
         let variables: Vec<&Var> = self.kv.variables().collect();
@@ -142,21 +148,30 @@ impl<'a> Distiller<'a> {
         Ok(losses)
     }
 
-    /// What the KV as tuned so far gives.
+    /// What the KV as tuned so far gives. Sequences given together are all in memory at once.
     ///
     /// # Errors
     /// As for [`Self::step`].
     pub fn evaluate(&self, sequences: &[Sequence], teacher: &Distributions) -> Result<Losses> {
-        Ok(self.loss(sequences, teacher)?.1)
+        Ok(self.loss(sequences, teacher, false)?.1)
     }
 
-    fn loss(&self, sequences: &[Sequence], teacher: &Distributions) -> Result<(Tensor, Losses)> {
+    fn loss(
+        &self,
+        sequences: &[Sequence],
+        teacher: &Distributions,
+        learns: bool,
+    ) -> Result<(Tensor, Losses)> {
         let device = self.decoder.device();
         let tokens: Vec<&[u32]> = sequences.iter().map(|s| &s.tokens[..]).collect();
         let packed = Packed::new(&tokens, self.kv.len(), device)?;
         let (kept, answers) = answers(sequences);
         let target = teacher.tensor(kept.len(), device)?;
-        let context = self.kv.kv()?;
+        let context = match learns {
+            true => self.kv.kv()?,
+            // Without gradients nothing that lies between is kept.
+            false => self.kv.kv()?.iter().map(Kv::detach).collect(),
+        };
         let hidden = self.decoder.forward(&packed, &context, |_, _| Ok(()))?;
         let logits = self.decoder.logits(&hidden, &kept)?;
         let kl = (ops::divergence(&logits, &target)? / kept.len().max(1) as f64)?;

@@ -7,6 +7,7 @@ use celslm_kv::{KvBlock, LayerKv};
 use celslm_model::{Config, FrozenMatrix, GgufFile, ModelError, RopeStyle, RotaryEmbedding};
 use half::f16;
 
+use crate::attention::attention;
 use crate::ops::{self, Weight};
 use crate::{Result, TrainingError};
 
@@ -43,6 +44,16 @@ struct Layer {
 pub(crate) struct Kv {
     pub(crate) k: Tensor,
     pub(crate) v: Tensor,
+}
+
+impl Kv {
+    /// The same, without a way for gradients.
+    pub(crate) fn detach(&self) -> Self {
+        Self {
+            k: self.k.detach(),
+            v: self.v.detach(),
+        }
+    }
 }
 
 /// Private sequences behind one shared context, packed into rows: which may see which, and where
@@ -272,19 +283,11 @@ impl FrozenDecoder {
             .reshape((kv_heads, group * rows, head_dim))?;
         let q = (q * (head_dim as f64).powf(-0.5))?;
         let shared = context.k.dims()[1];
-        let width = shared + rows;
         let seen = Tensor::zeros((rows, shared), mask.dtype(), &self.device)?;
         let mask = Tensor::cat(&[&seen, mask], 1)?;
         let k = Tensor::cat(&[&context.k, &own.k], 1)?;
         let v = Tensor::cat(&[&context.v, &own.v], 1)?;
-        let scores = q.matmul(&k.transpose(1, 2)?)?;
-        let scores = scores
-            .reshape((kv_heads * group, rows, width))?
-            .broadcast_add(&mask)?;
-        let weights = ops::softmax(&scores)?.reshape((kv_heads, group * rows, width))?;
-        let read = weights
-            .matmul(&v)?
-            .reshape((kv_heads, group, rows, head_dim))?;
+        let read = attention(&q, &k, &v, &mask)?.reshape((kv_heads, group, rows, head_dim))?;
         let read = read.permute((2, 0, 1, 3))?;
         let read = read.reshape((rows, num_attention_heads * head_dim))?;
         Ok(self.layers[layer].o_proj.forward(&read)?)

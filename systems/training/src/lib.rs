@@ -4,6 +4,7 @@
 use candle_core::Device;
 
 mod adam;
+mod attention;
 mod distil;
 mod frozen;
 mod map;

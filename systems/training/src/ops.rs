@@ -21,13 +21,43 @@ struct Stated<F, B> {
     backward: B,
 }
 
-impl<F: Fn(&Tensor) -> Result<Tensor>, B> Stated<F, B> {
-    fn run(&self, storage: Storage, shape: &Shape) -> Result<(Storage, Shape)> {
-        let x = Tensor::from_storage(storage, shape, BackpropOp::none(), false);
-        let y = (self.forward)(&x)?.contiguous()?;
-        let (storage, layout) = y.storage_and_layout();
-        Ok((storage.try_clone(layout)?, y.shape().clone()))
-    }
+/// The argument of an operation, which lies together.
+pub(crate) fn from_cpu(name: &str, storage: &CpuStorage, layout: &Layout) -> Result<Tensor> {
+    let CpuStorage::F32(all) = storage else {
+        bail!("{name} is computed in f32")
+    };
+    let Some((start, end)) = layout.contiguous_offsets() else {
+        bail!("{name} needs a contiguous argument")
+    };
+    let storage = Storage::Cpu(CpuStorage::F32(all[start..end].to_vec()));
+    let shape = layout.shape().clone();
+    Ok(Tensor::from_storage(
+        storage,
+        shape,
+        BackpropOp::none(),
+        false,
+    ))
+}
+
+/// The same on a GPU.
+pub(crate) fn from_cuda(name: &str, storage: &CudaStorage, layout: &Layout) -> Result<Tensor> {
+    // The storage may hold more than the argument.
+    let whole = storage.try_clone(layout)?;
+    let Some((start, end)) = layout.contiguous_offsets() else {
+        bail!("{name} needs a contiguous argument")
+    };
+    let size = Shape::from(end.max(start));
+    let all = Tensor::from_storage(Storage::Cuda(whole), size, BackpropOp::none(), false);
+    all.narrow(0, start, end - start)?
+        .copy()?
+        .reshape(layout.shape())
+}
+
+/// What an operation gives back.
+pub(crate) fn into_storage(y: &Tensor) -> Result<(Storage, Shape)> {
+    let y = y.contiguous()?;
+    let (storage, layout) = y.storage_and_layout();
+    Ok((storage.try_clone(layout)?, y.shape().clone()))
 }
 
 impl<F, B> CustomOp1 for Stated<F, B>
@@ -40,30 +70,16 @@ where
     }
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let CpuStorage::F32(all) = storage else {
-            bail!("{} is computed in f32", self.name)
-        };
-        let Some((start, end)) = layout.contiguous_offsets() else {
-            bail!("{} needs a contiguous argument", self.name)
-        };
-        let storage = Storage::Cpu(CpuStorage::F32(all[start..end].to_vec()));
-        match self.run(storage, layout.shape())? {
+        let x = from_cpu(self.name, storage, layout)?;
+        match into_storage(&(self.forward)(&x)?)? {
             (Storage::Cpu(storage), shape) => Ok((storage, shape)),
             _ => bail!("{} left the device", self.name),
         }
     }
 
     fn cuda_fwd(&self, storage: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
-        // The storage may hold more than the argument.
-        let whole = storage.try_clone(layout)?;
-        let Some((start, end)) = layout.contiguous_offsets() else {
-            bail!("{} needs a contiguous argument", self.name)
-        };
-        let size = Shape::from(end.max(start));
-        let all = Tensor::from_storage(Storage::Cuda(whole), size, BackpropOp::none(), false);
-        let x = all.narrow(0, start, end - start)?.copy()?;
-        let (storage, own) = x.storage_and_layout();
-        match self.run(storage.try_clone(own)?, layout.shape())? {
+        let x = from_cuda(self.name, storage, layout)?;
+        match into_storage(&(self.forward)(&x)?)? {
             (Storage::Cuda(storage), shape) => Ok((storage, shape)),
             _ => bail!("{} left the device", self.name),
         }
@@ -144,42 +160,77 @@ pub(crate) fn product(x: &Tensor, weight: &Weight) -> Result<Tensor> {
     )
 }
 
-/// Softmax over the last dimension.
+/// Softmax over the last dimension, without a gradient.
 pub(crate) fn softmax(x: &Tensor) -> Result<Tensor> {
-    stated("softmax", x, softmax_of, |_, y, grad| {
-        if y.device().is_cpu() {
-            return softmax_pulled(y, grad);
-        }
-        let pulled = (y * grad)?.sum_keepdim(D::Minus1)?;
-        y * grad.broadcast_sub(&pulled)?
-    })
+    let mask = Tensor::zeros((1, x.dim(D::Minus1)?), x.dtype(), x.device())?;
+    masked_softmax(x, &mask)
 }
 
-fn softmax_of(x: &Tensor) -> Result<Tensor> {
-    if x.device().is_cpu() {
-        return softmax_by_rows(x);
+/// Softmax over the last dimension of `x + mask`, the mask's rows again and again: as many as there are
+/// in `x`, or a whole part of them. Without a gradient.
+pub(crate) fn masked_softmax(x: &Tensor, mask: &Tensor) -> Result<Tensor> {
+    let (rows, width) = mask.dims2()?;
+    if width == 0 || x.dim(D::Minus1)? != width || !x.elem_count().is_multiple_of(rows * width) {
+        bail!("a mask of {rows} rows of {width} for {:?}", x.shape())
     }
-    let top = x.max_keepdim(D::Minus1)?;
-    let raised = x.broadcast_sub(&top)?.exp()?;
-    raised.broadcast_div(&raised.sum_keepdim(D::Minus1)?)
+    match x.device().is_cpu() {
+        true => softmax_by_rows(x, mask),
+        false => softmax_of_tensor(x, mask),
+    }
+}
+
+fn softmax_of_tensor(x: &Tensor, mask: &Tensor) -> Result<Tensor> {
+    let (rows, width) = mask.dims2()?;
+    let all = x.reshape(((), rows, width))?.broadcast_add(mask)?;
+    let top = all.max_keepdim(D::Minus1)?;
+    let raised = all.broadcast_sub(&top)?.exp()?;
+    let y = raised.broadcast_div(&raised.sum_keepdim(D::Minus1)?)?;
+    y.reshape(x.shape())
+}
+
+/// Weights and gradients below this are zero. They change no sum that they are part of, and a product
+/// of matrices in which every other number is subnormal takes a hundred times as long.
+const NOTHING: f32 = 1e-26;
+
+/// What is to be multiplied: zero where it is as good as that.
+fn flushed(x: f32) -> f32 {
+    if x.abs() < NOTHING { 0.0 } else { x }
 }
 
 /// Softmax on the CPU, a row at a time while it is in the cache: as separate operations it passes
 /// over memory once for each.
-fn softmax_by_rows(x: &Tensor) -> Result<Tensor> {
-    let width = x.dim(D::Minus1)?.max(1);
+fn softmax_by_rows(x: &Tensor, mask: &Tensor) -> Result<Tensor> {
+    let width = mask.dim(D::Minus1)?.max(1);
     let mut numbers = x.flatten_all()?.to_vec1::<f32>()?;
-    numbers.par_chunks_mut(width).for_each(|row| {
-        let top = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        row.iter_mut().for_each(|x| *x = exp(*x - top));
-        let scale = row.iter().sum::<f32>().recip();
-        row.iter_mut().for_each(|x| *x *= scale);
-    });
+    read(mask, |mask| {
+        let rows = numbers.par_chunks_mut(width).enumerate();
+        rows.for_each(|(index, row)| {
+            let start = index * width % mask.len();
+            let mask = &mask[start..start + width];
+            row.iter_mut().zip(mask).for_each(|(x, mask)| *x += mask);
+            let top = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            row.iter_mut().for_each(|x| *x = exp(*x - top));
+            let scale = row.iter().sum::<f32>().recip();
+            row.iter_mut().for_each(|x| *x = flushed(*x * scale));
+        });
+    })?;
     Tensor::from_vec(numbers, x.shape(), x.device())
 }
 
 /// The gradient of a softmax's argument from that of its result `y`.
-fn softmax_pulled(y: &Tensor, grad: &Tensor) -> Result<Tensor> {
+pub(crate) fn softmax_pulled(y: &Tensor, grad: &Tensor) -> Result<Tensor> {
+    match y.device().is_cpu() {
+        true => softmax_pulled_by_rows(y, grad),
+        false => softmax_pulled_of_tensor(y, grad),
+    }
+}
+
+fn softmax_pulled_of_tensor(y: &Tensor, grad: &Tensor) -> Result<Tensor> {
+    let pulled = (y * grad)?.sum_keepdim(D::Minus1)?;
+    y * grad.broadcast_sub(&pulled)?
+}
+
+fn softmax_pulled_by_rows(y: &Tensor, grad: &Tensor) -> Result<Tensor> {
     let width = y.dim(D::Minus1)?.max(1);
     let mut numbers = grad.flatten_all()?.to_vec1::<f32>()?;
     read(y, |y| {
@@ -187,7 +238,7 @@ fn softmax_pulled(y: &Tensor, grad: &Tensor) -> Result<Tensor> {
         rows.for_each(|(grad, y)| {
             let pulled: f32 = grad.iter().zip(y).map(|(grad, y)| grad * y).sum();
             let both = grad.iter_mut().zip(y);
-            both.for_each(|(grad, y)| *grad = y * (*grad - pulled));
+            both.for_each(|(grad, y)| *grad = flushed(y * (*grad - pulled)));
         });
     })?;
     Tensor::from_vec(numbers, y.shape(), y.device())
@@ -219,25 +270,27 @@ pub(crate) fn divergence(logits: &Tensor, target: &Tensor) -> Result<Tensor> {
     stated(
         "divergence",
         logits,
-        move |logits| {
-            if logits.device().is_cpu() {
-                return divergence_by_rows(logits, &forward);
-            }
-            let top = logits.max_keepdim(D::Minus1)?;
-            let shifted = logits.broadcast_sub(&top)?;
-            let norm = shifted.exp()?.sum_keepdim(D::Minus1)?.log()?;
-            let log_probs = shifted.broadcast_sub(&norm)?;
-            // Nothing is there where the target's probability underflows.
-            let own = (&forward + 1e-30)?.log()?;
-            (&forward * (own - log_probs)?)?.sum_all()?.reshape(1)
+        move |logits| match logits.device().is_cpu() {
+            true => divergence_by_rows(logits, &forward),
+            false => divergence_of_tensor(logits, &forward),
         },
         move |logits, _, grad| {
-            (softmax_of(logits)? - &backward)?.broadcast_mul(&grad.reshape((1, 1))?)
+            (softmax(logits)? - &backward)?.broadcast_mul(&grad.reshape((1, 1))?)
         },
     )
 }
 
-/// [`divergence`] on the CPU: what is [`softmax_by_rows`] to softmax.
+fn divergence_of_tensor(logits: &Tensor, target: &Tensor) -> Result<Tensor> {
+    let top = logits.max_keepdim(D::Minus1)?;
+    let shifted = logits.broadcast_sub(&top)?;
+    let norm = shifted.exp()?.sum_keepdim(D::Minus1)?.log()?;
+    let log_probs = shifted.broadcast_sub(&norm)?;
+    // Nothing is there where the target's probability underflows.
+    let own = (target + 1e-30)?.log()?;
+    (target * (own - log_probs)?)?.sum_all()?.reshape(1)
+}
+
+/// [`divergence`] on the CPU: what [`softmax_by_rows`] is to softmax.
 fn divergence_by_rows(logits: &Tensor, target: &Tensor) -> Result<Tensor> {
     let width = logits.dim(D::Minus1)?.max(1);
     let sums: Vec<f64> = read(logits, |logits| {
@@ -281,6 +334,7 @@ pub(crate) fn log_probs(logits: &Tensor, tokens: &[Option<u32>]) -> Result<Vec<f
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::attention::attention;
     use candle_core::{DType, Device, Var};
 
     /// Numbers between -1 and 1, the same every time.
@@ -339,11 +393,59 @@ mod tests {
     fn gradients_are_those_of_differences() {
         let weight = Weight::Dense(numbers((4, 5), 3));
         check(|x| product(x, &weight));
-        check(softmax);
+        let (k, v) = (numbers((4, 5), 6), numbers((4, 5), 7));
+        let mask = Tensor::new(&[[0.0f32, 0.0, 0.0, f32::NEG_INFINITY]], &Device::Cpu).unwrap();
+        let one = |x: &Tensor| x.unsqueeze(0).unwrap();
+        let of = |q: &Tensor, k: &Tensor, v: &Tensor| attention(&one(q), &one(k), &one(v), &mask);
+        check(|x| of(x, &k, &v));
+        let (q, mask) = (
+            numbers((2, 5), 8),
+            Tensor::zeros((2, 3), DType::F32, &Device::Cpu).unwrap(),
+        );
+        let of = |q: &Tensor, k: &Tensor, v: &Tensor| attention(&one(q), &one(k), &one(v), &mask);
+        check(|x| of(&q, x, &k.narrow(0, 0, 3)?));
+        check(|x| of(&q, &k.narrow(0, 0, 3)?, x));
         let norm = numbers((1, 5), 4).flatten_all().unwrap();
         check(|x| rms_norm(x, &norm, 1e-6));
-        let target = softmax_of(&numbers((3, 5), 5)).unwrap();
+        let target = softmax(&numbers((3, 5), 5)).unwrap();
         check(|x| divergence(x, &target));
+    }
+
+    /// What a mask hides, and what is far below the rest, would be subnormal.
+    #[test]
+    fn nothing_is_subnormal() {
+        let row = |row: [f32; 6]| Tensor::new(&[row], &Device::Cpu).unwrap();
+        let mask = row([0.0, 0.0, 0.0, 0.0, 0.0, f32::NEG_INFINITY]);
+        let y = masked_softmax(&row([0.0, 3.0, -70.0, -86.0, -100.0, 5.0]), &mask).unwrap();
+        let pulled = softmax_pulled(&y, &row([1e-9, 1.0, 1.0, 1e3, 1.0, 1.0])).unwrap();
+        for all in [y, pulled] {
+            let all: Vec<f32> = all.flatten_all().unwrap().to_vec1().unwrap();
+            assert!(all[..2].iter().all(|x| *x != 0.0), "{all:?}");
+            assert_eq!(all[2..], [0.0; 4]);
+        }
+    }
+
+    /// On a GPU the same is computed from whole tensors.
+    #[test]
+    fn rows_and_tensors_agree() {
+        let (logits, other) = (numbers((3, 5), 1), numbers((3, 5), 2));
+        let close = |a: &Tensor, b: &Tensor| {
+            let apart = (a - b).unwrap().abs().unwrap().flatten_all().unwrap();
+            let apart: Vec<f32> = apart.to_vec1().unwrap();
+            assert!(apart.iter().all(|x| *x < 1e-6), "{apart:?}");
+        };
+        let mask =
+            Tensor::new(&[[0.0f32, f32::NEG_INFINITY, 0.0, 0.0, 0.0]], &Device::Cpu).unwrap();
+        let y = softmax_of_tensor(&logits, &mask).unwrap();
+        close(&y, &softmax_by_rows(&logits, &mask).unwrap());
+        close(
+            &softmax_pulled_of_tensor(&y, &other).unwrap(),
+            &softmax_pulled_by_rows(&y, &other).unwrap(),
+        );
+        close(
+            &divergence_of_tensor(&other, &y).unwrap(),
+            &divergence_by_rows(&other, &y).unwrap(),
+        );
     }
 
     /// A view into a larger tensor is read where it lies.
@@ -352,16 +454,28 @@ mod tests {
         let all = numbers((6, 5), 1);
         let part = all.narrow(0, 2, 3).unwrap();
         let copy = part.copy().unwrap();
-        let rows = |x: &Tensor| softmax(x).unwrap().to_vec2::<f32>().unwrap();
+        let weight = numbers((5, 5), 2)
+            .flatten_all()
+            .unwrap()
+            .narrow(0, 0, 5)
+            .unwrap();
+        let rows = |x: &Tensor| {
+            let y = rms_norm(x, &weight, 1e-6).unwrap();
+            (
+                y.to_vec2::<f32>().unwrap(),
+                softmax(x).unwrap().to_vec2::<f32>().unwrap(),
+            )
+        };
         assert_eq!(rows(&part), rows(&copy));
-        let error = softmax(&part.to_dtype(DType::F64).unwrap()).unwrap_err();
+        let wide = part.to_dtype(DType::F64).unwrap();
+        let error = rms_norm(&wide, &weight, 1e-6).unwrap_err();
         assert!(error.to_string().contains("f32"), "{error}");
     }
 
     #[test]
     fn divergence_of_a_distribution_from_itself_is_zero() {
         let logits = numbers((3, 5), 1);
-        let target = softmax_of(&logits).unwrap();
+        let target = softmax(&logits).unwrap();
         let zero: Vec<f32> = divergence(&logits, &target).unwrap().to_vec1().unwrap();
         assert!(zero[0].abs() < 1e-6, "{zero:?}");
     }

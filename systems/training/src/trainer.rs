@@ -291,10 +291,7 @@ impl<'a> Trainer<'a> {
         })?;
         let frozen = |a: Attended| Attended {
             q: a.q.detach(),
-            own: Kv {
-                k: a.own.k.detach(),
-                v: a.own.v.detach(),
-            },
+            own: a.own.detach(),
             out: a.out.detach(),
         };
         Ok(Own {
