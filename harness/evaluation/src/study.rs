@@ -156,4 +156,26 @@ mod tests {
             ]
         );
     }
+
+    /// Each passage is named by the words that it begins with; what is left at the end is one if there is
+    /// more of it than that.
+    #[test]
+    fn every_passage_is_asked_about() {
+        let mut document = Document {
+            id: "d".to_owned(),
+            title: String::new(),
+            kind: String::new(),
+            instruction: None,
+            framing: celslm_datasets::Framing::Message,
+            answer_tokens: None,
+            text: (0..129).map(|at| format!("w{at} ")).collect(),
+            questions: Vec::new(),
+        };
+        let requests = about_passages(&document);
+        assert_eq!(requests.len(), 3);
+        assert!(requests[0].contains("\"w0 w1 w2 w3 w4 w5 w6 w7\""));
+        assert!(requests[2].contains("\"w120 w121"));
+        document.text.truncate(document.text.len() - "w128 ".len());
+        assert_eq!(about_passages(&document).len(), 2);
+    }
 }

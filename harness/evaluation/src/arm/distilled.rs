@@ -1,5 +1,6 @@
 //! KV of a context that the cloud has tuned for the edge's model before anything is asked.
 
+use std::cell::OnceCell;
 use std::fmt;
 use std::sync::Arc;
 
@@ -30,10 +31,20 @@ const RECALL: usize = 4;
 const RECALLED: (usize, usize) = (8, 6);
 
 /// What a context's KV is tuned on.
+#[derive(Default)]
 pub(crate) struct Lessons {
     learnt: Vec<Sequence>,
     /// Others, which say where to stop.
     held_out: Vec<Sequence>,
+    /// What the cloud's model says at them, and the edge's, once one was asked: arms share it.
+    by_cloud: OnceCell<Taught>,
+    by_edge: OnceCell<Taught>,
+}
+
+/// What a teacher says at the answers of lessons, one by one.
+struct Taught {
+    learnt: Vec<Distributions>,
+    held_out: Vec<Distributions>,
 }
 
 /// Whose distributions are learnt.
@@ -196,12 +207,24 @@ impl Distilled {
                 Teacher::Edge => Distributions::of(&evaluator.model.decoder, &own, one),
             }
         };
+        let known = match self.teacher {
+            Teacher::Cloud => &lessons.by_cloud,
+            Teacher::Edge => &lessons.by_edge,
+        };
+        let taught = match known.get() {
+            Some(taught) => taught,
+            None => {
+                let all = |sequences: &[Sequence]| -> Result<Vec<_>, _> {
+                    sequences.iter().map(teach).collect()
+                };
+                let new = Taught {
+                    learnt: all(&lessons.learnt)?,
+                    held_out: all(&lessons.held_out)?,
+                };
+                known.get_or_init(|| new)
+            }
+        };
         let learnt = &lessons.learnt;
-        let taught = learnt.iter().map(teach).collect::<Result<Vec<_>, _>>()?;
-        let mut expected = Distributions::default();
-        for sequence in &lessons.held_out {
-            expected.extend(&teach(sequence)?);
-        }
         let steps = self.steps as u64;
         let options = TrainingOptions {
             steps,
@@ -213,11 +236,14 @@ impl Distilled {
         let begun = self.begin(context.tokens, context.block)?;
         let mut distiller = Distiller::new(&self.decoder, &begun, options)?;
         let held_out = |distiller: &Distiller<'_>| -> Result<f64, EvaluationError> {
-            match lessons.held_out.is_empty() {
-                // Without any, the last is as good as another.
-                true => Ok(0.0),
-                false => Ok(distiller.evaluate(&lessons.held_out, &expected)?.kl),
+            let (mut sum, mut rows) = (0.0, 0);
+            for (sequence, expected) in lessons.held_out.iter().zip(&taught.held_out) {
+                let losses = distiller.evaluate(std::slice::from_ref(sequence), expected)?;
+                sum += losses.kl * expected.rows() as f64;
+                rows += expected.rows();
             }
+            // Without any, the last is as good as another.
+            Ok(sum / rows.max(1) as f64)
         };
         let mut best = (held_out(&distiller)?, begun);
         for step in 1..=self.steps {
@@ -226,7 +252,7 @@ impl Distilled {
             let (mut sequences, mut teacher) = (Vec::new(), Distributions::default());
             for index in chosen {
                 sequences.push(learnt[index].clone());
-                teacher.extend(&taught[index]);
+                teacher.extend(&taught.learnt[index]);
             }
             distiller.step(&sequences, &teacher)?;
             if step % CHECKED_EVERY == 0 || step == self.steps {
@@ -273,10 +299,7 @@ fn lessons(
     // Spread over the whole text.
     let apart = (recall.len() * (RECALL - 1) / questions.len().max(1)).max(1);
     let mut recall = recall.iter().step_by(apart);
-    let mut found = Lessons {
-        learnt: Vec::new(),
-        held_out: Vec::new(),
-    };
+    let mut found = Lessons::default();
     for (index, ((_, tokens), answer)) in said.into_iter().zip(answers).enumerate() {
         let one = sequence(tokens, &answer);
         if index % HELD_OUT == HELD_OUT - 1 {
