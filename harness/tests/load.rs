@@ -127,13 +127,15 @@ fn systems_take_turns_under_open_and_closed_loops_and_conversations() {
     assert!(samples.iter().all(Sample::ok), "{text}");
     // 3 systems, 2 rounds of 24 open, 12 closed and 6 turns.
     assert_eq!(samples.len(), 3 * 2 * (24 + 12 + 6));
-    // What an edge has fetched or computed serves the requests that follow.
+    // What an edge has fetched or computed serves the requests that follow it. (Arrivals of an open
+    // loop may all come before the first is served: on a slow machine there are no such.)
     for system in ["edge_only", "ce_lslm"] {
-        let kept = samples
-            .iter()
-            .filter(|s| s.system == system && s.edge_cache_hit)
-            .count();
-        assert!(kept > 40, "{system}: {kept}");
+        let mut followers = samples.iter().filter(|s| s.system == system && s.turn == 1);
+        assert!(followers.all(|s| s.edge_cache_hit), "{system}");
+        let waiting = |s: &&Sample| s.system == system && !s.load.starts_with("poisson");
+        let kept = samples.iter().filter(waiting).filter(|s| s.edge_cache_hit);
+        let kept = kept.count();
+        assert!(kept > 15, "{system}: {kept} of 36");
     }
     // The rounds of a load alternate there and back.
     let mut turns: Vec<(&str, u32, &str)> = Vec::new();
