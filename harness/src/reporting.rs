@@ -284,7 +284,7 @@ pub fn evaluation_input(
     facts.datasets(&manifest.datasets, file.experiment.seed);
     facts.machine(&manifest.environment);
     EvaluationInput {
-        schema_version: celslm_reports::evaluation::EVALUATION_SCHEMA_VERSION,
+        schema_version: celslm_reports::evaluation::EVALUATION_FILE_VERSION,
         dir: dir.to_owned(),
         title: file.title().to_owned(),
         description: file.experiment.description.clone(),

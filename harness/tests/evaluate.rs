@@ -314,6 +314,14 @@ fn held_against_its_own_control(lab: &Lab) {
             "{{ distilled = {{ first_tokens = \"{path}\", control = \"distilled-cloud-r1-n60\" }} }}"
         )
     };
+    let taught = format!(
+        "{{ distilled = {{ first_tokens = \"{}\", teacher = \"edge\" }} }}",
+        first.display()
+    );
+    experiment(lab, "both", &arms(&[tuned[0], &behind(&first), &taught]));
+    let told = assert_code(&lab.run(&["run", "both", "--dry-run"]), 0);
+    let both = "own controls: distilled-edge-prefix-r1-n60, distilled-cloud-r1-n60";
+    assert!(told.contains(both), "{told}");
     experiment(lab, "behind", &arms(&[tuned[0], &behind(&first)]));
     let told = assert_code(&lab.run(&["run", "behind", "--dry-run"]), 0);
     let line = told

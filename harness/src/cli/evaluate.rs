@@ -189,10 +189,11 @@ fn describe(file: &EvaluationFile, inputs: &EvaluationInputs, plan: &EvaluationP
         );
         for arm in plan.arms_of(index) {
             let identity = &arm.identity;
-            let stated = match (&identity.codec, &identity.own_control) {
+            let stated = match (&identity.codec, identity.own_controls.as_slice()) {
                 (Some(codec), _) => codec.clone(),
-                (None, Some(control)) => format!("own control: {control}"),
-                (None, None) => "–".to_owned(),
+                (None, []) => "–".to_owned(),
+                (None, [control]) => format!("own control: {control}"),
+                (None, controls) => format!("own controls: {}", controls.join(", ")),
             };
             let _ = writeln!(
                 text,

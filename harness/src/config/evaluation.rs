@@ -125,8 +125,8 @@ pub struct DistilledArm {
     /// A `prefix` bridge: tuning begins behind its first tokens in place of the edge's own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub first_tokens: Option<PathBuf>,
-    /// The arm of the list that it is held against. Found without it where the edge's model is the
-    /// teacher of an arm that is otherwise the same.
+    /// An arm of the list that it is held against, beside the one that is otherwise the same and has
+    /// the edge's model for its teacher.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub control: Option<String>,
 }
@@ -198,8 +198,8 @@ pub struct MappedArm {
     /// What results call it, in place of alignment and mapping: two bridges of one kind need it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// The arm of the list that is made alike without what the cloud's model knows. Found without
-    /// it where a bridge of the same kind maps the edge's own KV.
+    /// An arm of the list that it is held against as its own control, beside the one whose bridge is of
+    /// the same kind and maps the edge's own KV.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub control: Option<String>,
 }

@@ -124,7 +124,7 @@ struct Kind {
     name: String,
     spec: ArmSpec,
     cloud: Option<CloudPart>,
-    own_control: Option<String>,
+    own_controls: Vec<String>,
 }
 
 impl Kind {
@@ -136,7 +136,7 @@ impl Kind {
             name,
             spec,
             cloud: None,
-            own_control: None,
+            own_controls: Vec::new(),
         }
     }
 }
@@ -219,7 +219,7 @@ impl EvaluationPlan {
                 name,
                 spec,
                 cloud,
-                own_control,
+                own_controls,
             } in &kinds
             {
                 let codec = match spec {
@@ -277,7 +277,7 @@ impl EvaluationPlan {
                         cloud: *cloud,
                         fit_s: bridge.and_then(BridgeInput::fit_s),
                         tuned_per_context: matches!(spec, ArmSpec::Distilled { .. }),
-                        own_control: own_control.clone(),
+                        own_controls: own_controls.clone(),
                     },
                     spec: spec.clone(),
                     draw,
@@ -393,21 +393,14 @@ fn cloud_arms(arms: &[CloudArm], inputs: &EvaluationInputs) -> Result<Vec<Kind>,
             name,
             spec,
             cloud: Some(cloud),
-            own_control: None,
+            own_controls: Vec::new(),
         });
     }
-    let controls: Vec<Option<String>> = found
-        .iter()
-        .enumerate()
-        .map(
-            |(index, kind)| match mapped.iter().find(|other| other.0 == index) {
-                Some((_, arm, input)) => mapped_control(index, arm, input, &found, &mapped),
-                None => other_control(index, &kind.spec, &found, &mapped),
-            },
-        )
+    let controls: Vec<Vec<String>> = (0..found.len())
+        .map(|index| own_controls(index, &found, &mapped))
         .collect::<Result<_, _>>()?;
-    for (kind, control) in found.iter_mut().zip(controls) {
-        kind.own_control = control;
+    for (kind, controls) in found.iter_mut().zip(controls) {
+        kind.own_controls = controls;
     }
     Ok(found)
 }
@@ -427,40 +420,55 @@ fn distilled_name(arm: &DistilledArm) -> (String, String) {
     (family, name)
 }
 
-/// The own control of an arm that maps nothing, if it was planned.
-fn other_control(
+/// The own controls of an arm: the one that is made alike without what the cloud's model knows, if it was
+/// planned, and the one that the configuration names.
+fn own_controls(
     index: usize,
-    spec: &ArmSpec,
     arms: &[Kind],
     mapped: &[(usize, &MappedArm, &BridgeInput)],
-) -> Result<Option<String>, Verdict> {
-    let name = match spec {
-        ArmSpec::NotesKv => "notes_local".to_owned(),
-        ArmSpec::Distilled { arm, .. } => match &arm.control {
-            Some(wanted) => return named_control(index, wanted, |_| true, arms, mapped).map(Some),
-            None if (arm.teacher, arm.studied) == (DistilledBy::Cloud, StudiedContext::Own) => {
-                let edge = DistilledArm {
-                    teacher: DistilledBy::Edge,
-                    ..arm.clone()
-                };
-                distilled_name(&edge).1
-            }
-            None => return Ok(None),
-        },
-        _ => return Ok(None),
+) -> Result<Vec<String>, Verdict> {
+    let settings = mapped.iter().find(|(at, _, _)| *at == index);
+    let (twin, wanted) = match (settings, &arms[index].spec) {
+        (Some((_, arm, input)), _) => (
+            self_control(index, arm, input, arms, mapped),
+            arm.control.as_deref(),
+        ),
+        (None, ArmSpec::Distilled { arm, .. }) => {
+            let edge = DistilledArm {
+                teacher: DistilledBy::Edge,
+                ..arm.clone()
+            };
+            let informs = arms[index].cloud == Some(CloudPart::Informs);
+            (
+                informs.then(|| distilled_name(&edge).1),
+                arm.control.as_deref(),
+            )
+        }
+        (None, ArmSpec::NotesKv) => (Some("notes_local".to_owned()), None),
+        (None, _) => (None, None),
     };
-    Ok(arms.iter().any(|arm| arm.name == name).then_some(name))
+    let twin = twin.filter(|name| arms.iter().any(|arm| arm.name == *name));
+    let named = wanted.map(|wanted| named_control(index, wanted, arms, mapped));
+    let named = named
+        .transpose()?
+        .filter(|name| twin.as_ref() != Some(name));
+    Ok(twin.into_iter().chain(named).collect())
 }
 
-/// The arm that the configuration names as the own control of another: by its name, or, for the
-/// mapped arm of the settings that `alike` accepts, by the part of it that says how it is mapped.
+/// Whether the edge computes the same of a context in two mapped arms.
+fn alike(arm: &MappedArm, other: &MappedArm) -> bool {
+    (other.sinks, other.shallow_layers) == (arm.sinks, arm.shallow_layers)
+}
+
+/// The arm that the configuration names as the own control of another: by its name, or by the part of a
+/// mapped arm's name that says how it is mapped, where the edge computes the same of a context in both.
 fn named_control(
     index: usize,
     wanted: &str,
-    alike: impl Fn(&MappedArm) -> bool,
     arms: &[Kind],
     mapped: &[(usize, &MappedArm, &BridgeInput)],
 ) -> Result<String, Verdict> {
+    let settings = |of: usize| mapped.iter().find(|(at, _, _)| *at == of).map(|m| m.1);
     let others = || {
         arms.iter()
             .enumerate()
@@ -469,8 +477,9 @@ fn named_control(
     let exact = others().find(|(_, kind)| kind.name == wanted);
     let family = || {
         others().find(|(other, kind)| {
-            let settings = mapped.iter().find(|(at, _, _)| at == other);
-            kind.family == wanted && settings.is_some_and(|(_, arm, _)| alike(arm))
+            kind.family == wanted
+                && settings(*other)
+                    .is_some_and(|other| settings(index).is_none_or(|arm| alike(arm, other)))
         })
     };
     let Some((_, control)) = exact.or_else(family) else {
@@ -484,45 +493,39 @@ fn named_control(
     Ok(control.name.clone())
 }
 
-/// The own control of a mapped arm: the one that the configuration names, or else the arm that
-/// maps the edge's own KV with a bridge of the same kind.
-fn mapped_control(
+/// The arm that maps the edge's own KV with a bridge of the same kind.
+fn self_control(
     index: usize,
     arm: &MappedArm,
     input: &BridgeInput,
     arms: &[Kind],
     mapped: &[(usize, &MappedArm, &BridgeInput)],
-) -> Result<Option<String>, Verdict> {
-    let alike =
-        |other: &MappedArm| (other.sinks, other.shallow_layers) == (arm.sinks, arm.shallow_layers);
-    if let Some(wanted) = &arm.control {
-        return named_control(index, wanted, alike, arms, mapped).map(Some);
-    }
+) -> Option<String> {
     if arms[index].cloud != Some(CloudPart::Informs) {
-        return Ok(None);
+        return None;
     }
+    let method = |input: &BridgeInput| {
+        (
+            input.bridge.alignment().to_owned(),
+            input.bridge.mapping().clone(),
+        )
+    };
     let candidates: Vec<&(usize, &MappedArm, &BridgeInput)> = mapped
         .iter()
         .filter(|(other, settings, bridge)| {
-            let method = |input: &BridgeInput| {
-                (
-                    input.bridge.alignment().to_owned(),
-                    input.bridge.mapping().clone(),
-                )
-            };
             arms[*other].cloud == Some(CloudPart::Withheld)
-                && alike(settings)
+                && alike(arm, settings)
                 && method(bridge) == method(input)
         })
         .collect();
     let named = candidates.iter().find(|other| other.1.name == arm.name);
     let chosen = match (named, candidates.as_slice()) {
-        (Some(other), _) => Some(other.0),
-        (None, [one]) => Some(one.0),
+        (Some(other), _) => other.0,
+        (None, [one]) => one.0,
         // Which of several it is only the configuration can say.
-        _ => None,
+        _ => return None,
     };
-    Ok(chosen.map(|other| arms[other].name.clone()))
+    Some(arms[chosen].name.clone())
 }
 
 /// The family that has a chain among its settings, or else its stages without their parameters.

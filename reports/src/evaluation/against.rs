@@ -1,5 +1,5 @@
 //! What a method in which the cloud's model takes part is held against: the best of the controls,
-//! the reference, the arm that is made alike without what the cloud's model knows, and the way from
+//! the reference, the arms that are made alike without what the cloud's model knows, and the way from
 //! the reference to the cloud's model alone.
 
 use super::arm::{Arm, Board};
@@ -52,21 +52,31 @@ pub(super) fn informed(board: &Board) -> impl Iterator<Item = &Arm> {
 
 /// The control that answers best.
 pub(super) fn best_control(board: &Board, metric: Metric) -> Option<&Arm> {
-    let merit = |arm: &Arm| metric.of(&arm.summary).map(|score| metric.gain(score.mean));
-    board
-        .of(ArmKind::Control)
-        .filter(|arm| arm.comparable && merit(arm).is_some())
-        .max_by(|a, b| {
-            let (a, b) = (merit(a).unwrap_or(f64::MIN), merit(b).unwrap_or(f64::MIN));
-            a.total_cmp(&b)
-        })
+    let controls = board.of(ArmKind::Control);
+    best(controls.filter(|arm| arm.comparable), metric)
 }
 
-/// The arm's own control, if it ran.
-pub(super) fn own_control<'a>(board: &'a Board, arm: &Arm) -> Option<&'a Arm> {
-    let name = arm.identity.own_control.as_deref()?;
-    let found = board.arms.iter().find(|other| other.name() == name)?;
-    found.comparable.then_some(found)
+/// Those of the arm's own controls that ran.
+pub(super) fn own_controls<'a>(board: &'a Board, arm: &'a Arm) -> impl Iterator<Item = &'a Arm> {
+    let names = arm.identity.own_controls.iter();
+    let named = names.filter_map(|name| board.arms.iter().find(|other| other.name() == name));
+    named.filter(|other| other.comparable)
+}
+
+/// The own control that answers best: the one that is hardest to beat.
+pub(super) fn best_own_control<'a>(
+    board: &'a Board,
+    arm: &'a Arm,
+    metric: Metric,
+) -> Option<&'a Arm> {
+    best(own_controls(board, arm), metric)
+}
+
+fn best<'a>(arms: impl Iterator<Item = &'a Arm>, metric: Metric) -> Option<&'a Arm> {
+    let merit = |arm: &Arm| metric.of(&arm.summary).map(|score| metric.gain(score.mean));
+    arms.filter_map(|arm| Some((merit(arm)?, arm)))
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, arm)| arm)
 }
 
 /// The cloud's model alone, if it ran.

@@ -3,7 +3,9 @@
 //!
 //! Arms are grouped by how it comes out, so that a sentence names all of them, whichever way.
 
-use super::against::{Outcome, best_control, cloud_alone, gap_closed, informed, less, own_control};
+use super::against::{
+    Outcome, best_control, best_own_control, cloud_alone, gap_closed, informed, less, own_controls,
+};
 use super::arm::{Arm, Board};
 use super::row::ArmKind;
 use super::summary::{Metric, difference};
@@ -158,25 +160,28 @@ pub(super) fn over_reference(board: &Board) -> Vec<String> {
     Metric::ALL.into_iter().filter_map(of).collect()
 }
 
-/// Who beats the arm that is made alike without what the cloud's model knows.
+/// Who beats the arms that are made alike without what the cloud's model knows.
 pub(super) fn over_own_controls(board: &Board) -> Vec<String> {
     let mut out = Vec::new();
     for metric in Metric::ALL {
-        let entry = |arm: &Arm| {
-            let (control, found) = less(metric, arm, own_control(board, arm))?;
+        let entry = |arm: &Arm, control: &Arm| {
+            let (control, found) = less(metric, arm, Some(control))?;
             let text = format!("{} over {control} ({})", arm.name(), metric.stated(found));
             Some(Entry::new(metric, found, text))
         };
-        let entries = informed(board).filter_map(entry).collect();
+        let entries = informed(board)
+            .flat_map(|arm| own_controls(board, arm).filter_map(move |own| entry(arm, own)))
+            .collect();
         out.extend(sentence(metric, "its own control", entries));
     }
-    let controls: Vec<&str> = board
+    let controls: Vec<&String> = board
         .arms
         .iter()
-        .filter_map(|arm| arm.identity.own_control.as_deref())
+        .flat_map(|arm| &arm.identity.own_controls)
         .collect();
+    let is_control = |arm: &Arm| controls.iter().any(|name| *name == arm.name());
     let lacking: Vec<&str> = informed(board)
-        .filter(|arm| own_control(board, arm).is_none() && !controls.contains(&arm.name()))
+        .filter(|arm| own_controls(board, arm).next().is_none() && !is_control(arm))
         .map(Arm::name)
         .collect();
     if !lacking.is_empty() {
@@ -254,7 +259,7 @@ fn signed(value: f64, decimals: usize) -> String {
 }
 
 /// What an arm is held against on each data set.
-type Opponent = for<'a> fn(&'a Board, &Arm, Metric) -> Option<&'a Arm>;
+type Opponent = for<'a> fn(&'a Board, &'a Arm, Metric) -> Option<&'a Arm>;
 
 /// On how many of several data sets each arm comes out ahead.
 pub(super) fn tally(boards: &[Board]) -> Vec<String> {
@@ -266,7 +271,7 @@ pub(super) fn tally(boards: &[Board]) -> Vec<String> {
             best_control(board, metric)
         }),
         ("the edge alone", |board, _, _| board.reference()),
-        ("its own control", |board, arm, _| own_control(board, arm)),
+        ("its best own control", best_own_control),
     ];
     let mut names: Vec<&str> = Vec::new();
     for arm in boards.iter().flat_map(informed) {
@@ -366,7 +371,7 @@ mod tests {
                 cloud,
                 fit_s: None,
                 tuned_per_context: false,
-                own_control: None,
+                own_controls: Vec::new(),
             },
             rows: scores.iter().enumerate().map(row).collect(),
             planned: Some(scores.len() as u64),
@@ -463,7 +468,7 @@ mod tests {
             ),
             method("lone", [(0.6, 1.5), (0.7, 1.5)]),
         ];
-        arms[0].identity.own_control = Some("self".into());
+        arms[0].identity.own_controls = vec!["self".into()];
         let with = board(arms);
         assert_eq!(
             over_own_controls(&with),
@@ -478,6 +483,21 @@ mod tests {
         let texts = over_own_controls(&without);
         assert_eq!(texts.len(), 1);
         assert!(texts[0].ends_with("adds: good, lone."), "{texts:?}");
+        let mut both = without;
+        both.arms[2].comparable = true;
+        both.arms.push(arm(
+            ArmKind::Method,
+            Some(CloudPart::Withheld),
+            "harder",
+            &[(0.6, 1.4), (0.6, 1.4)],
+        ));
+        both.arms[1].identity.own_controls.push("harder".into());
+        assert_eq!(
+            over_own_controls(&both)[0],
+            "Against its own control, points of F1: better: good over self (+15.0 [10.0, 20.0]); not distinguishable: good over harder (+5.0 [0.0, 10.0]).",
+        );
+        let hardest = best_own_control(&both, &both.arms[1], Metric::F1).unwrap();
+        assert_eq!(hardest.name(), "harder");
     }
 
     #[test]

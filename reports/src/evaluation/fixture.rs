@@ -3,11 +3,11 @@
 
 use std::path::Path;
 
-use super::row::EVALUATION_SCHEMA_VERSION;
 use super::row::{
     ArmIdentity, ArmKind, BytePart, CloudPart, ContextRow, EVALUATION_ROWS, EvaluationInput,
     LayerRow, QuestionRow,
 };
+use super::row::{EVALUATION_FILE_VERSION, EVALUATION_SCHEMA_VERSION};
 
 /// Contexts of every arm that is whole.
 pub(super) const CONTEXTS: usize = 8;
@@ -27,7 +27,7 @@ struct Effect {
 
 pub(super) fn run(dir: &Path) -> EvaluationInput {
     let mut input = EvaluationInput {
-        schema_version: EVALUATION_SCHEMA_VERSION,
+        schema_version: EVALUATION_FILE_VERSION,
         dir: dir.to_owned(),
         title: "Fixture evaluation".into(),
         description: "Three made-up families.".into(),
@@ -79,7 +79,7 @@ pub(super) fn run(dir: &Path) -> EvaluationInput {
 /// Sixteen families of six arms each, from lossless to useless, with the same reference.
 pub(super) fn crowd(dir: &Path) -> EvaluationInput {
     let mut input = EvaluationInput {
-        schema_version: EVALUATION_SCHEMA_VERSION,
+        schema_version: EVALUATION_FILE_VERSION,
         dir: dir.to_owned(),
         title: "Fixture of many families".into(),
         description: String::new(),
@@ -163,7 +163,7 @@ struct Clouded {
     edge: f64,
     sent: f64,
     fit_s: Option<f64>,
-    own_control: Option<&'static str>,
+    own_controls: &'static [&'static str],
 }
 
 /// Labels of the data sets of [`clouds`]. Of the second only likelihoods are taken.
@@ -189,7 +189,7 @@ pub(super) fn clouds(dir: &Path, sets: usize) -> EvaluationInput {
         edge: 0.0,
         sent: 1.0,
         fit_s: None,
-        own_control: None,
+        own_controls: &[],
     };
     let reference = Clouded {
         kind: ArmKind::Reference,
@@ -231,7 +231,7 @@ pub(super) fn clouds(dir: &Path, sets: usize) -> EvaluationInput {
         },
         Clouded {
             sent: 1.2,
-            own_control: Some("notes_local"),
+            own_controls: &["notes_local"],
             ..method("notes_kv", (0.05, 0.02), (-0.1, 0.02))
         },
         Clouded {
@@ -241,7 +241,7 @@ pub(super) fn clouds(dir: &Path, sets: usize) -> EvaluationInput {
         },
         Clouded {
             fit_s: Some(312.0),
-            own_control: Some("self-depth-ridge-s4-l0"),
+            own_controls: &["self-depth-ridge-s4-l0"],
             ..method("depth-ridge-s4-l0", (-0.45, 0.1), (2.0, 0.3))
         },
         Clouded {
@@ -258,7 +258,7 @@ pub(super) fn clouds(dir: &Path, sets: usize) -> EvaluationInput {
             ..method("all-trained-s4-l8", (0.01, 0.06), (-0.02, 0.1))
         },
         Clouded {
-            own_control: Some("distilled-edge-r4-n60"),
+            own_controls: &["distilled-edge-r4-n60"],
             sent: 0.25,
             ..method("distilled-cloud-r4-n60", (0.1, 0.03), (-0.3, 0.05))
         },
@@ -269,7 +269,7 @@ pub(super) fn clouds(dir: &Path, sets: usize) -> EvaluationInput {
         },
     ];
     let mut input = EvaluationInput {
-        schema_version: EVALUATION_SCHEMA_VERSION,
+        schema_version: EVALUATION_FILE_VERSION,
         dir: dir.to_owned(),
         title: "Fixture of the cloud's part".into(),
         description: "Made-up arms in which the cloud's model takes part.".into(),
@@ -295,7 +295,11 @@ pub(super) fn clouds(dir: &Path, sets: usize) -> EvaluationInput {
                 cloud: arm.cloud,
                 fit_s: arm.fit_s,
                 tuned_per_context: arm.name.starts_with("distilled"),
-                own_control: arm.own_control.map(str::to_owned),
+                own_controls: arm
+                    .own_controls
+                    .iter()
+                    .map(|name| (*name).to_owned())
+                    .collect(),
             });
             let rows: Vec<_> = (0..CONTEXTS)
                 .map(|context| clouded(&cell, arm, set, index, context))
@@ -353,7 +357,7 @@ fn arm(
         cloud: None,
         fit_s: None,
         tuned_per_context: false,
-        own_control: None,
+        own_controls: Vec::new(),
     });
     let effect = Effect {
         ratio,

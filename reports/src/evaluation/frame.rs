@@ -2,9 +2,9 @@
 
 use polars::prelude::*;
 
-use super::against::{best_control, gap_closed, less, own_control};
+use super::against::{best_control, best_own_control, gap_closed, less};
 use super::arm::{Arm, Board, State};
-use super::row::EVALUATION_SCHEMA_VERSION;
+use super::row::EVALUATION_FILE_VERSION;
 use super::row::{ArmKind, CloudPart, ContextRow, LayerRow, QuestionRow};
 use super::summary::Metric;
 use crate::error::ReportError;
@@ -51,7 +51,10 @@ pub(super) fn summary(boards: &[Board]) -> Result<DataFrame, ReportError> {
     );
     add!("fit_s", |arm| arm.identity.fit_s);
     add!("cloud", |arm| arm.identity.cloud.map(cloud));
-    add!("own_control", |arm| arm.identity.own_control.as_deref());
+    add!("own_controls", |arm| {
+        let names = arm.identity.own_controls.join(", ");
+        (!names.is_empty()).then_some(names)
+    });
     macro_rules! scores {
         ($($field:ident),+) => {$(
             add!(stringify!($field), |arm| arm.summary.$field.map(|s: Score| s.mean));
@@ -125,7 +128,8 @@ fn compared(boards: &[Board]) -> Vec<Column> {
             Some(plain(found))
         };
         let to_own = |(board, arm, told): (&Board, &Arm, bool)| {
-            let (_, found) = less(metric, arm, own_control(board, arm)).filter(|_| told)?;
+            let best = best_own_control(board, arm, metric);
+            let (_, found) = less(metric, arm, best).filter(|_| told)?;
             Some(plain(found))
         };
         let closed = |(board, arm, told): (&Board, &Arm, bool)| {
@@ -133,7 +137,7 @@ fn compared(boards: &[Board]) -> Vec<Column> {
             Some((found.share, found.interval))
         };
         figures("over_best_control", arms().map(to_best).collect());
-        figures("over_own_control", arms().map(to_own).collect());
+        figures("over_best_own_control", arms().map(to_own).collect());
         figures("gap_closed", arms().map(closed).collect());
     }
     columns
@@ -229,7 +233,7 @@ fn identity(arms: &[&Arm]) -> Vec<Column> {
         };
     }
     vec![
-        column!("schema_version", |_arm| EVALUATION_SCHEMA_VERSION),
+        column!("schema_version", |_arm| EVALUATION_FILE_VERSION),
         column!("cell_id", |arm| arm.identity.cell_id.as_str()),
         column!("dataset", |arm| arm.identity.dataset.as_str()),
         column!("kind", |arm| kind(arm.identity.kind)),
@@ -330,7 +334,7 @@ mod tests {
             found.unwrap()
         };
         let tuned = row("distilled-cloud-r4-n60");
-        assert_eq!(text(&frame, "own_control", tuned), "distilled-edge-r4-n60");
+        assert_eq!(text(&frame, "own_controls", tuned), "distilled-edge-r4-n60");
         assert_eq!(text(&frame, "cloud", tuned), "informs");
         assert_eq!(real(&frame, "tune_s", tuned), Some(78.5));
         assert_eq!(

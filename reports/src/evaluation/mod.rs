@@ -18,6 +18,7 @@ mod views;
 
 pub use report::build;
 pub use row::{
-    ArmIdentity, ArmKind, BytePart, CloudPart, ContextRow, EVALUATION_FILE, EVALUATION_ROWS,
-    EVALUATION_SCHEMA_VERSION, EvaluationInput, LayerRow, QuestionRow, RowFile, read_rows,
+    ArmIdentity, ArmKind, BytePart, CloudPart, ContextRow, EVALUATION_FILE,
+    EVALUATION_FILE_VERSION, EVALUATION_ROWS, EVALUATION_SCHEMA_VERSION, EvaluationInput, LayerRow,
+    QuestionRow, RowFile, read_rows,
 };

@@ -13,9 +13,11 @@ use serde::{Deserialize, Serialize};
 use crate::error::ReportError;
 use crate::files;
 
-/// Version of an evaluation's rows and of its [`EVALUATION_FILE`]. Samples and reports of runs over a
-/// link have their own.
+/// Version of an evaluation's rows. Samples and reports of runs over a link have their own.
 pub const EVALUATION_SCHEMA_VERSION: u32 = 4;
+
+/// Version of an evaluation's [`EVALUATION_FILE`] and of the tables that are made of it and the rows.
+pub const EVALUATION_FILE_VERSION: u32 = 5;
 
 /// File of a cell's rows, in the cell's folder.
 pub const EVALUATION_ROWS: &str = "contexts.jsonl";
@@ -76,9 +78,9 @@ pub struct ArmIdentity {
     pub fit_s: Option<f64>,
     /// Whether it is tuned to each context anew: [`ContextRow::encode_ns`] is what that takes.
     pub tuned_per_context: bool,
-    /// Name of the arm over the same data set that is made alike without what the cloud's model
-    /// knows of the context.
-    pub own_control: Option<String>,
+    /// Names of the arms over the same data set that are made alike without what the cloud's model
+    /// knows of the context, or that the configuration wants it held against as such.
+    pub own_controls: Vec<String>,
 }
 
 /// One context under one arm, with all of its questions.
@@ -186,7 +188,7 @@ pub struct QuestionRow {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EvaluationInput {
-    /// Version of this shape, [`EVALUATION_SCHEMA_VERSION`].
+    /// Version of this shape, [`EVALUATION_FILE_VERSION`].
     pub schema_version: u32,
     /// The results folder; not stored, as the folder may be moved.
     #[serde(skip)]
@@ -218,16 +220,18 @@ impl EvaluationInput {
             Err(source) => return Err(ReportError::Read { path, source }),
         };
         let mut input: Self = serde_json::from_slice(&bytes).map_err(|source| {
-            other_version(&path, &bytes).unwrap_or_else(|| ReportError::Json {
-                path: path.clone(),
-                source,
+            other_version(&path, &bytes, EVALUATION_FILE_VERSION).unwrap_or_else(|| {
+                ReportError::Json {
+                    path: path.clone(),
+                    source,
+                }
             })
         })?;
-        if input.schema_version != EVALUATION_SCHEMA_VERSION {
+        if input.schema_version != EVALUATION_FILE_VERSION {
             return Err(ReportError::Schema {
                 path,
                 found: input.schema_version,
-                expected: EVALUATION_SCHEMA_VERSION,
+                expected: EVALUATION_FILE_VERSION,
             });
         }
         dir.clone_into(&mut input.dir);
@@ -288,10 +292,12 @@ pub fn read_rows(path: &Path) -> Result<RowFile, ReportError> {
             return Ok(found);
         }
         let row: ContextRow = serde_json::from_slice(&line).map_err(|source| {
-            other_version(path, &line).unwrap_or_else(|| ReportError::BadSample {
-                path: path.to_owned(),
-                line: found.rows.len() + 1,
-                reason: source.to_string(),
+            other_version(path, &line, EVALUATION_SCHEMA_VERSION).unwrap_or_else(|| {
+                ReportError::BadSample {
+                    path: path.to_owned(),
+                    line: found.rows.len() + 1,
+                    reason: source.to_string(),
+                }
             })
         })?;
         if row.schema_version != EVALUATION_SCHEMA_VERSION {
@@ -307,16 +313,16 @@ pub fn read_rows(path: &Path) -> Result<RowFile, ReportError> {
 }
 
 /// Another version, which is the likely reason for another shape.
-fn other_version(path: &Path, json: &[u8]) -> Option<ReportError> {
+fn other_version(path: &Path, json: &[u8], expected: u32) -> Option<ReportError> {
     #[derive(Deserialize)]
     struct Version {
         schema_version: u32,
     }
     let found = serde_json::from_slice::<Version>(json).ok()?.schema_version;
-    (found != EVALUATION_SCHEMA_VERSION).then(|| ReportError::Schema {
+    (found != expected).then(|| ReportError::Schema {
         path: path.to_owned(),
         found,
-        expected: EVALUATION_SCHEMA_VERSION,
+        expected,
     })
 }
 

@@ -306,7 +306,7 @@ mod tests {
                 cloud: None,
                 fit_s: None,
                 tuned_per_context: false,
-                own_control: None,
+                own_controls: Vec::new(),
             },
             rows,
             planned: Some(2),
